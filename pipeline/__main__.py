@@ -1,0 +1,5 @@
+"""`python -m pipeline` is `retort`."""
+
+from pipeline.cli import main
+
+main()

