@@ -1,0 +1,84 @@
+"""train: the student is made, the alignment contract proved, and each arm trained on the kept answers."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from pipeline import models
+from pipeline.config import Config, Train, output_settings
+from pipeline.console import say
+from pipeline.rundir import RunDir, Stage, user_disk_errors
+from pipeline.train import contract, student
+from pipeline.train.batches import kept_rows
+from pipeline.train.trainer import fit
+
+
+def run(config: Config, run_dir: RunDir) -> None:
+    """Write train/untrained, train/student and, where asked for, train/sft_only: plain transformers folders."""
+    generated = run_dir.manifest("generate")
+    stage = run_dir.begin("train", config, _fingerprint(config, run_dir))
+    if stage.complete:
+        return
+    teacher = models.find(generated["fingerprint"]["teacher.model"], config.teacher.revision)
+    rows, too_long = kept_rows(run_dir, "train", config.train.max_length)
+    untrained = stage.path / "untrained"
+    _once(untrained, lambda target: student.make(config, target))
+    tokenizer = teacher.tokenizer()
+    say("train: proving that tokens and log-probs are aligned")
+    facts = contract.prove(
+        rows, teacher, student.load(untrained), generated.get("teacher_dtype", ""), config.train.head_chunk_tokens
+    )
+    arms = {"student": config.train}
+    if config.train.sft_only_arm:
+        arms["sft_only"] = config.train.model_copy(update={"ce_weight": 1.0, "kd_weight": 0.0})
+    trained = {arm: _train_arm(stage, arm, settings, rows, tokenizer) for arm, settings in arms.items()}
+    shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
+    counts = {
+        "rows": len(rows),
+        "too_long": too_long,
+        "answer_tokens": sum(map(len, rows["token_ids"])),
+        "steps": max((fitted.get("steps", 0) for fitted in trained.values()), default=0),
+    }
+    folders = [untrained, *(stage.path / arm for arm in arms)]
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
+    stage.finish(files, counts, contract=facts, arms=trained)
+
+
+def _train_arm(stage: Stage, arm: str, settings: Train, rows: Dataset, tokenizer: Any) -> dict[str, Any]:
+    """Train one student from the untrained one; nothing to do where its folder is there already."""
+    fitted: dict[str, Any] = {}
+
+    def train_into(target: Path) -> None:
+        model = student.load(stage.path / "untrained")
+        checkpoints = stage.path / "checkpoints" / arm
+        fitted.update(fit(settings, arm, model, tokenizer, rows, stage.path, checkpoints))
+        fitted.pop("model").save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+    _once(stage.path / arm, train_into)
+    return fitted
+
+
+def _once(folder: Path, write: Any) -> None:
+    """Have `write` fill a folder under a temporary name, then rename it: it is there whole, or not at all."""
+    if folder.exists():
+        return
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with user_disk_errors(folder):
+        write(temporary)
+        temporary.replace(folder)
+
+
+def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
+    model = config.student.model
+    origin = models.find(model, config.student.revision) if model else None
+    return {
+        **{f"train.{key}": value for key, value in output_settings(config.train).items()},
+        **{f"student.{key}": value for key, value in output_settings(config.student).items()},
+        "student.weights": origin.weights_hash() if origin else "the teacher's",
+        "input.generate": run_dir.output_hash("generate"),
+        "input.filter": run_dir.output_hash("filter"),
+    }

@@ -1,0 +1,71 @@
+"""The rows that train sees, and batches in which tokens and their soft targets move together.
+
+Axes: B batch, T tokens of a padded row, N = loss positions of the batch (row by row), K stored support.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from pipeline import codec
+from pipeline.errors import UserError
+from pipeline.rundir import RunDir, read_shards
+
+IGNORED = -100  # label of a position without loss, as transformers has it
+COLUMNS = ["response_id", "split", "prompt_token_ids", "token_ids", "token_logprobs", "logprobs"]
+
+
+def kept_rows(run_dir: RunDir, split: str, max_length: int) -> tuple[Dataset, int]:
+    """The answers of a split that filter kept, and how many of those were left out as longer than `max_length`."""
+    tables, too_long = [], 0
+    decisions = read_shards(run_dir, "filter", ["response_id", "kept"])
+    for answers, decided in zip(read_shards(run_dir, "generate", COLUMNS), decisions, strict=True):
+        if not answers.column("response_id").equals(decided.column("response_id")):
+            raise UserError(f"{run_dir.path}: filter's decisions are not about generate's answers; filter again: --fresh")
+        table = answers.filter(pc.and_(decided.column("kept"), pc.equal(answers.column("split"), split)))
+        lengths = pc.add(
+            pc.list_value_length(table.column("prompt_token_ids")), pc.list_value_length(table.column("token_ids"))
+        )
+        fits = pc.less_equal(lengths, max_length)
+        too_long += table.num_rows - (pc.sum(fits).as_py() or 0)
+        tables.append(table.append_column("length", lengths).filter(fits))
+    table = pa.concat_tables(tables)
+    if table.num_rows == 0:
+        raise UserError(f"{run_dir.path}: no {split} answer fits train.max_length={max_length} tokens")
+    return Dataset(table.drop_columns(["split"])), too_long
+
+
+def collate(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
+    """One batch: padded `input_ids_BT`, `labels_BT`, and the teacher's rows at its N loss positions.
+
+    Label t of a row is token t of the row; a causal model predicts it at position t − 1. The teacher's row for an
+    answer's token t is the distribution of exactly that label (records.py), so row n of the `teacher_*` tensors goes
+    with the n-th label that is not ignored.
+    """
+    T = max(len(row["prompt_token_ids"]) + len(row["token_ids"]) for row in rows)
+    input_ids_BT = np.full((len(rows), T), pad_token_id, np.int64)
+    labels_BT = np.full((len(rows), T), IGNORED, np.int64)
+    attention_BT = np.zeros((len(rows), T), np.int64)
+    for b, row in enumerate(rows):
+        P, A = len(row["prompt_token_ids"]), len(row["token_ids"])
+        input_ids_BT[b, : P + A] = row["prompt_token_ids"] + row["token_ids"]
+        labels_BT[b, P : P + A] = row["token_ids"]
+        attention_BT[b, : P + A] = 1
+    decoded = [codec.decode(row["logprobs"]) for row in rows]
+    ids_NK, logprobs_NK, log_tail_N = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
+    if len(ids_NK) != (labels_BT != IGNORED).sum():
+        ids = ", ".join(row["response_id"] for row in rows)
+        raise UserError(f"responses {ids}: {len(ids_NK)} rows of log-probs for {(labels_BT != IGNORED).sum()} tokens")
+    return {
+        "input_ids": torch.from_numpy(input_ids_BT),
+        "attention_mask": torch.from_numpy(attention_BT),
+        "labels": torch.from_numpy(labels_BT),
+        "teacher_ids_NK": torch.from_numpy(ids_NK.astype(np.int64)),
+        "teacher_logprobs_NK": torch.from_numpy(logprobs_NK),
+        "teacher_log_tail_N": torch.from_numpy(log_tail_N),
+    }

@@ -1,0 +1,146 @@
+"""What is proved before step 1, on real rows: that stored log-probs, tokens and models belong together.
+
+Axes: N tokens, K stored support.
+"""
+
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from pipeline import codec, models
+from pipeline.console import say
+from pipeline.errors import UserError
+from pipeline.train import student
+from pipeline.train.batches import collate
+from pipeline.train.trainer import token_losses
+
+MAX_CHECKED_RESPONSES = 256
+MAX_PROOF_TOKENS = 512
+SAMPLED_TOLERANCE_NATS = 0.02  # float16 keeps −30 nats to 0.015
+TEACHER_TOLERANCE_NATS = {"float32": 1e-3}
+LOOSE_TEACHER_TOLERANCE_NATS = 0.05  # half precision or quantised weights: two programs round differently
+
+
+def prove(rows: Dataset, teacher: models.Model, learner: Any, teacher_dtype: str, chunk_tokens: int) -> dict[str, Any]:
+    """Prove the alignment contract of records.py on rows that will be trained on; returns what was measured.
+
+    Raises UserError, saying which part fails, and by how much.
+    """
+    facts: dict[str, Any] = {"worst_sampled_difference_nats": check_sampled_tokens(rows, teacher.vocab_size())}
+    batch = proof_batch(rows)
+    facts["proof_tokens"] = len(batch["teacher_ids_NK"])
+    facts |= check_student_shift(learner, batch, chunk_tokens)
+    if _fits(teacher):
+        tolerance = TEACHER_TOLERANCE_NATS.get(teacher_dtype, LOOSE_TEACHER_TOLERANCE_NATS)
+        facts["teacher_kl_nats"] = check_teacher(student.load(teacher.path), batch, chunk_tokens, tolerance)
+        facts["teacher_tolerance_nats"] = tolerance
+    else:
+        say("train: the teacher does not fit this machine's memory; alignment is proved by the student's shift alone")
+        facts["teacher_kl_nats"] = None
+    return facts
+
+
+def check_sampled_tokens(rows: Dataset, vocab_size: int) -> float:
+    """The stored log-prob of each sampled token against its row: equal where the row has it, else below the row.
+
+    Returns the largest difference, nats. Raises UserError at the first response that disagrees.
+    """
+    worst = 0.0
+    step = max(1, len(rows) // MAX_CHECKED_RESPONSES)
+    for index in range(0, len(rows), step):
+        row = rows[index]
+        name, tokens_N = row["response_id"], np.asarray(row["token_ids"])
+        ids_NK, logprobs_NK, log_tail_N = _decoded(row)
+        sampled_N = np.asarray(row["token_logprobs"], np.float32)
+        if not len(ids_NK) == len(tokens_N) == len(sampled_N):
+            raise UserError(f"response {name}: {len(tokens_N)} tokens, but {len(ids_NK)} rows of log-probs")
+        if ids_NK.size and ids_NK.max() >= vocab_size:
+            raise UserError(f"response {name}: token id {ids_NK.max()} is outside the vocabulary of {vocab_size}")
+        is_here_NK = ids_NK == tokens_N[:, None]
+        in_support_N = is_here_NK.any(axis=1)
+        stored_N = np.where(is_here_NK, logprobs_NK, 0).sum(axis=1)
+        # outside the support: no likelier than the least of it, nor than the whole tail
+        ceiling_N = np.minimum(logprobs_NK.min(axis=1), log_tail_N)
+        off_N = np.where(in_support_N, np.abs(stored_N - sampled_N), np.maximum(sampled_N - ceiling_N, 0))
+        if off_N.size and off_N.max() > SAMPLED_TOLERANCE_NATS:
+            raise UserError(
+                f"response {name}, token {off_N.argmax()}: its stored log-prob and its row differ by"
+                f" {off_N.max():.3f} nats: rows and tokens are not aligned"
+            )
+        worst = max(worst, float(off_N.max(initial=0)))
+    return worst
+
+
+def check_teacher(teacher: Any, batch: dict[str, Tensor], chunk_tokens: int, tolerance_nats: float) -> float:
+    """KL of a student equal to the teacher, through the real batch and the real loss: 0 but for rounding.
+
+    Returns it, nats. Raises UserError where its size exceeds the tolerance.
+    """
+    kl_nats = mean_kl_nats(teacher, batch, chunk_tokens)
+    if not abs(kl_nats) < tolerance_nats:
+        raise UserError(
+            f"train: the teacher's own KL to the stored log-probs is {kl_nats:.4g} nats, not 0 (±{tolerance_nats}):"
+            " the rows do not belong to these tokens, or the weights are not those that generated"
+        )
+    return kl_nats
+
+
+def check_student_shift(learner: Any, batch: dict[str, Tensor], chunk_tokens: int) -> dict[str, float]:
+    """The untrained student must agree better with the rows as they stand than one token early or late.
+
+    A proof that needs no teacher in memory. Raises UserError where a shift fits better.
+    """
+    kl_nats = {shift: mean_kl_nats(learner, shifted(batch, shift), chunk_tokens) for shift in (0, -1, 1)}
+    if not kl_nats[0] < min(kl_nats[-1], kl_nats[1]):
+        raise UserError(
+            f"train: the student's KL to the stored rows is {kl_nats[0]:.3f} nats, but {kl_nats[-1]:.3f} and"
+            f" {kl_nats[1]:.3f} with the rows one token early and late: the rows are not aligned"
+        )
+    return {
+        "student_kl_nats": kl_nats[0],
+        "student_kl_shifted_nats": min(kl_nats[-1], kl_nats[1]),
+    }
+
+
+def mean_kl_nats(model: Any, batch: dict[str, Tensor], chunk_tokens: int) -> float:
+    """Forward KL per token of a model to the batch's stored rows."""
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        _, kl_N = token_losses(model, {key: value.to(device) for key, value in batch.items()}, chunk_tokens)
+    return kl_N.mean().item()
+
+
+def shifted(batch: dict[str, Tensor], shift: int) -> dict[str, Tensor]:
+    """The batch with the teacher's rows moved by `shift` tokens against the labels."""
+    return {key: value.roll(shift, dims=0) if key.startswith("teacher_") else value for key, value in batch.items()}
+
+
+def proof_batch(rows: Dataset) -> dict[str, Tensor]:
+    """A few of the shorter answers, together at most about MAX_PROOF_TOKENS tokens."""
+    order = np.argsort(np.asarray(rows["length"]), kind="stable")
+    chosen, total = [], 0
+    for index in order[len(order) // 4 :]:
+        total += int(rows[int(index)]["length"])
+        if chosen and total > MAX_PROOF_TOKENS:
+            break
+        chosen.append(rows[int(index)])
+    return collate(chosen, pad_token_id=0)
+
+
+def _decoded(row: dict[str, Any]) -> tuple[codec.IdArray, codec.FloatArray, codec.FloatArray]:
+    try:
+        return codec.decode(row["logprobs"])
+    except ValueError as error:
+        raise UserError(f"response {row['response_id']}: {error}") from None
+
+
+def _fits(teacher: models.Model) -> bool:
+    # float32 in memory, whatever the type on disk
+    config_dtype = str(teacher.config().get("dtype") or teacher.config().get("torch_dtype") or "float32")
+    needed = teacher.weights_bytes() * (1 if config_dtype == "float32" else 2) * 1.3
+    return needed < psutil.virtual_memory().available
