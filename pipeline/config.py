@@ -148,7 +148,9 @@ class Train(Section):
     accumulation_steps: Positive = Field(1, description="Forward passes per optimizer step.")
     max_length: Positive = Field(2048, description="Longest prompt + answer, tokens; longer ones are left out.")
     lora: Lora | None = Field(None, description="Adapters in place of full fine-tuning.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Arithmetic of the forward pass.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Arithmetic of forward and backward; auto: bfloat16 where the machine has it natively."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
     seed: int = Field(0, description="Seed of shuffling and dropout.", ge=0)
     head_chunk_tokens: Positive = runtime(1024, "Tokens whose vocabulary logits are held at once, tokens.")

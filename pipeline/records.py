@@ -63,6 +63,8 @@ SAMPLES = pa.schema(
         ("answer", pa.string()),
         ("finish_reason", pa.string()),
         ("num_tokens", pa.int32()),
+        ("prompt_token_ids", TOKEN_IDS),
+        ("token_ids", TOKEN_IDS),
     ]
 )
 

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
 
 from pipeline.config import Filter
+from pipeline.repetition import duplicate_ngram_frac, longest_sentence_run
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,7 @@ class Candidate:
 Verdict = tuple[float, bool]  # (score, keep)
 Rule = Callable[[Candidate, Filter], Verdict | None]  # None: the rule is off
 
-SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 CODE = re.compile(r"```|^\s*(def |class |import |#include|for \(|public )", re.MULTILINE)
-NGRAM_WORDS = 10
-MIN_NGRAM_ANSWER_WORDS = 30
 
 
 def empty(answer: Candidate, settings: Filter) -> Verdict | None:
@@ -68,8 +65,7 @@ def repeated_sentence(answer: Candidate, settings: Filter) -> Verdict | None:
     """Longest run of one sentence or line, against `max_sentence_repeats`; twice that where there is code."""
     if settings.max_sentence_repeats is None:
         return None
-    sentences = [s.strip().lower() for s in SENTENCE.split(answer.text) if any(c.isalnum() for c in s)]
-    longest = max((len(list(run)) for _, run in groupby(sentences)), default=0)
+    longest = longest_sentence_run(answer.text)
     limit = settings.max_sentence_repeats * (2 if CODE.search(answer.text) else 1)
     return longest, longest <= limit
 
@@ -78,11 +74,7 @@ def repeated_ngrams(answer: Candidate, settings: Filter) -> Verdict | None:
     """Share of 10-grams of words that stand earlier in the answer: a loop (after Gopher's duplicate n-grams, A1)."""
     if settings.max_duplicate_ngram_frac is None:
         return None
-    words = answer.text.lower().split()
-    if len(words) < MIN_NGRAM_ANSWER_WORDS:
-        return 0.0, True
-    ngrams = [tuple(words[i : i + NGRAM_WORDS]) for i in range(len(words) - NGRAM_WORDS + 1)]
-    share = 1 - len(set(ngrams)) / len(ngrams)
+    share = duplicate_ngram_frac(answer.text)
     return share, share <= settings.max_duplicate_ngram_frac
 
 

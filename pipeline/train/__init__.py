@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from pipeline import models
@@ -17,6 +18,7 @@ from pipeline.train.trainer import fit
 
 def run(config: Config, run_dir: RunDir) -> None:
     """Write train/untrained, train/student and, where asked for, train/sft_only: plain transformers folders."""
+    config = config.model_copy(update={"train": with_dtype(config.train)})
     generated = run_dir.manifest("generate")
     stage = run_dir.begin("train", config, _fingerprint(config, run_dir))
     if stage.complete:
@@ -44,6 +46,15 @@ def run(config: Config, run_dir: RunDir) -> None:
     folders = [untrained, *(stage.path / arm for arm in arms)]
     files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
     stage.finish(files, counts, contract=facts, arms=trained)
+
+
+def with_dtype(settings: Train) -> Train:
+    """The settings with `auto` resolved for this machine: bfloat16 where it is computed natively, else float32."""
+    if settings.dtype != "auto":
+        return settings
+    on_gpu = torch.cuda.is_available()
+    native = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    return settings.model_copy(update={"dtype": "bfloat16" if native else "float32"})
 
 
 def _train_arm(stage: Stage, arm: str, settings: Train, rows: Dataset, tokenizer: Any) -> dict[str, Any]:

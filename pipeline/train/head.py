@@ -34,9 +34,12 @@ class _SupportLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, ids_NK: Tensor, labels_N: Tensor, chunk: int) -> Any:
         supports, tails, label_logprobs, normalisers = [], [], [], []
+        kind = hidden_NH.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_VH.dtype
+        head_VH = weight_VH.to(dtype)
         for start in range(0, len(hidden_NH), chunk):
             rows = slice(start, start + chunk)
-            logits_CV = _logits(hidden_NH[rows], weight_VH)
+            logits_CV = _logits(hidden_NH[rows], head_VH)
             normaliser_C = logits_CV.logsumexp(dim=1)
             label_logprobs.append(logits_CV.gather(1, labels_N[rows, None]).squeeze(1) - normaliser_C)
             supports.append(logits_CV.gather(1, ids_NK[rows]) - normaliser_C[:, None])
@@ -46,7 +49,7 @@ class _SupportLogprobs(torch.autograd.Function):
         ctx.save_for_backward(
             hidden_NH, weight_VH, ids_NK, labels_N, support_NK, log_tail_N, torch.cat(normalisers)
         )
-        ctx.chunk = chunk
+        ctx.chunk, ctx.dtype = chunk, dtype
         return support_NK, log_tail_N, torch.cat(label_logprobs)
 
     @staticmethod
@@ -58,22 +61,22 @@ class _SupportLogprobs(torch.autograd.Function):
         # Where the loss gives the tail no weight, its mass may be 0: 0/0 is 0 here.
         outside_N = torch.where(g_tail_N == 0, 0.0, g_tail_N * torch.exp(-log_tail_N)) - total_N
         inside_NK = g_NK - support_NK.exp() * total_N[:, None]
+        head_VH = weight_VH.to(ctx.dtype)
         grad_hidden_NH = torch.empty_like(hidden_NH)
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=normaliser_N.dtype) if ctx.needs_input_grad[1] else None
+        grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden_NH), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
-            grad_CV = _logits(hidden_NH[rows], weight_VH).sub_(normaliser_N[rows, None]).exp_()
+            grad_CV = _logits(hidden_NH[rows], head_VH).sub_(normaliser_N[rows, None]).exp_()
             grad_CV.mul_(outside_N[rows, None]).scatter_(1, ids_NK[rows], inside_NK[rows])
             grad_CV.scatter_add_(1, labels_N[rows, None], g_label_N[rows, None])
-            grad_CV = grad_CV.to(weight_VH.dtype)
-            grad_hidden_NH[rows] = grad_CV @ weight_VH
+            grad_CV = grad_CV.to(ctx.dtype)
+            grad_hidden_NH[rows] = grad_CV @ head_VH
             if grad_weight_VH is not None:
-                grad_weight_VH += (grad_CV.T @ hidden_NH[rows].to(grad_CV.dtype)).to(grad_weight_VH.dtype)
-        grad_weight = None if grad_weight_VH is None else grad_weight_VH.to(weight_VH.dtype)
-        return grad_hidden_NH, grad_weight, None, None, None
+                grad_weight_VH += grad_CV.T @ hidden_NH[rows].to(ctx.dtype)
+        return grad_hidden_NH, grad_weight_VH, None, None, None
 
 
-def _logits(hidden_CH: Tensor, weight_VH: Tensor) -> Tensor:
-    """Logits in at least float32: a bfloat16 logit is off by up to 0.06 at 16."""
-    logits_CV = hidden_CH.to(weight_VH.dtype) @ weight_VH.T
+def _logits(hidden_CH: Tensor, head_VH: Tensor) -> Tensor:
+    """Logits: multiplied in the head's type (autocast's, where it is on), then in float32 at least."""
+    logits_CV = hidden_CH.to(head_VH.dtype) @ head_VH.T
     return logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()

@@ -60,10 +60,11 @@ class DistillationTrainer(SFTTrainer):
         if return_outputs:
             raise ValueError("the distillation loss never forms logits, so has no outputs to return")
         unwrapped = self.accelerator.unwrap_model(model)
-        # through the wrapper's forward, so that DDP and FSDP see it
-        ce_N, kl_N = self._forward_redirection(
-            model, unwrapped, token_losses, unwrapped, inputs, self._settings.head_chunk_tokens
-        )
+        # Through the wrapper's forward, so that DDP and FSDP see it; that goes round accelerate's own autocast.
+        with self.accelerator.autocast():
+            ce_N, kl_N = self._forward_redirection(
+                model, unwrapped, token_losses, unwrapped, inputs, self._settings.head_chunk_tokens
+            )
         self._count(ce_N, kl_N, inputs["attention_mask"])
         loss_N = self._settings.ce_weight * ce_N + self._settings.kd_weight * kl_N
         num_tokens = len(ce_N) if num_items_in_batch is None else num_items_in_batch
@@ -209,6 +210,8 @@ def _arguments(settings: Train, checkpoints: Path) -> SFTConfig:
         gradient_accumulation_steps=settings.accumulation_steps,
         gradient_checkpointing=settings.gradient_checkpointing,
         bf16=settings.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
         train_sampling_strategy="group_by_length",
         length_column_name="length",
         seed=settings.seed,

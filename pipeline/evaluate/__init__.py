@@ -1,0 +1,231 @@
+"""evaluate: the student, and what it is compared with, against the teacher: fidelity, chat answers, speed, size."""
+
+import gc
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
+
+from pipeline import hardware, models
+from pipeline.config import Config, output_settings
+from pipeline.console import progress, say
+from pipeline.errors import UserError
+from pipeline.evaluate import chat, fidelity, speed, verdict
+from pipeline.evaluate.fidelity import ForcedText, Sums
+from pipeline.evaluate.served import Served
+from pipeline.evaluate.statistics import Figure, exact, ratio
+from pipeline.records import ARMS, SAMPLES
+from pipeline.rundir import RunDir, Stage, file_hash, read_committed, read_shards, write_json
+
+Rows = list[dict[str, Any]]
+SPEED_FALLBACK_PROMPT = "Tell me something about the sea."
+
+
+def run(config: Config, run_dir: RunDir) -> None:
+    """Write evaluate/scores.json and samples.parquet."""
+    generated, trained = run_dir.manifest("generate"), run_dir.manifest("train")
+    stage = run_dir.begin("evaluate", config, _fingerprint(config, run_dir))
+    if stage.complete:
+        return
+    teacher = models.find(generated["fingerprint"]["teacher.model"], config.teacher.revision)
+    folders = {"teacher": teacher.path, **{arm: run_dir.stage_path("train") / arm for arm in ARMS[1:]}}
+    folders = {arm: folder for arm, folder in folders.items() if folder.is_dir()}
+    rows, rounds = _serve(config, stage, folders, teacher, generated["fingerprint"]["teacher.engine"])
+    texts = {"fidelity": _held_out(config, run_dir), "fidelity_chat": _chat_texts(rows)}
+    sums = _fidelity(config, folders, texts, generated.get("teacher_dtype", "float32"))
+    arms = {
+        arm: {
+            **{section: _fidelity_figures(config, sums[section][arm]) for section in texts if sums[section]},
+            "quality": _quality(config, [row for row in rows if row["arm"] == arm]),
+            "speed": speed.figures(rounds[arm]) if arm in rounds else {},
+            "cost": _size(folder),
+        }
+        for arm, folder in folders.items()
+    }
+    comparisons = _comparisons(config, sums["fidelity"], rounds, arms)
+    sentences = verdict.sentences(arms, comparisons, trained)
+    stage.commit(pa.Table.from_pylist(rows, schema=SAMPLES), "samples.parquet")
+    write_json(stage.path / "scores.json", {"arms": arms, "verdict": {"sentences": sentences, **comparisons}})
+    for sentence in sentences:
+        say(sentence)
+    counts = {"held_out_answers": len(texts["fidelity"]), "chat_answers": len(rows), "arms": len(arms)}
+    stage.finish([stage.path / "scores.json", stage.path / "samples.parquet"], counts)
+    for arm in folders:
+        _answers_path(stage, arm).unlink(missing_ok=True)
+
+
+def _serve(
+    config: Config, stage: Stage, folders: dict[str, Path], teacher: models.Model, engine_args: dict[str, Any]
+) -> tuple[Rows, dict[str, list[speed.Round]]]:
+    """Chat answers and timings of every arm, through vLLM: all arms up at once to be timed in turn, or one by one."""
+    items = _items(config)
+    tokenizer = teacher.tokenizer()
+    interleave = config.evaluate.interleave_speed
+    together = hardware.is_cpu() if interleave is None else interleave
+    rows: Rows = []
+    rounds: dict[str, list[speed.Round]] = {}
+    for group in [list(folders)] if together else [[arm] for arm in folders]:
+        say(f"evaluate: starting vLLM with {', '.join(group)}")
+        with ExitStack() as stack:
+            share = 0.4 / len(group)
+            served = [
+                stack.enter_context(Served(arm, str(folders[arm]), _arm_engine(arm, engine_args), share))
+                for arm in group
+            ]
+            for arm in served:
+                arm.wait_until_ready()
+            rows += _chat_answers(config, stage, served, items, tokenizer)
+            say(f"evaluate: timing {', '.join(group)}")
+            prompts = _speed_prompts(config, items, tokenizer)
+            settings = config.evaluate
+            rounds |= speed.time_arms(served, prompts, settings.speed_tokens, settings.speed_rounds)
+    return rows, rounds
+
+
+def _chat_answers(
+    config: Config, stage: Stage, served: list[Served], items: list[chat.Item], tokenizer: Any
+) -> Rows:
+    """The arms' answers; those of an arm that a stopped try finished are read back."""
+    rows: Rows = []
+    with progress("arms") as bar:
+        task = bar.add_task("chat answers", total=len(served), note="")
+        for arm in served:
+            path = _answers_path(stage, arm.name)
+            if path.exists():
+                rows += read_committed(path, SAMPLES.names).to_pylist()
+            elif items:
+                answers = chat.answer(arm, items, tokenizer, config.teacher.chat_template_kwargs, config.evaluate)
+                stage.commit(pa.Table.from_pylist(answers, schema=SAMPLES), path.name)
+                rows += answers
+            bar.update(task, advance=1, note=arm.name)
+    return rows
+
+
+def _fidelity(
+    config: Config, folders: dict[str, Path], texts: dict[str, list[ForcedText]], dtype: str
+) -> dict[str, dict[str, Sums]]:
+    """Sums per prompt of every arm on every set of texts; the teacher is an arm too, and must come out as itself."""
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded: dict[str, Any] = {}
+    for arm, folder in folders.items():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        loaded[arm] = model.eval().to(device)
+    sums: dict[str, dict[str, Sums]] = {}
+    for section, forced in texts.items():
+        say(f"evaluate: {section} on {len(forced)} answers of the teacher")
+        sums[section] = fidelity.measure(loaded["teacher"], loaded, forced, config.evaluate.batch_tokens) if forced else {}
+    del loaded
+    gc.collect()
+    return sums
+
+
+def _fidelity_figures(config: Config, sums: Sums) -> dict[str, Figure]:
+    settings, tokens = config.evaluate, sums.num_tokens()
+    return {name: ratio(sums.of(name), tokens, settings.bootstrap, settings.seed) for name in fidelity.MEASURES}
+
+
+def _quality(config: Config, rows: Rows) -> dict[str, Figure]:
+    """Health of the chat answers: share cut off, share that loops, mean length; intervals over items."""
+    if not rows:
+        return {}
+    measured = {
+        "truncated_frac": [float(row["finish_reason"] != "stop") for row in rows],
+        "repetition_frac": [float(chat.is_repetitive(row["answer"])) for row in rows],
+        "answer_tokens": [float(row["num_tokens"]) for row in rows],
+    }
+    items = {row["item_id"]: place for place, row in enumerate(rows) if row["turn"] == 0}
+    order = {item: place for place, item in enumerate(items)}
+    figures = {}
+    for name, values in measured.items():
+        totals = torch.zeros(len(order), 2, dtype=torch.float64)
+        for row, value in zip(rows, values, strict=True):
+            totals[order[row["item_id"]]] += torch.tensor([value, 1.0], dtype=torch.float64)
+        numerators, denominators = totals.numpy().T
+        figures[name] = ratio(numerators, denominators, config.evaluate.bootstrap, config.evaluate.seed)
+    return figures
+
+
+def _comparisons(
+    config: Config, sums: dict[str, Sums], rounds: dict[str, list[speed.Round]], arms: dict[str, Any]
+) -> dict[str, Figure]:
+    """What the verdict rests on, each paired: by prompt, or by round."""
+    settings = config.evaluate
+    compared: dict[str, Figure] = {}
+    for other in ("untrained", "sft_only"):
+        if other in sums:
+            student_kl, other_kl = sums["student"].of("forward_kl_nats"), sums[other].of("forward_kl_nats")
+            compared[f"kl_over_{other}"] = ratio(student_kl, other_kl, settings.bootstrap, settings.seed)
+    compared["speed_over_teacher"] = speed.over(rounds["student"], rounds["teacher"])
+    sizes = {arm: arms[arm]["cost"]["num_parameters"]["value"] for arm in ("student", "teacher")}
+    compared["parameters_over_teacher"] = exact(sizes["student"] / sizes["teacher"])
+    return compared
+
+
+def _held_out(config: Config, run_dir: RunDir) -> list[ForcedText]:
+    """The teacher's answers to held-out prompts that filter kept."""
+    texts: list[ForcedText] = []
+    columns = ["prompt_id", "split", "prompt_token_ids", "token_ids"]
+    decisions = read_shards(run_dir, "filter", ["kept"])
+    for answers, decided in zip(read_shards(run_dir, "generate", columns), decisions, strict=True):
+        for row in answers.filter(decided.column("kept")).to_pylist():
+            if row["split"] == "held_out":
+                texts.append(ForcedText(row["prompt_id"], row["prompt_token_ids"], row["token_ids"]))
+    if not texts:
+        raise UserError("evaluate: no held-out answer was kept; raise prepare.held_out_frac, or give more prompts")
+    return texts[: config.evaluate.held_out_responses]
+
+
+def _chat_texts(rows: Rows) -> list[ForcedText]:
+    """The teacher's own chat answers; the turns of an item are one cluster."""
+    teachers = [row for row in rows if row["arm"] == "teacher" and row["token_ids"]]
+    return [ForcedText(row["item_id"], row["prompt_token_ids"], row["token_ids"]) for row in teachers]
+
+
+def _items(config: Config) -> list[chat.Item]:
+    chosen = config.evaluate.chat_set
+    return chat.load(Path(chosen), config.evaluate.chat_items) if chosen else []
+
+
+def _speed_prompts(config: Config, items: list[chat.Item], tokenizer: Any) -> list[list[int]]:
+    questions = [item.turns[0] for item in items] or [SPEED_FALLBACK_PROMPT]
+    chosen = [questions[n % len(questions)] for n in range(config.evaluate.speed_prompts)]
+    kwargs = config.teacher.chat_template_kwargs
+    return [models.render(tokenizer, [{"role": "user", "content": question}], kwargs) for question in chosen]
+
+
+def _arm_engine(arm: str, engine_args: dict[str, Any]) -> dict[str, Any]:
+    """The teacher keeps its engine's arguments; students keep what is about type and length alone."""
+    kept = engine_args if arm == "teacher" else {k: v for k, v in engine_args.items() if k in ("dtype", "max_model_len")}
+    return {**kept, "enable_prefix_caching": False}  # a repeated prompt would not be timed
+
+
+def _size(folder: Path) -> dict[str, Figure]:
+    """Parameters, shared ones once, and bytes of the weights on disk."""
+    num_parameters = num_bytes = 0
+    for path in folder.glob("*.safetensors"):
+        num_bytes += path.stat().st_size
+        with safe_open(path, framework="pt") as tensors:
+            num_parameters += sum(torch.Size(tensors.get_slice(key).get_shape()).numel() for key in tensors.keys())  # noqa: SIM118
+    return {"num_parameters": exact(num_parameters), "weights_bytes": exact(num_bytes)}
+
+
+def _answers_path(stage: Stage, arm: str) -> Path:
+    return stage.path / f"answers-{arm}.parquet"
+
+
+def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
+    chat_set = config.evaluate.chat_set
+    if chat_set and not Path(chat_set).is_file():
+        raise UserError(f"{chat_set}: no such chat set (evaluate.chat_set; null for none)")
+    return {
+        **{f"evaluate.{key}": value for key, value in output_settings(config.evaluate).items()},
+        "evaluate.chat_set.hash": file_hash(Path(chat_set)) if chat_set else None,
+        "input.generate": run_dir.output_hash("generate"),
+        "input.train": run_dir.output_hash("train"),
+    }

@@ -1,0 +1,123 @@
+"""How close a model's next-token distributions are to the teacher's, teacher-forced, over the full vocabulary.
+
+Axes: B batch, T tokens of a padded row, N answer tokens, V vocabulary, H hidden.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+CHUNK_TOKENS = 512  # tokens whose vocabulary logits are held at once, of each model
+MEASURES = ("forward_kl_nats", "reverse_kl_nats", "top1_agreement_frac", "acceptance_frac", "nll_nats")
+
+
+@dataclass(frozen=True)
+class ForcedText:
+    """An answer to be scored token by token, given its prompt; texts of one prompt share `cluster`."""
+
+    cluster: str
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+
+
+class Sums:
+    """Per prompt: the sum of each measure over its answer tokens, and their number."""
+
+    def __init__(self) -> None:
+        self._place: dict[str, int] = {}
+        self._sums: list[npt.NDArray[np.float64]] = []
+
+    def add(self, cluster: str, values_NM: Tensor) -> None:
+        place = self._place.setdefault(cluster, len(self._place))
+        if place == len(self._sums):
+            self._sums.append(np.zeros(len(MEASURES) + 1))
+        self._sums[place] += np.append(values_NM.double().sum(dim=0).cpu().numpy(), len(values_NM))
+
+    def of(self, measure: str) -> npt.NDArray[np.float64]:
+        """The prompts' sums of one measure, in the order the prompts came."""
+        return np.stack(self._sums)[:, MEASURES.index(measure)]
+
+    def num_tokens(self) -> npt.NDArray[np.float64]:
+        return np.stack(self._sums)[:, -1]
+
+
+@torch.no_grad()
+def measure(teacher: Any, arms: dict[str, Any], texts: list[ForcedText], batch_tokens: int) -> dict[str, Sums]:
+    """Every arm against the teacher on the same texts, one teacher pass; the arms are `transformers` causal LMs."""
+    sums = {name: Sums() for name in arms}
+    device = next(teacher.parameters()).device
+    for batch in batches(texts, batch_tokens):
+        teacher_NH, owners = answer_states(teacher, batch, device)
+        states = {name: answer_states(model, batch, device)[0] for name, model in arms.items()}
+        labels_N = torch.tensor([token for text in batch for token in text.token_ids], device=device)
+        for start in range(0, len(labels_N), CHUNK_TOKENS):
+            rows = slice(start, start + CHUNK_TOKENS)
+            teacher_NV = _logprobs(teacher, teacher_NH[rows])
+            for name, model in arms.items():
+                values_NM = compare(teacher_NV, _logprobs(model, states[name][rows]), labels_N[rows])
+                _share_out(sums[name], batch, owners[rows], values_NM)
+    return sums
+
+
+def compare(teacher_NV: Tensor, student_NV: Tensor, labels_N: Tensor) -> Tensor:
+    """The measures per token, in the order of MEASURES; shape (N, M). Inputs are log-probs, nats.
+
+    Acceptance is Σ min(p, q): the chance that speculative decoding keeps the student's draft
+    (Leviathan et al. 2023, arXiv:2211.17192). NLL is the student's on the label.
+    """
+    p_NV, q_NV = teacher_NV.exp(), student_NV.exp()
+    difference_NV = teacher_NV - student_NV
+    return torch.stack(
+        [
+            (p_NV * difference_NV).sum(dim=1),
+            -(q_NV * difference_NV).sum(dim=1),
+            (teacher_NV.argmax(dim=1) == student_NV.argmax(dim=1)).to(p_NV.dtype),
+            torch.minimum(p_NV, q_NV).sum(dim=1),
+            -student_NV.gather(1, labels_N[:, None]).squeeze(1),
+        ],
+        dim=1,
+    )
+
+
+def batches(texts: list[ForcedText], batch_tokens: int) -> Iterator[list[ForcedText]]:
+    """Texts of like length together, at most `batch_tokens` padded tokens a batch."""
+    batch: list[ForcedText] = []
+    for text in sorted(texts, key=lambda t: len(t.prompt_token_ids) + len(t.token_ids)):
+        length = len(text.prompt_token_ids) + len(text.token_ids)
+        if batch and (len(batch) + 1) * length > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
+
+
+def answer_states(model: Any, batch: list[ForcedText], device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    """`(hidden_NH, owner_N)`: the state that predicts each answer token, and which text of the batch it is of."""
+    T = max(len(text.prompt_token_ids) + len(text.token_ids) for text in batch)
+    input_ids_BT = torch.zeros((len(batch), T), dtype=torch.long)
+    attention_BT = torch.zeros_like(input_ids_BT)
+    predicts_BT = torch.zeros((len(batch), T), dtype=torch.bool)
+    for b, text in enumerate(batch):
+        P, A = len(text.prompt_token_ids), len(text.token_ids)
+        input_ids_BT[b, : P + A] = torch.tensor(text.prompt_token_ids + text.token_ids)
+        attention_BT[b, : P + A] = 1
+        predicts_BT[b, P - 1 : P + A - 1] = True  # the state at t − 1 predicts token t
+    hidden_BTH = model.get_decoder()(
+        input_ids=input_ids_BT.to(device), attention_mask=attention_BT.to(device), use_cache=False
+    ).last_hidden_state
+    return hidden_BTH[predicts_BT.to(device)], predicts_BT.nonzero()[:, 0].numpy()
+
+
+def _logprobs(model: Any, hidden_NH: Tensor) -> Tensor:
+    return model.get_output_embeddings()(hidden_NH).float().log_softmax(dim=1)
+
+
+def _share_out(sums: Sums, batch: list[ForcedText], owners_N: npt.NDArray[np.int64], values_NM: Tensor) -> None:
+    for owner in np.unique(owners_N):
+        sums.add(batch[owner].cluster, values_NM[torch.from_numpy(owners_N == owner)])

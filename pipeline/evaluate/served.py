@@ -1,0 +1,56 @@
+"""An arm served by vLLM in a process of its own, asked through a pipe (generate/answer.py)."""
+
+import json
+import subprocess
+import sys
+from types import TracebackType
+from typing import Any
+
+from pipeline.errors import UserError
+
+Reply = dict[str, Any]
+
+
+class Served:
+    """`with Served(...) as arm: arm.ask(...)`. The process starts at once; the first question waits for its engine."""
+
+    def __init__(self, name: str, path: str, engine_args: dict[str, Any], memory_share: float) -> None:
+        self.name = name
+        command = [sys.executable, "-m", "pipeline.generate.answer", path, json.dumps(engine_args), str(memory_share)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._is_ready = False
+
+    def __enter__(self) -> "Served":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None:
+            self._process.kill()
+        self._process.communicate()
+
+    def wait_until_ready(self) -> None:
+        """Raises UserError where the engine does not start."""
+        if not self._is_ready:
+            self._read()
+            self._is_ready = True
+
+    def ask(self, requests: list[dict[str, Any]], timed: bool = False) -> Reply:
+        """`{"answers": [...], "elapsed_s": ...}`, the answers in the order of the requests."""
+        self.wait_until_ready()
+        assert self._process.stdin is not None  # noqa: S101 - it was opened as a pipe
+        self._process.stdin.write(json.dumps({"requests": requests, "timed": timed}) + "\n")
+        self._process.stdin.flush()
+        reply = self._read()
+        by_id = {answer["request_id"]: answer for answer in reply["answers"]}
+        return {**reply, "answers": [by_id[request["request_id"]] for request in requests]}
+
+    def _read(self) -> Reply:
+        assert self._process.stdout is not None  # noqa: S101
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise UserError(f"evaluate: the vLLM process of {self.name} ended with code {code}; see its messages above")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise UserError(f"evaluate: {self.name}: {reply['error']}")
+        return reply

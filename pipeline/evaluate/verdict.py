@@ -1,0 +1,62 @@
+"""The verdict in sentences, made of the figures alone: what was shown, with intervals, and what was not."""
+
+from typing import Any
+
+from pipeline.evaluate.statistics import Figure
+
+OTHERS = {
+    "untrained": "the untrained student",
+    "sft_only": "a student trained on the same tokens by cross-entropy alone",
+}
+
+
+def sentences(arms: dict[str, Any], comparisons: dict[str, Figure], trained: dict[str, Any]) -> list[str]:
+    """Fidelity first, then what training and KD bought, then speed and size, then health."""
+    own = arms["student"]["fidelity"]
+    told = [
+        f"On {own['forward_kl_nats']['num']} held-out prompts the student's distributions are"
+        f" {_interval(own['forward_kl_nats'])} nats a token from the teacher's (forward KL), and its first choice is"
+        f" the teacher's for {_percent(own['top1_agreement_frac'])} of tokens."
+    ]
+    for other, name in OTHERS.items():
+        if f"kl_over_{other}" in comparisons:
+            told.append(_kl_sentence(comparisons[f"kl_over_{other}"], name))
+    speed, size = comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]
+    told.append(
+        f"Served by vLLM in turn with the teacher it writes {speed['value']:.2f}× as many tokens a second"
+        f" ({speed['low']:.2f}–{speed['high']:.2f} over {speed['num']} rounds), with {size['value']:.2f}× the parameters."
+    )
+    told += _health(arms)
+    return told
+
+
+def _kl_sentence(over: Figure, name: str) -> str:
+    low, high = over["low"], over["high"]
+    if low is None or high is None or low <= 1 <= high:
+        return f"No difference in KL from {name} was shown ({_interval(over)}×)."
+    better = "closer to the teacher" if over["value"] < 1 else "farther from the teacher"
+    return f"Its KL is {_interval(over)}× that of {name}: it is {better}."
+
+
+def _health(arms: dict[str, Any]) -> list[str]:
+    student, teacher = arms["student"]["quality"], arms["teacher"]["quality"]
+    if not student:
+        return []
+    return [
+        f"Of its chat answers {student['repetition_frac']['value']:.0%} loop and"
+        f" {student['truncated_frac']['value']:.0%} are cut off at the limit (teacher:"
+        f" {teacher['repetition_frac']['value']:.0%} and {teacher['truncated_frac']['value']:.0%});"
+        " read them below before you believe any figure."
+    ]
+
+
+def _interval(figure: Figure) -> str:
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:.2f}"
+    return f"{figure['value']:.2f} ({figure['low']:.2f}–{figure['high']:.2f})"
+
+
+def _percent(figure: Figure) -> str:
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:.0%}"
+    return f"{figure['value']:.0%} ({figure['low']:.0%}–{figure['high']:.0%})"

@@ -1,0 +1,49 @@
+"""A vLLM engine behind a pipe: `python -m pipeline.generate.answer MODEL ENGINE_ARGS_JSON MEMORY_SHARE`.
+
+One JSON object a line. It writes `{"ready": true, "start_s": ...}`, then for each line
+`{"requests": [Request fields, ...], "timed": bool}` on standard input one line
+`{"answers": [{"request_id", "token_ids", "finish_reason", "first_token_s", "total_s"}, ...], "elapsed_s": ...}`.
+It ends with its input. Logs go to standard error.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any, TextIO
+
+from pipeline.errors import UserError
+from pipeline.generate.engine import Engine, Request
+
+
+def serve(model: str, engine_args: dict[str, Any], memory_share: float, replies: TextIO) -> None:
+    """Answer until standard input ends."""
+    began = time.monotonic()
+    try:
+        engine = Engine(model, engine_args, memory_share=memory_share)
+        _reply(replies, {"ready": True, "start_s": time.monotonic() - began})
+        for line in sys.stdin:
+            asked = json.loads(line)
+            began = time.perf_counter()
+            answers = list(engine.answers((Request(**r) for r in asked["requests"]), asked["timed"]))
+            elapsed_s = time.perf_counter() - began
+            _reply(replies, {"answers": [_plain(a) for a in answers], "elapsed_s": elapsed_s})
+    except UserError as error:
+        _reply(replies, {"error": str(error)})
+
+
+def _plain(answer: Any) -> dict[str, Any]:
+    fields = ("token_ids", "finish_reason", "first_token_s", "total_s")
+    return {"request_id": answer.request.request_id, **{name: getattr(answer, name) for name in fields}}
+
+
+def _reply(replies: TextIO, data: dict[str, Any]) -> None:
+    replies.write(json.dumps(data) + "\n")
+    replies.flush()
+
+
+if __name__ == "__main__":
+    # Libraries print to standard output as they please: keep it for replies, and send theirs to standard error.
+    own_stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve(sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3]), own_stdout)

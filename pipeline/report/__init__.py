@@ -1,0 +1,1 @@
+"""The pages a person reads: a run's report (page), and one example through all stages (example)."""

@@ -1,0 +1,134 @@
+"""The charts, as plotly specifications that the page draws without any network.
+
+Their text is mid-grey and their ground transparent, so that they are legible on light and dark; the page's style sheet
+then gives the text the page's own colour.
+"""
+
+import json
+from typing import Any
+
+import plotly.graph_objects as go
+
+from pipeline.report import figures
+from pipeline.report.figures import ARM_COLOURS, ARM_NAMES
+
+Chart = dict[str, Any]  # {"data", "layout", "config"}, JSON-ready
+
+GREY, LINE = "#808080", "rgba(128, 128, 128, 0.3)"
+TOTAL, DROP = "#7d8590", "#b8960c"
+DASHES = {"student": "solid", "sft_only": "dash"}
+MAX_MARKERS = 40  # points of a curve; beyond, marks hide the line
+# static: fingers that scroll the page never pan a chart, and print shows what the screen shows
+CONFIG = {"staticPlot": True, "displayModeBar": False, "responsive": True}
+
+
+def curves(metrics: list[dict[str, Any]], key: str, title: str) -> Chart:
+    """One line per arm over optimizer steps, of rows of train/metrics.jsonl; a step without the key is a gap."""
+    figure = go.Figure()
+    for arm in dict.fromkeys(row["arm"] for row in metrics):
+        rows = [row for row in metrics if row["arm"] == arm]
+        figure.add_scatter(
+            x=[row["step"] for row in rows],
+            y=[row.get(key) for row in rows],
+            name=ARM_NAMES.get(arm, arm),
+            mode="lines+markers" if len(rows) <= MAX_MARKERS else "lines",
+            line={"color": ARM_COLOURS.get(arm, GREY), "dash": DASHES.get(arm, "dot"), "width": 2},
+            marker={"size": 5},
+        )
+    figure.update_layout(
+        height=300,
+        showlegend=True,
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        xaxis={"title": {"text": "optimizer step"}, "rangemode": "tozero"},
+        yaxis={"title": {"text": title}},
+    )
+    return _finished(figure)
+
+
+def forward_kl(arms: dict[str, Any]) -> Chart | None:
+    """A bar per arm but the teacher, whose KL is 0, with its interval; None where none was measured."""
+    measured = {
+        arm: figure
+        for arm in figures.present_arms(arms)
+        if arm != "teacher" and (figure := figures.lookup(arms, arm, figures.FIDELITY[0]))
+    }
+    if not measured:
+        return None
+    value = [figure["value"] for figure in measured.values()]
+    high = [_end(figure, "high") for figure in measured.values()]
+    figure = go.Figure()
+    figure.add_bar(
+        x=value,
+        y=[ARM_NAMES[arm] for arm in measured],
+        orientation="h",
+        width=0.6,
+        marker={"color": [ARM_COLOURS[arm] for arm in measured]},
+        error_x={
+            "array": [h - v for h, v in zip(high, value, strict=True)],
+            "arrayminus": [f["value"] - _end(f, "low") for f in measured.values()],
+            "color": GREY,
+            "thickness": 1.5,
+            "width": 6,
+        },
+    )
+    # beyond the whisker, where no bar's own label would stand
+    for arm, end in zip(measured, high, strict=True):
+        _label(figure, end, ARM_NAMES[arm], figures.nats(measured[arm]["value"]))
+    figure.update_layout(
+        height=90 + 50 * len(measured),
+        showlegend=False,
+        xaxis={"title": {"text": "forward KL to the teacher, nats a token"}, "range": [0, 1.18 * max(high)]},
+        yaxis={"autorange": "reversed", "showgrid": False},
+    )
+    return _finished(figure)
+
+
+def waterfall(num_answers: int, drops: list[tuple[str, int]]) -> Chart:
+    """From all answers, by each rule that dropped any, to those that were kept."""
+    drops = [drop for drop in drops if drop[1]]
+    kept = num_answers - sum(dropped for _, dropped in drops)
+    names = ["all answers", *(name for name, _ in drops), "kept"]
+    figure = go.Figure()
+    figure.add_waterfall(
+        orientation="h",
+        measure=["absolute", *["relative"] * len(drops), "total"],
+        x=[num_answers, *(-dropped for _, dropped in drops), kept],
+        y=names,
+        connector={"line": {"color": LINE}},
+        decreasing={"marker": {"color": DROP}},
+        totals={"marker": {"color": TOTAL}},
+    )
+    left = num_answers
+    for name, dropped in [("all answers", 0), *drops, ("kept", 0)]:
+        _label(figure, left, name, f"−{figures.whole(dropped)}" if dropped else figures.whole(left))
+        left -= dropped
+    figure.update_layout(
+        height=90 + 34 * len(names),
+        showlegend=False,
+        xaxis={"title": {"text": "answers"}, "range": [0, 1.18 * max(num_answers, 1)]},
+        yaxis={"autorange": "reversed", "showgrid": False},
+    )
+    return _finished(figure)
+
+
+def _end(figure: dict[str, Any], end: str) -> float:
+    return figure[end] if figures.is_number(figure.get(end)) else figure["value"]
+
+
+def _label(figure: go.Figure, x: float, y: str, text: str) -> None:
+    figure.add_annotation(x=x, y=y, text=text, showarrow=False, xanchor="left", xshift=8)
+
+
+def _finished(figure: go.Figure) -> Chart:
+    axis = {"gridcolor": LINE, "zerolinecolor": LINE, "linecolor": LINE, "automargin": True}
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    figure.update_layout(
+        template=go.layout.Template(),
+        paper_bgcolor="rgba(0, 0, 0, 0)",
+        plot_bgcolor="rgba(0, 0, 0, 0)",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": GREY},
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        autosize=True,
+    )
+    return {**json.loads(figure.to_json() or "{}"), "config": CONFIG}

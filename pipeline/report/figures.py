@@ -1,0 +1,176 @@
+"""How arms and their figures are named and written, the same in tables and charts."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.records import ARMS
+
+NONE = "–"
+ARM_NAMES = {"teacher": "Teacher", "student": "Student", "sft_only": "SFT only", "untrained": "Untrained"}
+# After Okabe and Ito's colour-blind-safe palette, at a contrast of 3 or more on white and on near-black.
+ARM_COLOURS = {"teacher": "#009e73", "student": "#1a80bb", "sft_only": "#d55e00", "untrained": "#c46c9c"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of scores.json, as a column."""
+
+    section: str
+    key: str
+    label: str
+    unit: str
+    write: Callable[[float], str]
+    better: str = ""  # lower | higher
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as text; `interval` is empty where there is none."""
+
+    value: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Arms in rows, figures in columns, and what the intervals are."""
+
+    columns: list[Column]
+    rows: list[tuple[str, list[Cell]]]  # (arm, cells)
+    notes: list[str]
+
+
+def nats(value: float) -> str:
+    return f"{value:.3f}".replace("-0.000", "0.000")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def tokens(value: float) -> str:
+    return f"{value:.1f}" if abs(value) < 1000 else whole(value)
+
+
+def milliseconds(value: float) -> str:
+    """`value` is in seconds."""
+    return f"{1000 * value:.1f}"
+
+
+def whole(value: float) -> str:
+    """An integer, its thousands set apart by narrow spaces."""
+    return f"{value:,.0f}".replace(",", "\u202f")
+
+
+def times(value: float) -> str:
+    return f"{value:.2f}×"
+
+
+def scaled(value: float, unit: str = "") -> str:
+    """Three figures with a decimal prefix: 134.5 M, 269 MB."""
+    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.4g} {prefix}{unit}"
+    return f"{value:.4g} {unit}".rstrip()
+
+
+def seconds(value: float) -> str:
+    """A duration: 3.7 s, 12 min 5 s, 2 h 10 min."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _bytes(value: float) -> str:
+    return scaled(value, "B")
+
+
+def _fidelity(section: str) -> list[Column]:
+    return [
+        Column(section, "forward_kl_nats", "Forward KL", "nats a token", nats, "lower"),
+        Column(section, "reverse_kl_nats", "Reverse KL", "nats a token", nats, "lower"),
+        Column(section, "top1_agreement_frac", "Same first choice", "share of tokens", percent, "higher"),
+        Column(section, "acceptance_frac", "Acceptance", "share of tokens", percent, "higher"),
+        Column(section, "nll_nats", "NLL of the answers", "nats a token", nats, "lower"),
+    ]
+
+
+FIDELITY = _fidelity("fidelity")
+FIDELITY_CHAT = _fidelity("fidelity_chat")
+HEALTH = [
+    Column("quality", "truncated_frac", "Cut off", "share of answers", percent, "lower"),
+    Column("quality", "repetition_frac", "Loops", "share of answers", percent, "lower"),
+    Column("quality", "answer_tokens", "Length", "tokens an answer", tokens),
+]
+SPEED = [
+    Column("speed", "output_tokens_per_s", "Throughput", "tokens/s, all requests", tokens, "higher"),
+    Column("speed", "first_token_s", "First token", "ms, one request", milliseconds, "lower"),
+    Column("speed", "time_per_token_s", "Each further token", "ms, one request", milliseconds, "lower"),
+]
+SIZE = [
+    Column("cost", "num_parameters", "Parameters", "count", scaled, "lower"),
+    Column("cost", "weights_bytes", "Weights", "on disk, in training's type", _bytes, "lower"),
+]
+HEADLINE = [FIDELITY[0], FIDELITY[2], FIDELITY[3], SPEED[0], SIZE[0]]
+NOTES = {
+    "fidelity": "Fidelity: 95 % bootstrap interval over {num} held-out prompts.",
+    "fidelity_chat": "Fidelity on chat answers: 95 % bootstrap interval over {num} items.",
+    "quality": "Health: 95 % bootstrap interval over {num} chat items.",
+    "speed": "Speed: median of {num} rounds, with the slowest and the fastest (no 95 % interval).",
+}
+VERDICT = [
+    ("kl_over_untrained", "KL, of the untrained student's"),
+    ("kl_over_sft_only", "KL, of the SFT-only student's"),
+    ("speed_over_teacher", "throughput, of the teacher's"),
+    ("parameters_over_teacher", "parameters, of the teacher's"),
+]
+
+
+def present_arms(arms: dict[str, Any]) -> list[str]:
+    """The arms that were measured, in the order of records.ARMS."""
+    return [arm for arm in ARMS if arm in arms]
+
+
+def table(arms: dict[str, Any], columns: list[Column]) -> Table:
+    """A table of scores.json's `arms`; what is missing is a dash."""
+    rows = [(arm, [cell(lookup(arms, arm, c), c.write) for c in columns]) for arm in present_arms(arms)]
+    return Table(columns, rows, _notes(arms, columns))
+
+
+def lookup(arms: dict[str, Any], arm: str, column: Column) -> dict[str, Any] | None:
+    """A figure {"value", "low", "high", "num"}, or None where it was not measured."""
+    figure = arms.get(arm, {}).get(column.section, {}).get(column.key)
+    return figure if figure and is_number(figure.get("value")) else None
+
+
+def cell(figure: dict[str, Any] | None, write: Callable[[float], str]) -> Cell:
+    if not figure or not is_number(figure.get("value")):
+        return Cell(NONE)
+    low, high = figure.get("low"), figure.get("high")
+    if not is_number(low) or not is_number(high) or low == high:
+        return Cell(write(figure["value"]))
+    return Cell(write(figure["value"]), f"{write(low).removesuffix(' %').removesuffix('×')} – {write(high)}")
+
+
+def verdict_cells(verdict: dict[str, Any]) -> list[tuple[Cell, str]]:
+    """The comparisons that the verdict rests on, each with its meaning."""
+    return [(cell(verdict[key], times), meaning) for key, meaning in VERDICT if verdict.get(key)]
+
+
+def num_range(arms: dict[str, Any], section: str) -> str:
+    """How many things a section's intervals are about: `50`, or `48–50` where figures differ; empty if unknown."""
+    nums = {f["num"] for arm in arms.values() for f in arm.get(section, {}).values() if f and f.get("num")}
+    return "" if not nums else f"{min(nums)}" if len(nums) == 1 else f"{min(nums)}–{max(nums)}"
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _notes(arms: dict[str, Any], columns: list[Column]) -> list[str]:
+    sections = dict.fromkeys(column.section for column in columns)
+    nums = {section: num_range(arms, section) for section in sections if section in NOTES}
+    return [NOTES[section].format(num=num) for section, num in nums.items() if num]

@@ -1,0 +1,219 @@
+"""report.html: one run on one page, which needs nothing but itself."""
+
+import base64
+import hashlib
+import json
+import shlex
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from pipeline.records import ARMS, STAGES
+from pipeline.report import charts, figures
+from pipeline.rundir import RunDir, read_committed, read_json, write_text
+
+NUM_OPEN_ITEMS = 6
+SAMPLE_COLUMNS = ["item_id", "category", "turn", "arm", "question", "answer", "finish_reason", "num_tokens"]
+# Which setting of the config's filter section each rule is held to.
+RULE_SETTINGS = {
+    "truncated": "drop_truncated",
+    "control_tokens": "drop_control_tokens",
+    "too_short": "min_tokens",
+    "too_long": "max_tokens",
+    "repeated_sentence": "max_sentence_repeats",
+    "repeated_ngrams": "max_duplicate_ngram_frac",
+    "exact_duplicate": "drop_exact_duplicates",
+}
+
+
+def write(run_dir: RunDir) -> Path:
+    """Write <run>/report.html. Raises UserError where evaluate has not finished, or what it wrote is damaged."""
+    path = run_dir.path / "report.html"
+    write_text(path, render(run_dir))
+    return path
+
+
+def render(run_dir: RunDir) -> str:
+    """The page as HTML: nothing of it is fetched, and of what models wrote nothing is run."""
+    manifests = {"evaluate": run_dir.manifest("evaluate")} | _finished_stages(run_dir)
+    scores = read_json(run_dir.stage_path("evaluate") / "scores.json")
+    arms, verdict = scores.get("arms", {}), scores.get("verdict", {})
+    context = {
+        "name": run_dir.path.resolve().name,
+        "models": _models(manifests),
+        "evaluated": manifests["evaluate"]["finished"],
+        "sentences": verdict.get("sentences", []),
+        "comparisons": figures.verdict_cells(verdict),
+        "arms": arms,
+        "tables": {
+            "headline": figures.table(arms, figures.HEADLINE),
+            "fidelity": figures.table(arms, figures.FIDELITY),
+            "fidelity_chat": figures.table(arms, figures.FIDELITY_CHAT),
+            "health": figures.table(arms, figures.HEALTH),
+            "speed": figures.table(arms, [*figures.SPEED, *figures.SIZE]),
+        },
+        "charts": _charts(run_dir, arms, manifests),
+        "capture": _capture(manifests),
+        "filter": _filter(manifests),
+        "chat": _chat(run_dir),
+        "num_open": NUM_OPEN_ITEMS,
+        "num_held_out": figures.num_range(arms, "fidelity"),
+        "num_items": figures.num_range(arms, "quality"),
+        "reproduce": _reproduce(run_dir, manifests),
+    }
+    return _environment().get_template("page.html.j2").render(context)
+
+
+def script_hash(script: str) -> str:
+    """A script's source for a content security policy: this text may run, and no other."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def side_by_side(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of samples.parquet by item and turn, each turn with its answers in the order of records.ARMS."""
+    place = {item: number for number, item in enumerate(dict.fromkeys(row["item_id"] for row in rows))}
+    arm_place = {arm: number for number, arm in enumerate(ARMS)}
+    ordered = sorted(rows, key=lambda r: (place[r["item_id"]], r["turn"], arm_place.get(r["arm"], len(ARMS))))
+    items = []
+    for item_id, of_item in groupby(ordered, key=lambda row: row["item_id"]):
+        turns = [list(of_turn) for _, of_turn in groupby(of_item, key=lambda row: row["turn"])]
+        items.append({"item_id": item_id, "category": turns[0][0]["category"], "turns": turns})
+    return items
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("pipeline", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(script_hash=script_hash, seconds=figures.seconds, whole=figures.whole)
+    environment.globals.update(
+        plotly=Markup(get_plotlyjs()), arm_names=figures.ARM_NAMES, arm_colours=figures.ARM_COLOURS
+    )
+    return environment
+
+
+def _finished_stages(run_dir: RunDir) -> dict[str, dict[str, Any]]:
+    stages = [stage for stage in STAGES if (run_dir.stage_path(stage) / "manifest.json").is_file()]
+    return {stage: run_dir.manifest(stage) for stage in stages}
+
+
+def _models(manifests: dict[str, Any]) -> dict[str, str]:
+    """Which teacher, and what the student was made of."""
+    teacher = manifests.get("generate", {}).get("fingerprint", {}).get("teacher.model") or figures.NONE
+    made = manifests.get("train", {}).get("fingerprint", {})
+    student = made.get("student.model") or "the teacher, pruned"
+    layers = made.get("student.keep_layers")
+    return {"teacher": teacher, "student": f"{student}, layers {layers}" if layers else student}
+
+
+def _charts(run_dir: RunDir, arms: dict[str, Any], manifests: dict[str, Any]) -> dict[str, charts.Chart]:
+    """The charts that there are figures for, by name."""
+    drawn: dict[str, charts.Chart] = {}
+    if metrics := _metrics(run_dir):
+        drawn["loss"] = charts.curves(metrics, "loss", "loss")
+        drawn["kl"] = charts.curves(metrics, "kl_nats", "KL, nats a token")
+    if bars := charts.forward_kl(arms):
+        drawn["forward_kl"] = bars
+    if waterfall := manifests.get("filter", {}).get("waterfall"):
+        drops = [(_words(row["reason"]), row["dropped"]) for row in waterfall]
+        drawn["waterfall"] = charts.waterfall(manifests["filter"]["counts"]["responses"], drops)
+    return drawn
+
+
+def _metrics(run_dir: RunDir) -> list[dict[str, Any]]:
+    """The rows of train/metrics.jsonl; a line that a kill cut short is left out, as train itself does."""
+    path = run_dir.stage_path("train") / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _capture(manifests: dict[str, Any]) -> dict[str, Any] | None:
+    """What generate stored, at what rate and size; None where the stage's folder is gone."""
+    manifest = manifests.get("generate")
+    if manifest is None:
+        return None
+    counts, generating_s = manifest["counts"], manifest.get("generating_s")
+    return {
+        **counts,
+        "k": manifest.get("k", figures.NONE),
+        "tokens_per_s": manifest.get("generated_tokens", 0) / generating_s if generating_s else None,
+        "bytes_per_token": counts["bytes"] / max(counts["answer_tokens"], 1),
+    }
+
+
+def _filter(manifests: dict[str, Any]) -> dict[str, Any] | None:
+    """Counts, and each rule with what it dropped, the share of all answers, what was left, and its setting."""
+    manifest = manifests.get("filter")
+    if manifest is None:
+        return None
+    counts, settings = manifest["counts"], manifest.get("settings", {})
+    left, rules = counts["responses"], []
+    for row in manifest["waterfall"]:
+        left -= row["dropped"]
+        rules.append(
+            {
+                "name": _words(row["reason"]),
+                "dropped": row["dropped"],
+                "rate": figures.percent(row["dropped"] / max(counts["responses"], 1)),
+                "left": left,
+                "setting": setting_text(row["reason"], settings),
+            }
+        )
+    return {**counts, "rules": rules, "kept_rate": figures.percent(counts["kept"] / max(counts["responses"], 1))}
+
+
+def setting_text(reason: str, settings: dict[str, Any]) -> str:
+    """`max_tokens = 2048`, `off`, or a dash for a rule without a setting."""
+    name = RULE_SETTINGS.get(reason)
+    if name is None or name not in settings:
+        return figures.NONE
+    value = settings[name]
+    if value is None or value is False:
+        return "off"
+    return "on" if value is True else f"{name} = {value}"
+
+
+def _chat(run_dir: RunDir) -> list[dict[str, Any]]:
+    path = run_dir.stage_path("evaluate") / "samples.parquet"
+    return side_by_side(read_committed(path, SAMPLE_COLUMNS).to_pylist()) if path.is_file() else []
+
+
+def _reproduce(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any]:
+    config = run_dir.path / "config.yaml"
+    ordered = [(stage, manifests[stage]) for stage in STAGES if stage in manifests]
+    return {
+        "command": f"retort run {shlex.quote(str(config))}",
+        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+        "versions": manifests["evaluate"].get("versions", {}),
+        "weights": manifests.get("generate", {}).get("fingerprint", {}).get("teacher.weights") or figures.NONE,
+        "times": [(stage, manifest["elapsed_s"], manifest["finished"]) for stage, manifest in ordered],
+        "total_s": sum(manifest["elapsed_s"] for _, manifest in ordered),
+        "accepted": [(stage, change) for stage, manifest in ordered for change in manifest.get("accepted", [])],
+        "contract": [
+            (_words(key), _plain(value)) for key, value in manifests.get("train", {}).get("contract", {}).items()
+        ],
+    }
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return figures.NONE
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
