@@ -42,7 +42,9 @@ def encode(ids_NK: IdArray, logprobs_NK: FloatArray, log_tail_N: FloatArray) -> 
     """Pack the rows of one response. Raises ValueError where the shapes disagree."""
     N, K = ids_NK.shape
     if logprobs_NK.shape != (N, K) or log_tail_N.shape != (N,):
-        raise ValueError(f"ids {ids_NK.shape}, log-probs {logprobs_NK.shape}, tail {log_tail_N.shape} do not agree")
+        raise ValueError(
+            f"ids {ids_NK.shape}, log-probs {logprobs_NK.shape}, tail {log_tail_N.shape} do not agree"
+        )
     width = 2 if ids_NK.size == 0 or ids_NK.max() < 1 << 16 else 4
     ids = ids_NK.astype(f"<u{width}")
     # The lowest float16 is −65504: a lower log-prob is no mass at all, either way.
@@ -65,7 +67,11 @@ def decode(packed: bytes) -> tuple[IdArray, FloatArray, FloatArray]:
     log_tail_N = np.frombuffer(packed[halves_end:], "<f4").astype(np.float64)
     with np.errstate(divide="ignore"):
         total_N = np.log(np.exp(logprobs_NK).sum(axis=1) + np.exp(log_tail_N))
-    return ids_NK, (logprobs_NK - total_N[:, None]).astype(np.float32), (log_tail_N - total_N).astype(np.float32)
+    return (
+        ids_NK,
+        (logprobs_NK - total_N[:, None]).astype(np.float32),
+        (log_tail_N - total_N).astype(np.float32),
+    )
 
 
 def _planes(values: npt.NDArray[np.generic]) -> bytes:

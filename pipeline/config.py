@@ -34,7 +34,9 @@ class Teacher(Section):
     """The large model whose answers and log-probs are captured."""
 
     model: str = Field("demo", description="Hub id, local folder, or `demo` (bundled SmolLM2-135M-Instruct).")
-    revision: str | None = Field(None, description="Hub branch, tag or commit; null is the hub's default branch.")
+    revision: str | None = Field(
+        None, description="Hub branch, tag or commit; null is the hub's default branch."
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="Passed to the chat template, e.g. {enable_thinking: false}."
     )
@@ -47,15 +49,22 @@ class Teacher(Section):
 class Source(Section):
     """One place prompts come from: exactly one of `path` and `dataset`."""
 
-    path: str | None = Field(None, description="Local .jsonl, .parquet, .csv or .txt file (txt: one prompt a line).")
+    path: str | None = Field(
+        None, description="Local .jsonl, .parquet, .csv or .txt file (txt: one prompt a line)."
+    )
     dataset: str | None = Field(None, description="`datasets` name on the hub, or a local dataset folder.")
     subset: str | None = Field(None, description="Configuration name of the dataset.")
     dataset_split: str = Field("train", description="Split of the dataset to read.")
-    messages: str = Field("messages", description="Column with OpenAI-style messages, where the rows have one.")
-    prompt: str = Field("prompt", description="Column with a bare prompt, read when there is no messages column.")
+    messages: str = Field(
+        "messages", description="Column with OpenAI-style messages, where the rows have one."
+    )
+    prompt: str = Field(
+        "prompt", description="Column with a bare prompt, read when there is no messages column."
+    )
     category: str = Field("category", description="Column that labels the prompt; need not exist.")
     template: str | None = Field(
-        None, description="Jinja file whose text becomes the user message; the row's columns are its variables."
+        None,
+        description="Jinja file whose text becomes the user message; the row's columns are its variables.",
     )
     system: str | None = Field(None, description="System message put before each prompt that has none.")
     limit: Positive | None = Field(None, description="Read at most this many rows.")
@@ -70,7 +79,9 @@ class Source(Section):
 class Prepare(Section):
     """prepare: prompts in."""
 
-    sources: tuple[Source, ...] = Field((Source(path="prompts/seeds.jsonl"),), description="Where prompts come from.")
+    sources: tuple[Source, ...] = Field(
+        (Source(path="prompts/seeds.jsonl"),), description="Where prompts come from."
+    )
     held_out_frac: Fraction = Field(
         0.1, description="Share of prompts kept for evaluation, chosen by each prompt's own hash; 0-1.", lt=1
     )
@@ -89,8 +100,12 @@ class Generate(Section):
     top_p: float = Field(1.0, description="Nucleus of sampling, 0-1.", gt=0, le=1)
     top_k: int = Field(0, description="Sample among this many best tokens; 0 is all.", ge=0)
     max_tokens: Positive = Field(512, description="Longest answer, tokens.")
-    k: Positive = Field(64, description="Log-probs stored per token: the K best, and the exact mass of the rest.")
-    seed: int = Field(0, description="Seed; each response draws from its own stream, made of this and its id.", ge=0)
+    k: Positive = Field(
+        64, description="Log-probs stored per token: the K best, and the exact mass of the rest."
+    )
+    seed: int = Field(
+        0, description="Seed; each response draws from its own stream, made of this and its id.", ge=0
+    )
     shard_responses: Positive = Field(
         256, description="Responses per Parquet file; a crash loses at most the files in flight."
     )
@@ -115,7 +130,9 @@ class Filter(Section):
 class Student(Section):
     """The small model that learns."""
 
-    model: str | None = Field(None, description="Hub id, local folder or `demo`; null is the teacher, to be pruned.")
+    model: str | None = Field(
+        None, description="Hub id, local folder or `demo`; null is the teacher, to be pruned."
+    )
     revision: str | None = Field(None, description="Hub branch, tag or commit.")
     keep_layers: str | None = Field(
         None, description="Layers to keep, from 0, e.g. `0-11,18-29`; null keeps all.", pattern=r"^[\d\s,-]+$"
@@ -128,14 +145,18 @@ class Lora(Section):
     r: Positive = Field(16, description="Rank of the adapters.")
     alpha: Positive = Field(32, description="Scale: adapters count alpha/r.")
     dropout: Fraction = Field(0.0, description="Dropout inside the adapters, 0-1.")
-    target_modules: str | tuple[str, ...] = Field("all-linear", description="Modules adapted, as PEFT names them.")
+    target_modules: str | tuple[str, ...] = Field(
+        "all-linear", description="Modules adapted, as PEFT names them."
+    )
 
 
 class Train(Section):
     """train: CE on the teacher's tokens + forward KL to its stored distributions."""
 
     ce_weight: float = Field(0.5, description="Weight of cross-entropy on the teacher's tokens.", ge=0)
-    kd_weight: float = Field(0.5, description="Weight of forward KL over the stored support and its tail.", ge=0)
+    kd_weight: float = Field(
+        0.5, description="Weight of forward KL over the stored support and its tail.", ge=0
+    )
     sft_only_arm: bool = Field(
         False, description="Also train a second student by CE alone, same tokens, to show what KD bought."
     )
@@ -146,10 +167,13 @@ class Train(Section):
     max_grad_norm: float = Field(1.0, description="Gradients are clipped to this norm.", gt=0)
     batch_size: Positive = Field(8, description="Responses per forward pass and process.")
     accumulation_steps: Positive = Field(1, description="Forward passes per optimizer step.")
-    max_length: Positive = Field(2048, description="Longest prompt + answer, tokens; longer ones are left out.")
+    max_length: Positive = Field(
+        2048, description="Longest prompt + answer, tokens; longer ones are left out."
+    )
     lora: Lora | None = Field(None, description="Adapters in place of full fine-tuning.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic of forward and backward; auto: bfloat16 where the machine has it natively."
+        "auto",
+        description="Arithmetic of forward and backward; auto: bfloat16 where the machine has it natively.",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
     seed: int = Field(0, description="Seed of shuffling and dropout.", ge=0)
@@ -168,11 +192,19 @@ class Train(Section):
 class Evaluate(Section):
     """evaluate: the student against its teacher."""
 
-    chat_set: str | None = Field("prompts/chat_eval.jsonl", description="Chat items to answer; null for none.")
-    chat_items: Positive | None = Field(None, description="At most this many chat items, spread over categories.")
+    chat_set: str | None = Field(
+        "prompts/chat_eval.jsonl", description="Chat items to answer; null for none."
+    )
+    chat_items: Positive | None = Field(
+        None, description="At most this many chat items, spread over categories."
+    )
     max_tokens: Positive = Field(512, description="Longest answer in evaluation, tokens.")
-    temperature: float = Field(0.0, description="Sampling temperature of the answers; 0 is greedy.", ge=0, le=10)
-    held_out_responses: Positive | None = Field(None, description="At most this many held-out answers for fidelity.")
+    temperature: float = Field(
+        0.0, description="Sampling temperature of the answers; 0 is greedy.", ge=0, le=10
+    )
+    held_out_responses: Positive | None = Field(
+        None, description="At most this many held-out answers for fidelity."
+    )
     batch_tokens: Positive = runtime(4096, "Tokens per teacher-forced forward pass.")
     speed_prompts: Positive = Field(16, description="Concurrent requests of the throughput test.")
     speed_tokens: Positive = Field(64, description="Output tokens per request of the speed test.")
@@ -188,7 +220,9 @@ class Evaluate(Section):
 class Export(Section):
     """export: the student as a folder that vLLM and transformers load, with its card."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="Type of the exported weights.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="Type of the exported weights."
+    )
 
 
 class Config(Section):
@@ -224,7 +258,9 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
         raise UserError(f"{path}: no such config file; the shipped ones are in configs/")
     for override in overrides:
         if "=" not in override:
-            raise UserError(f"{override!r} is no override: write section.key=value, e.g. train.learning_rate=1e-5")
+            raise UserError(
+                f"{override!r} is no override: write section.key=value, e.g. train.learning_rate=1e-5"
+            )
     try:
         tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
         data = OmegaConf.to_container(tree, resolve=True)
@@ -265,7 +301,10 @@ def dump_explained(config: Config) -> str:
 
 def _explained_fields(section: Section) -> list[str]:
     values = section.model_dump(mode="json")
-    return [f"{key}: {_flow(values[key])}  # {field.description}" for key, field in type(section).model_fields.items()]
+    return [
+        f"{key}: {_flow(values[key])}  # {field.description}"
+        for key, field in type(section).model_fields.items()
+    ]
 
 
 def _flow(value: Any) -> str:

@@ -42,7 +42,7 @@ def vllm_environment(share: float) -> dict[str, str]:
 
     `share` is the part of the available memory that the cache may take. The user's own settings win.
     """
-    quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_CONFIGURE_LOGGING": "1"}
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR"}
     if not is_cpu():
         return quiet
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(num_cores()))

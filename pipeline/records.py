@@ -49,7 +49,10 @@ DECISIONS = pa.schema(
         ("response_id", pa.string()),
         ("kept", pa.bool_()),
         ("reasons", pa.list_(pa.string())),  # each rule that said no, in the order of the rules
-        ("scores", pa.map_(pa.string(), pa.float64())),  # what each rule measured; thresholds are in the manifest
+        (
+            "scores",
+            pa.map_(pa.string(), pa.float64()),
+        ),  # what each rule measured; thresholds are in the manifest
     ]
 )
 

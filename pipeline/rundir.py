@@ -50,7 +50,9 @@ class RunDir:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise UserError(f"{self.path}: another process is working on this run; wait for it, or stop it") from None
+            raise UserError(
+                f"{self.path}: another process is working on this run; wait for it, or stop it"
+            ) from None
         try:
             yield
         finally:
@@ -60,7 +62,9 @@ class RunDir:
         """The manifest of a complete stage. Raises UserError where the stage has not finished."""
         path = self.stage_path(stage) / "manifest.json"
         if not path.is_file():
-            raise UserError(f"{self.path}: {stage} has not finished; run it first: retort {stage} {self.path}/config.yaml")
+            raise UserError(
+                f"{self.path}: {stage} has not finished; run it first: retort {stage} {self.path}/config.yaml"
+            )
         return read_json(path)
 
     def output_hash(self, stage: str) -> str:
@@ -81,7 +85,9 @@ class RunDir:
         """
         folder = self.stage_path(stage)
         manifest, started = folder / "manifest.json", folder / "started.json"
-        earlier = read_json(manifest) if manifest.exists() else read_json(started) if started.exists() else None
+        earlier = (
+            read_json(manifest) if manifest.exists() else read_json(started) if started.exists() else None
+        )
         accepted: list[dict[str, Any]] = []
         if earlier is not None:
             accepted = earlier.get("accepted", [])
@@ -161,7 +167,11 @@ def read_shards(run: RunDir, stage: str, columns: list[str] | None = None) -> It
     for record in run.manifest(stage)["files"]:
         path = run.stage_path(stage) / record["name"]
         if path.suffix == ".parquet":
-            if not path.is_file() or path.stat().st_size != record["bytes"] or file_hash(path) != record["sha256"]:
+            if (
+                not path.is_file()
+                or path.stat().st_size != record["bytes"]
+                or file_hash(path) != record["sha256"]
+            ):
                 raise UserError(
                     f"{path}: damaged (it is not the file that {stage} wrote); delete it and do"
                     f" `retort {stage} {run.path}/config.yaml` again: only this file is made anew"
@@ -174,7 +184,9 @@ def read_committed(path: Path, columns: list[str]) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged ({_first_line(error)}); delete it and run the same command again") from None
+        raise UserError(
+            f"{path}: damaged ({_first_line(error)}); delete it and run the same command again"
+        ) from None
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -198,7 +210,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: damaged ({_first_line(error)}); delete the folder {path.parent} and run again") from None
+        raise UserError(
+            f"{path}: damaged ({_first_line(error)}); delete the folder {path.parent} and run again"
+        ) from None
 
 
 @contextmanager
@@ -266,7 +280,9 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any], accepted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _changes(
+    old: dict[str, Any], new: dict[str, Any], accepted: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     known = [(a["key"], a["is"]) for a in accepted]
     return [
         {"key": key, "was": old.get(key), "is": new.get(key)}

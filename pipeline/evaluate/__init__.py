@@ -27,6 +27,7 @@ SPEED_FALLBACK_PROMPT = "Tell me something about the sea."
 
 def run(config: Config, run_dir: RunDir) -> None:
     """Write evaluate/scores.json and samples.parquet."""
+    models.quiet_transformers()
     generated, trained = run_dir.manifest("generate"), run_dir.manifest("train")
     stage = run_dir.begin("evaluate", config, _fingerprint(config, run_dir))
     if stage.complete:
@@ -98,7 +99,9 @@ def _chat_answers(
             if path.exists():
                 rows += read_committed(path, SAMPLES.names).to_pylist()
             elif items:
-                answers = chat.answer(arm, items, tokenizer, config.teacher.chat_template_kwargs, config.evaluate)
+                answers = chat.answer(
+                    arm, items, tokenizer, config.teacher.chat_template_kwargs, config.evaluate
+                )
                 stage.commit(pa.Table.from_pylist(answers, schema=SAMPLES), path.name)
                 rows += answers
             bar.update(task, advance=1, note=arm.name)
@@ -119,7 +122,11 @@ def _fidelity(
     sums: dict[str, dict[str, Sums]] = {}
     for section, forced in texts.items():
         say(f"evaluate: {section} on {len(forced)} answers of the teacher")
-        sums[section] = fidelity.measure(loaded["teacher"], loaded, forced, config.evaluate.batch_tokens) if forced else {}
+        sums[section] = (
+            fidelity.measure(loaded["teacher"], loaded, forced, config.evaluate.batch_tokens)
+            if forced
+            else {}
+        )
     del loaded
     gc.collect()
     return sums
@@ -127,7 +134,9 @@ def _fidelity(
 
 def _fidelity_figures(config: Config, sums: Sums) -> dict[str, Figure]:
     settings, tokens = config.evaluate, sums.num_tokens()
-    return {name: ratio(sums.of(name), tokens, settings.bootstrap, settings.seed) for name in fidelity.MEASURES}
+    return {
+        name: ratio(sums.of(name), tokens, settings.bootstrap, settings.seed) for name in fidelity.MEASURES
+    }
 
 
 def _quality(config: Config, rows: Rows) -> dict[str, Figure]:
@@ -177,7 +186,9 @@ def _held_out(config: Config, run_dir: RunDir) -> list[ForcedText]:
             if row["split"] == "held_out":
                 texts.append(ForcedText(row["prompt_id"], row["prompt_token_ids"], row["token_ids"]))
     if not texts:
-        raise UserError("evaluate: no held-out answer was kept; raise prepare.held_out_frac, or give more prompts")
+        raise UserError(
+            "evaluate: no held-out answer was kept; raise prepare.held_out_frac, or give more prompts"
+        )
     return texts[: config.evaluate.held_out_responses]
 
 
@@ -201,7 +212,11 @@ def _speed_prompts(config: Config, items: list[chat.Item], tokenizer: Any) -> li
 
 def _arm_engine(arm: str, engine_args: dict[str, Any]) -> dict[str, Any]:
     """The teacher keeps its engine's arguments; students keep what is about type and length alone."""
-    kept = engine_args if arm == "teacher" else {k: v for k, v in engine_args.items() if k in ("dtype", "max_model_len")}
+    kept = (
+        engine_args
+        if arm == "teacher"
+        else {k: v for k, v in engine_args.items() if k in ("dtype", "max_model_len")}
+    )
     return {**kept, "enable_prefix_caching": False}  # a repeated prompt would not be timed
 
 
@@ -211,7 +226,9 @@ def _size(folder: Path) -> dict[str, Figure]:
     for path in folder.glob("*.safetensors"):
         num_bytes += path.stat().st_size
         with safe_open(path, framework="pt") as tensors:
-            num_parameters += sum(torch.Size(tensors.get_slice(key).get_shape()).numel() for key in tensors.keys())  # noqa: SIM118
+            num_parameters += sum(
+                torch.Size(tensors.get_slice(key).get_shape()).numel() for key in tensors.keys()
+            )
     return {"num_parameters": exact(num_parameters), "weights_bytes": exact(num_bytes)}
 
 

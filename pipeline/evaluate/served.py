@@ -16,14 +16,23 @@ class Served:
 
     def __init__(self, name: str, path: str, engine_args: dict[str, Any], memory_share: float) -> None:
         self.name = name
-        command = [sys.executable, "-m", "pipeline.generate.answer", path, json.dumps(engine_args), str(memory_share)]
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline.generate.answer",
+            path,
+            json.dumps(engine_args),
+            str(memory_share),
+        ]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._is_ready = False
 
     def __enter__(self) -> "Served":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         if kind is not None:
             self._process.kill()
         self._process.communicate()
@@ -49,7 +58,9 @@ class Served:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise UserError(f"evaluate: the vLLM process of {self.name} ended with code {code}; see its messages above")
+            raise UserError(
+                f"evaluate: the vLLM process of {self.name} ended with code {code}; see its messages above"
+            )
         reply = json.loads(line)
         if "error" in reply:
             raise UserError(f"evaluate: {self.name}: {reply['error']}")

@@ -49,7 +49,9 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage.finish(files, dict(counts), waterfall=drops, settings=output_settings(config.filter))
 
 
-def _decide(row: dict[str, Any], settings: Filter, special_ids: frozenset[int], seen: set[bytes]) -> dict[str, Any]:
+def _decide(
+    row: dict[str, Any], settings: Filter, special_ids: frozenset[int], seen: set[bytes]
+) -> dict[str, Any]:
     """One row of DECISIONS. A duplicate is one only of an answer that every other rule kept."""
     answer = Candidate(row["prompt_id"], row["text"], row["token_ids"], row["finish_reason"], special_ids)
     verdicts = {name: rule(answer, settings) for name, rule in RULES.items()}
@@ -61,7 +63,12 @@ def _decide(row: dict[str, Any], settings: Filter, special_ids: frozenset[int], 
         if key in seen:
             reasons.append("exact_duplicate")
         seen.add(key)
-    return {"response_id": row["response_id"], "kept": not reasons, "reasons": reasons, "scores": list(scores.items())}
+    return {
+        "response_id": row["response_id"],
+        "kept": not reasons,
+        "reasons": reasons,
+        "scores": list(scores.items()),
+    }
 
 
 def duplicate_key(prompt_id: str, text: str) -> bytes:

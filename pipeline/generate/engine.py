@@ -13,7 +13,16 @@ from pipeline.codec import FloatArray, IdArray
 from pipeline.errors import UserError
 
 LOGPROBS_MODE = "raw_logprobs"  # before temperature, top-p, top-k and penalties: the contract in records.py
-OURS = ("model", "revision", "tokenizer", "seed", "logprobs_mode", "max_logprobs", "trust_remote_code", "load_format")
+OURS = (
+    "model",
+    "revision",
+    "tokenizer",
+    "seed",
+    "logprobs_mode",
+    "max_logprobs",
+    "trust_remote_code",
+    "load_format",
+)
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,13 @@ class Engine:
     """A vLLM engine in this process (its workers, where there are several, are vLLM's own)."""
 
     def __init__(self, path: str, engine_args: dict[str, Any], k: int = 0, memory_share: float = 0.4) -> None:
-        os.environ.update({k: v for k, v in hardware.vllm_environment(memory_share).items() if k not in os.environ})
+        os.environ.update(
+            {k: v for k, v in hardware.vllm_environment(memory_share).items() if k not in os.environ}
+        )
         from vllm import LLM
 
         check_engine_args(engine_args)
-        defaults: dict[str, Any] = {"disable_log_stats": True}
+        defaults: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
         if hardware.is_cpu():
             # A chunked prefill rewinds the request's generator, which CPU generators can't do: vLLM would raise.
             defaults |= {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128}
@@ -141,7 +152,9 @@ def check_engine_args(engine_args: dict[str, Any]) -> None:
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise UserError(f"teacher.engine.{name} is no argument of vLLM's engine{hint}")
     if int(engine_args.get("data_parallel_size") or 1) > 1:
-        raise UserError("teacher.engine.data_parallel_size: one engine is one replica; use tensor_parallel_size")
+        raise UserError(
+            "teacher.engine.data_parallel_size: one engine is one replica; use tensor_parallel_size"
+        )
 
 
 def _answer(request: Request, completion: Any, first_s: float, total_s: float) -> Answer:
@@ -167,5 +180,7 @@ def _answer(request: Request, completion: Any, first_s: float, total_s: float) -
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    useful = [line for line in lines if not line.startswith(("For further information", "1 validation error"))]
+    useful = [
+        line for line in lines if not line.startswith(("For further information", "1 validation error"))
+    ]
     return " ".join(useful)[:400]

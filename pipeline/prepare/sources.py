@@ -49,7 +49,10 @@ def load_template(path: str | None) -> Template | None:
 
 
 def messages_of(row: Row, source: Source, template: Template | None) -> Messages:
-    """The conversation that a row asks the teacher to go on with. Raises BadRow where there is none."""
+    """The conversation that a row asks the teacher to go on with, up to its last user message.
+
+    Raises BadRow where there is none.
+    """
     if template is not None:
         try:
             messages: Any = [{"role": "user", "content": template.render(**row)}]
@@ -71,6 +74,12 @@ def messages_of(row: Row, source: Source, template: Template | None) -> Messages
         )
     _check_messages(messages)
     messages = [{"role": m["role"], "content": m["content"]} for m in messages]
+    while (
+        messages and messages[-1]["role"] == "assistant"
+    ):  # an answer that the corpus has: the teacher gives its own
+        messages.pop()
+    if not messages or messages[-1]["role"] != "user":
+        raise BadRow("no user message to answer at the end of the conversation")
     if source.system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": source.system})
     return messages
@@ -84,8 +93,6 @@ def _check_messages(messages: Any) -> None:
             raise BadRow(f"a message's role must be one of {', '.join(ROLES)}")
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise BadRow(f"empty prompt: a {message['role']} message has no text")
-    if messages[-1]["role"] != "user":
-        raise BadRow("the last message must be the user's: the teacher answers it")
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
@@ -126,7 +133,10 @@ def _csv(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
         reader = csv.DictReader(stream, strict=True)
         try:
             for row in reader:
-                yield f"{path}:{reader.line_num}", {key: value for key, value in row.items() if key is not None}
+                yield (
+                    f"{path}:{reader.line_num}",
+                    {key: value for key, value in row.items() if key is not None},
+                )
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{path}:{reader.line_num}: malformed CSV ({error})") from None
 

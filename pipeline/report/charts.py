@@ -77,7 +77,7 @@ def forward_kl(arms: dict[str, Any]) -> Chart | None:
     figure.update_layout(
         height=90 + 50 * len(measured),
         showlegend=False,
-        xaxis={"title": {"text": "forward KL to the teacher, nats a token"}, "range": [0, 1.18 * max(high)]},
+        xaxis={"title": {"text": "forward KL to the teacher, nats a token"}, "range": [0, 1.25 * max(high)]},
         yaxis={"autorange": "reversed", "showgrid": False},
     )
     return _finished(figure)
@@ -105,7 +105,7 @@ def waterfall(num_answers: int, drops: list[tuple[str, int]]) -> Chart:
     figure.update_layout(
         height=90 + 34 * len(names),
         showlegend=False,
-        xaxis={"title": {"text": "answers"}, "range": [0, 1.18 * max(num_answers, 1)]},
+        xaxis={"title": {"text": "answers"}, "range": [0, 1.25 * max(num_answers, 1)]},
         yaxis={"autorange": "reversed", "showgrid": False},
     )
     return _finished(figure)
@@ -120,7 +120,13 @@ def _label(figure: go.Figure, x: float, y: str, text: str) -> None:
 
 
 def _finished(figure: go.Figure) -> Chart:
-    axis = {"gridcolor": LINE, "zerolinecolor": LINE, "linecolor": LINE, "automargin": True}
+    axis = {
+        "title_font_size": 13,
+        "gridcolor": LINE,
+        "zerolinecolor": LINE,
+        "linecolor": LINE,
+        "automargin": True,
+    }
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     figure.update_layout(

@@ -1,4 +1,4 @@
-"""How arms and their figures are named and written, the same in tables and charts."""
+"""How arms, figures and rules are named and written, the same in tables, charts and text."""
 
 import math
 from collections.abc import Callable
@@ -11,6 +11,18 @@ NONE = "–"
 ARM_NAMES = {"teacher": "Teacher", "student": "Student", "sft_only": "SFT only", "untrained": "Untrained"}
 # After Okabe and Ito's colour-blind-safe palette, at a contrast of 3 or more on white and on near-black.
 ARM_COLOURS = {"teacher": "#009e73", "student": "#1a80bb", "sft_only": "#d55e00", "untrained": "#c46c9c"}
+
+
+# Which setting of the config's filter section each rule is held to.
+RULE_SETTINGS = {
+    "truncated": "drop_truncated",
+    "control_tokens": "drop_control_tokens",
+    "too_short": "min_tokens",
+    "too_long": "max_tokens",
+    "repeated_sentence": "max_sentence_repeats",
+    "repeated_ngrams": "max_duplicate_ngram_frac",
+    "exact_duplicate": "drop_exact_duplicates",
+}
 
 
 @dataclass(frozen=True)
@@ -111,8 +123,8 @@ SPEED = [
     Column("speed", "time_per_token_s", "Each further token", "ms, one request", milliseconds, "lower"),
 ]
 SIZE = [
-    Column("cost", "num_parameters", "Parameters", "count", scaled, "lower"),
-    Column("cost", "weights_bytes", "Weights", "on disk, in training's type", _bytes, "lower"),
+    Column("cost", "num_parameters", "Parameters", "count", scaled),
+    Column("cost", "weights_bytes", "Weights", "on disk", _bytes),
 ]
 HEADLINE = [FIDELITY[0], FIDELITY[2], FIDELITY[3], SPEED[0], SIZE[0]]
 NOTES = {
@@ -122,10 +134,10 @@ NOTES = {
     "speed": "Speed: median of {num} rounds, with the slowest and the fastest (no 95 % interval).",
 }
 VERDICT = [
-    ("kl_over_untrained", "KL, of the untrained student's"),
-    ("kl_over_sft_only", "KL, of the SFT-only student's"),
-    ("speed_over_teacher", "throughput, of the teacher's"),
-    ("parameters_over_teacher", "parameters, of the teacher's"),
+    ("kl_over_untrained", "the untrained student's KL"),
+    ("kl_over_sft_only", "the SFT-only student's KL"),
+    ("speed_over_teacher", "the teacher's throughput"),
+    ("parameters_over_teacher", "the teacher's parameters"),
 ]
 
 
@@ -164,6 +176,22 @@ def num_range(arms: dict[str, Any], section: str) -> str:
     """How many things a section's intervals are about: `50`, or `48–50` where figures differ; empty if unknown."""
     nums = {f["num"] for arm in arms.values() for f in arm.get(section, {}).values() if f and f.get("num")}
     return "" if not nums else f"{min(nums)}" if len(nums) == 1 else f"{min(nums)}–{max(nums)}"
+
+
+def setting_text(reason: str, settings: dict[str, Any]) -> str:
+    """`max_tokens = 2048`, `off`, or a dash for a rule without a setting."""
+    name = RULE_SETTINGS.get(reason)
+    if name is None or name not in settings:
+        return NONE
+    value = settings[name]
+    if value is None or value is False:
+        return "off"
+    return "on" if value is True else f"{name} = {value}"
+
+
+def words(name: str) -> str:
+    """A name of the code as people read it: `too_short` is `too short`."""
+    return name.replace("_", " ")
 
 
 def is_number(value: Any) -> bool:

@@ -18,16 +18,6 @@ from pipeline.rundir import RunDir, read_committed, read_json, write_text
 
 NUM_OPEN_ITEMS = 6
 SAMPLE_COLUMNS = ["item_id", "category", "turn", "arm", "question", "answer", "finish_reason", "num_tokens"]
-# Which setting of the config's filter section each rule is held to.
-RULE_SETTINGS = {
-    "truncated": "drop_truncated",
-    "control_tokens": "drop_control_tokens",
-    "too_short": "min_tokens",
-    "too_long": "max_tokens",
-    "repeated_sentence": "max_sentence_repeats",
-    "repeated_ngrams": "max_duplicate_ngram_frac",
-    "exact_duplicate": "drop_exact_duplicates",
-}
 
 
 def write(run_dir: RunDir) -> Path:
@@ -45,7 +35,7 @@ def render(run_dir: RunDir) -> str:
     context = {
         "name": run_dir.path.resolve().name,
         "models": _models(manifests),
-        "evaluated": manifests["evaluate"]["finished"],
+        "evaluated": _minute(manifests["evaluate"]["finished"]),
         "sentences": verdict.get("sentences", []),
         "comparisons": figures.verdict_cells(verdict),
         "arms": arms,
@@ -110,9 +100,8 @@ def _models(manifests: dict[str, Any]) -> dict[str, str]:
     """Which teacher, and what the student was made of."""
     teacher = manifests.get("generate", {}).get("fingerprint", {}).get("teacher.model") or figures.NONE
     made = manifests.get("train", {}).get("fingerprint", {})
-    student = made.get("student.model") or "the teacher, pruned"
-    layers = made.get("student.keep_layers")
-    return {"teacher": teacher, "student": f"{student}, layers {layers}" if layers else student}
+    student, layers = made.get("student.model") or teacher, made.get("student.keep_layers")
+    return {"teacher": teacher, "student": f"{student}, layers {layers} kept" if layers else student}
 
 
 def _charts(run_dir: RunDir, arms: dict[str, Any], manifests: dict[str, Any]) -> dict[str, charts.Chart]:
@@ -124,7 +113,7 @@ def _charts(run_dir: RunDir, arms: dict[str, Any], manifests: dict[str, Any]) ->
     if bars := charts.forward_kl(arms):
         drawn["forward_kl"] = bars
     if waterfall := manifests.get("filter", {}).get("waterfall"):
-        drops = [(_words(row["reason"]), row["dropped"]) for row in waterfall]
+        drops = [(figures.words(row["reason"]), row["dropped"]) for row in waterfall]
         drawn["waterfall"] = charts.waterfall(manifests["filter"]["counts"]["responses"], drops)
     return drawn
 
@@ -166,25 +155,18 @@ def _filter(manifests: dict[str, Any]) -> dict[str, Any] | None:
         left -= row["dropped"]
         rules.append(
             {
-                "name": _words(row["reason"]),
+                "name": figures.words(row["reason"]),
                 "dropped": row["dropped"],
                 "rate": figures.percent(row["dropped"] / max(counts["responses"], 1)),
                 "left": left,
-                "setting": setting_text(row["reason"], settings),
+                "setting": figures.setting_text(row["reason"], settings),
             }
         )
-    return {**counts, "rules": rules, "kept_rate": figures.percent(counts["kept"] / max(counts["responses"], 1))}
-
-
-def setting_text(reason: str, settings: dict[str, Any]) -> str:
-    """`max_tokens = 2048`, `off`, or a dash for a rule without a setting."""
-    name = RULE_SETTINGS.get(reason)
-    if name is None or name not in settings:
-        return figures.NONE
-    value = settings[name]
-    if value is None or value is False:
-        return "off"
-    return "on" if value is True else f"{name} = {value}"
+    return {
+        **counts,
+        "rules": rules,
+        "kept_rate": figures.percent(counts["kept"] / max(counts["responses"], 1)),
+    }
 
 
 def _chat(run_dir: RunDir) -> list[dict[str, Any]]:
@@ -199,18 +181,25 @@ def _reproduce(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any]:
         "command": f"retort run {shlex.quote(str(config))}",
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
         "versions": manifests["evaluate"].get("versions", {}),
-        "weights": manifests.get("generate", {}).get("fingerprint", {}).get("teacher.weights") or figures.NONE,
-        "times": [(stage, manifest["elapsed_s"], manifest["finished"]) for stage, manifest in ordered],
+        "weights": manifests.get("generate", {}).get("fingerprint", {}).get("teacher.weights")
+        or figures.NONE,
+        "times": [
+            (stage, manifest["elapsed_s"], _minute(manifest["finished"])) for stage, manifest in ordered
+        ],
         "total_s": sum(manifest["elapsed_s"] for _, manifest in ordered),
-        "accepted": [(stage, change) for stage, manifest in ordered for change in manifest.get("accepted", [])],
+        "accepted": [
+            (stage, change) for stage, manifest in ordered for change in manifest.get("accepted", [])
+        ],
         "contract": [
-            (_words(key), _plain(value)) for key, value in manifests.get("train", {}).get("contract", {}).items()
+            (figures.words(key), _plain(value))
+            for key, value in manifests.get("train", {}).get("contract", {}).items()
         ],
     }
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def _minute(finished: str) -> str:
+    """A manifest's time (rundir.now) to the minute."""
+    return f"{finished[:16].replace('T', ' ')} UTC"
 
 
 def _plain(value: Any) -> str:

@@ -18,6 +18,7 @@ from pipeline.train.trainer import fit
 
 def run(config: Config, run_dir: RunDir) -> None:
     """Write train/untrained, train/student and, where asked for, train/sft_only: plain transformers folders."""
+    models.quiet_transformers()
     config = config.model_copy(update={"train": with_dtype(config.train)})
     generated = run_dir.manifest("generate")
     stage = run_dir.begin("train", config, _fingerprint(config, run_dir))
@@ -30,7 +31,11 @@ def run(config: Config, run_dir: RunDir) -> None:
     tokenizer = teacher.tokenizer()
     say("train: proving that tokens and log-probs are aligned")
     facts = contract.prove(
-        rows, teacher, student.load(untrained), generated.get("teacher_dtype", ""), config.train.head_chunk_tokens
+        rows,
+        teacher,
+        student.load(untrained),
+        generated.get("teacher_dtype", ""),
+        config.train.head_chunk_tokens,
     )
     arms = {"student": config.train}
     if config.train.sft_only_arm:

@@ -3,6 +3,7 @@
 Axes: B batch, T tokens of a padded row, N = loss positions of the batch (row by row), K stored support.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from pipeline import codec
 from pipeline.errors import UserError
 from pipeline.rundir import RunDir, read_shards
 
 IGNORED = -100  # label of a position without loss, as transformers has it
+GROUPED_BATCHES = 50  # batches' worth of shuffled rows among which like lengths are put together
 COLUMNS = ["response_id", "split", "prompt_token_ids", "token_ids", "token_logprobs", "logprobs"]
 
 
@@ -26,10 +29,13 @@ def kept_rows(run_dir: RunDir, split: str, max_length: int) -> tuple[Dataset, in
     decisions = read_shards(run_dir, "filter", ["response_id", "kept"])
     for answers, decided in zip(read_shards(run_dir, "generate", COLUMNS), decisions, strict=True):
         if not answers.column("response_id").equals(decided.column("response_id")):
-            raise UserError(f"{run_dir.path}: filter's decisions are not about generate's answers; filter again: --fresh")
+            raise UserError(
+                f"{run_dir.path}: filter's decisions are not about generate's answers; filter again: --fresh"
+            )
         table = answers.filter(pc.and_(decided.column("kept"), pc.equal(answers.column("split"), split)))
         lengths = pc.add(
-            pc.list_value_length(table.column("prompt_token_ids")), pc.list_value_length(table.column("token_ids"))
+            pc.list_value_length(table.column("prompt_token_ids")),
+            pc.list_value_length(table.column("token_ids")),
         )
         fits = pc.less_equal(lengths, max_length)
         too_long += table.num_rows - (pc.sum(fits).as_py() or 0)
@@ -40,12 +46,13 @@ def kept_rows(run_dir: RunDir, split: str, max_length: int) -> tuple[Dataset, in
     return Dataset(table.drop_columns(["split"])), too_long
 
 
-def collate(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
+def collate(rows: list[dict[str, Any]], pad_token_id: int, vocab_size: int) -> dict[str, Tensor]:
     """One batch: padded `input_ids_BT`, `labels_BT`, and the teacher's rows at its N loss positions.
 
     Label t of a row is token t of the row; a causal model predicts it at position t − 1. The teacher's row for an
     answer's token t is the distribution of exactly that label (records.py), so row n of the `teacher_*` tensors goes
-    with the n-th label that is not ignored.
+    with the n-th label that is not ignored. Raises UserError where rows and tokens differ in number, or an id is
+    outside the student's vocabulary.
     """
     T = max(len(row["prompt_token_ids"]) + len(row["token_ids"]) for row in rows)
     input_ids_BT = np.full((len(rows), T), pad_token_id, np.int64)
@@ -60,7 +67,12 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
     ids_NK, logprobs_NK, log_tail_N = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
     if len(ids_NK) != (labels_BT != IGNORED).sum():
         ids = ", ".join(row["response_id"] for row in rows)
-        raise UserError(f"responses {ids}: {len(ids_NK)} rows of log-probs for {(labels_BT != IGNORED).sum()} tokens")
+        raise UserError(
+            f"responses {ids}: {len(ids_NK)} rows of log-probs for {(labels_BT != IGNORED).sum()} tokens"
+        )
+    if max(ids_NK.max(initial=0), input_ids_BT.max()) >= vocab_size:
+        ids = ", ".join(row["response_id"] for row in rows)
+        raise UserError(f"responses {ids}: a token id is outside the student's vocabulary of {vocab_size}")
     return {
         "input_ids": torch.from_numpy(input_ids_BT),
         "attention_mask": torch.from_numpy(attention_BT),
@@ -69,3 +81,35 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
         "teacher_logprobs_NK": torch.from_numpy(logprobs_NK),
         "teacher_log_tail_N": torch.from_numpy(log_tail_N),
     }
+
+
+class LengthGrouped(Sampler[int]):
+    """Rows in random order, those of a batch of like length; the order is a function of seed and epoch alone.
+
+    So a resumed training sees the rows that the uninterrupted one would have seen (transformers' own sampler draws
+    from the global generator, whose state a resume does not restore in time).
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed, self._epoch = np.asarray(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's loader at the start of each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng([self._seed, self._epoch])
+        order = generator.permutation(len(self._lengths))
+        span = self._batch_size * GROUPED_BATCHES
+        batches: list[np.ndarray] = []
+        for start in range(0, len(order), span):
+            group = order[start : start + span]
+            group = group[np.argsort(self._lengths[group], kind="stable")]
+            batches += [group[i : i + self._batch_size] for i in range(0, len(group), self._batch_size)]
+        short = [batch for batch in batches if len(batch) < self._batch_size]  # the last one stays last
+        whole = [batch for batch in batches if len(batch) == self._batch_size]
+        generator.shuffle(whole)
+        return iter(np.concatenate([*whole, *short]).tolist())

@@ -25,13 +25,16 @@ TEACHER_TOLERANCE_NATS = {"float32": 1e-3}
 LOOSE_TEACHER_TOLERANCE_NATS = 0.05  # half precision or quantised weights: two programs round differently
 
 
-def prove(rows: Dataset, teacher: models.Model, learner: Any, teacher_dtype: str, chunk_tokens: int) -> dict[str, Any]:
+def prove(
+    rows: Dataset, teacher: models.Model, learner: Any, teacher_dtype: str, chunk_tokens: int
+) -> dict[str, Any]:
     """Prove the alignment contract of records.py on rows that will be trained on; returns what was measured.
 
     Raises UserError, saying which part fails, and by how much.
     """
-    facts: dict[str, Any] = {"worst_sampled_difference_nats": check_sampled_tokens(rows, teacher.vocab_size())}
-    batch = proof_batch(rows)
+    vocab_size = learner.get_output_embeddings().weight.shape[0]
+    facts: dict[str, Any] = {"worst_sampled_difference_nats": check_sampled_tokens(rows, vocab_size)}
+    batch = proof_batch(rows, vocab_size)
     facts["proof_tokens"] = len(batch["teacher_ids_NK"])
     facts |= check_student_shift(learner, batch, chunk_tokens)
     if _fits(teacher):
@@ -39,7 +42,9 @@ def prove(rows: Dataset, teacher: models.Model, learner: Any, teacher_dtype: str
         facts["teacher_kl_nats"] = check_teacher(student.load(teacher.path), batch, chunk_tokens, tolerance)
         facts["teacher_tolerance_nats"] = tolerance
     else:
-        say("train: the teacher does not fit this machine's memory; alignment is proved by the student's shift alone")
+        say(
+            "train: the teacher does not fit this machine's memory; alignment is proved by the student's shift alone"
+        )
         facts["teacher_kl_nats"] = None
     return facts
 
@@ -59,7 +64,9 @@ def check_sampled_tokens(rows: Dataset, vocab_size: int) -> float:
         if not len(ids_NK) == len(tokens_N) == len(sampled_N):
             raise UserError(f"response {name}: {len(tokens_N)} tokens, but {len(ids_NK)} rows of log-probs")
         if ids_NK.size and ids_NK.max() >= vocab_size:
-            raise UserError(f"response {name}: token id {ids_NK.max()} is outside the vocabulary of {vocab_size}")
+            raise UserError(
+                f"response {name}: token id {ids_NK.max()} is outside the student's vocabulary of {vocab_size}"
+            )
         is_here_NK = ids_NK == tokens_N[:, None]
         in_support_N = is_here_NK.any(axis=1)
         stored_N = np.where(is_here_NK, logprobs_NK, 0).sum(axis=1)
@@ -117,10 +124,13 @@ def mean_kl_nats(model: Any, batch: dict[str, Tensor], chunk_tokens: int) -> flo
 
 def shifted(batch: dict[str, Tensor], shift: int) -> dict[str, Tensor]:
     """The batch with the teacher's rows moved by `shift` tokens against the labels."""
-    return {key: value.roll(shift, dims=0) if key.startswith("teacher_") else value for key, value in batch.items()}
+    return {
+        key: value.roll(shift, dims=0) if key.startswith("teacher_") else value
+        for key, value in batch.items()
+    }
 
 
-def proof_batch(rows: Dataset) -> dict[str, Tensor]:
+def proof_batch(rows: Dataset, vocab_size: int) -> dict[str, Tensor]:
     """A few of the shorter answers, together at most about MAX_PROOF_TOKENS tokens."""
     order = np.argsort(np.asarray(rows["length"]), kind="stable")
     chosen, total = [], 0
@@ -129,7 +139,7 @@ def proof_batch(rows: Dataset) -> dict[str, Tensor]:
         if chosen and total > MAX_PROOF_TOKENS:
             break
         chosen.append(rows[int(index)])
-    return collate(chosen, pad_token_id=0)
+    return collate(chosen, pad_token_id=0, vocab_size=vocab_size)
 
 
 def _decoded(row: dict[str, Any]) -> tuple[codec.IdArray, codec.FloatArray, codec.FloatArray]:

@@ -32,7 +32,9 @@ class _SupportLogprobs(torch.autograd.Function):
     """d loss / d logit_j = g_j − q_j·G on the support, g_tail·q_j/q_tail − q_j·G outside it; G is the sum of all g."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, ids_NK: Tensor, labels_N: Tensor, chunk: int) -> Any:
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, ids_NK: Tensor, labels_N: Tensor, chunk: int
+    ) -> Any:
         supports, tails, label_logprobs, normalisers = [], [], [], []
         kind = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_VH.dtype

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.sft_config import SFTConfig
@@ -23,7 +23,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from pipeline.config import Train
 from pipeline.console import progress
-from pipeline.train.batches import IGNORED, collate
+from pipeline.train.batches import IGNORED, LengthGrouped, collate
 from pipeline.train.divergences import forward_kl_nats
 from pipeline.train.head import support_logprobs
 
@@ -39,7 +39,9 @@ def token_losses(model: Any, inputs: dict[str, Tensor], chunk_tokens: int) -> tu
     labels_BT = inputs["labels"][:, 1:]
     is_loss_BT = labels_BT != IGNORED
     hidden_NH = outputs.last_hidden_state[:, :-1][is_loss_BT]
-    student = support_logprobs(hidden_NH, head.weight, inputs["teacher_ids_NK"], labels_BT[is_loss_BT], chunk_tokens)
+    student = support_logprobs(
+        hidden_NH, head.weight, inputs["teacher_ids_NK"], labels_BT[is_loss_BT], chunk_tokens
+    )
     kl_N = forward_kl_nats(
         inputs["teacher_logprobs_NK"], inputs["teacher_log_tail_N"], student.support_NK, student.log_tail_N
     )
@@ -56,7 +58,7 @@ class DistillationTrainer(SFTTrainer):
         self._sums = {"ce_nats": 0.0, "kl_nats": 0.0, "tokens": 0, "all_tokens": 0}
         self._since = time.monotonic()
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ANN001, ANN201
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if return_outputs:
             raise ValueError("the distillation loss never forms logits, so has no outputs to return")
         unwrapped = self.accelerator.unwrap_model(model)
@@ -70,7 +72,9 @@ class DistillationTrainer(SFTTrainer):
         num_tokens = len(ce_N) if num_items_in_batch is None else num_items_in_batch
         loss = loss_N.sum() / num_tokens
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages; num_items_in_batch counts every process
+            loss = (
+                loss * self.accelerator.num_processes
+            )  # DDP averages; num_items_in_batch counts every process
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -81,6 +85,10 @@ class DistillationTrainer(SFTTrainer):
             self._sums = dict.fromkeys(self._sums, 0)
             self._since = time.monotonic()
         super().log(logs, start_time)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return LengthGrouped(rows["length"], self._settings.batch_size, self._settings.seed)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["prompt_token_ids", "token_ids", "logprobs", "response_id", "length"]
@@ -161,7 +169,11 @@ def fit(
         args=_arguments(settings, checkpoints),
         train_dataset=rows,
         processing_class=tokenizer,
-        data_collator=functools.partial(collate, pad_token_id=tokenizer.pad_token_id or 0),
+        data_collator=functools.partial(
+            collate,
+            pad_token_id=tokenizer.pad_token_id or 0,
+            vocab_size=model.get_output_embeddings().weight.shape[0],
+        ),
         callbacks=[Progress(arm, folder / "metrics.jsonl")],
         peft_config=None
         if lora is None
@@ -169,10 +181,13 @@ def fit(
             r=lora.r,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
+            target_modules=lora.target_modules
+            if isinstance(lora.target_modules, str)
+            else list(lora.target_modules),
             task_type="CAUSAL_LM",
         ),
     )
+    trainer.remove_callback(PrinterCallback)  # Progress shows the same, on one line
     resumed = last_whole_checkpoint(checkpoints)
     result = trainer.train(resume_from_checkpoint=resumed)
     trained: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -212,8 +227,6 @@ def _arguments(settings: Train, checkpoints: Path) -> SFTConfig:
         bf16=settings.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
-        train_sampling_strategy="group_by_length",
-        length_column_name="length",
         seed=settings.seed,
         logging_steps=settings.log_steps,
         logging_first_step=True,

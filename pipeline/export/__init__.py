@@ -1,0 +1,72 @@
+"""export: the student as a folder that transformers and vLLM load, with a model card made from the manifests."""
+
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+
+from pipeline import models
+from pipeline.config import Config, output_settings
+from pipeline.console import say
+from pipeline.rundir import RunDir, read_json
+
+
+def run(config: Config, run_dir: RunDir) -> None:
+    """Write export/model: weights in `export.dtype`, tokenizer, chat template, README.md."""
+    models.quiet_transformers()
+    trained, evaluated = run_dir.manifest("train"), run_dir.manifest("evaluate")
+    fingerprint = {
+        **{f"export.{key}": value for key, value in output_settings(config.export).items()},
+        "input.train": run_dir.output_hash("train"),
+        "input.evaluate": run_dir.output_hash("evaluate"),
+    }
+    stage = run_dir.begin("export", config, fingerprint)
+    target = stage.path / "model"
+    if not stage.complete:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        source = run_dir.stage_path("train") / "student"
+        dtype: torch.dtype = getattr(torch, config.export.dtype)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+        model.save_pretrained(target)
+        AutoTokenizer.from_pretrained(source).save_pretrained(target)
+        scores = read_json(run_dir.stage_path("evaluate") / "scores.json")
+        _card(config, run_dir, scores, trained).save(target / "README.md")
+        files = [path for path in sorted(target.iterdir()) if path.is_file()]
+        stage.finish(files, {"files": len(files)}, evaluated=evaluated["finished"])
+    say(f"export: {target.resolve()}")
+
+
+def _card(config: Config, run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> ModelCard:
+    """A card that says what the student is, what it was made from, and what was measured."""
+    generated = run_dir.manifest("generate")
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="text-generation", tags=["distillation"], language="en"
+    )
+    layers = f"layers {config.student.keep_layers} of it" if config.student.keep_layers else "all its layers"
+    start = config.student.model or f"the teacher, {layers}"
+    verdict = "\n".join(f"- {sentence}" for sentence in scores["verdict"]["sentences"])
+    body = f"""---
+{data.to_yaml()}
+---
+
+# {config.name}
+
+A student of `{generated["fingerprint"]["teacher.model"]}`, distilled with Retort.
+
+- Started from: {start}
+- Learnt from: {trained["counts"]["rows"]} answers of the teacher, {trained["counts"]["answer_tokens"]} tokens,
+  with the {generated["k"]} best log-probs behind each
+- Loss: {config.train.ce_weight:g} × cross-entropy + {config.train.kd_weight:g} × forward KL
+- Teacher weights: `{generated["fingerprint"]["teacher.weights"]}`
+
+## What was measured
+
+{verdict}
+
+## Before you use it
+
+The figures are about the prompts of one run. The student carries over what its teacher gets wrong, and adds to it.
+The teacher's licence applies to what is made from it.
+"""
+    return ModelCard(body)

@@ -1,0 +1,202 @@
+"""One example carried through every stage, as plain text that is safe in a terminal."""
+
+import math
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline import codec, models
+from pipeline import config as config_module
+from pipeline.errors import UserError
+from pipeline.report.figures import NONE, setting_text, words
+from pipeline.rundir import RunDir, read_shards
+
+Row = dict[str, Any]
+NUM_TOKENS = 12
+NUM_ALTERNATIVES = 5
+HARMLESS = "\u200c\u200d"  # joiners: invisible, but emoji and several scripts are made with them
+UNSAFE = {
+    "Cc",
+    "Cf",
+    "Cs",
+    "Zl",
+    "Zp",
+}  # control, format (bidi), lone surrogates, line and paragraph separators
+
+
+def describe(run_dir: RunDir, response_id: str | None) -> str:
+    """Prompt, answer, first tokens with their alternatives, and what filter decided, of one response.
+
+    `response_id` may also be a prompt's id: its first response is shown; None is the first response that was kept.
+    Raises UserError where there is no such response or prompt, prepare has not finished, or a file is damaged.
+    """
+    run_dir.manifest("prepare")
+    response = _response(run_dir, response_id)
+    prompt_id = response["prompt_id"] if response else response_id
+    prompt = _find(run_dir, "prepare", "prompt_id", prompt_id)
+    if prompt is None:
+        raise UserError(
+            f"{run_dir.path}: no response or prompt has the id {response_id!r}; see {run_dir.path}/prepare"
+        )
+    lines = [*_prompt_lines(prompt), *_answer_lines(run_dir, response), *_filter_lines(run_dir, response)]
+    lines += [*_train_lines(run_dir, response), _stage_line(run_dir, "evaluate")]
+    return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    """The text with all that could move a terminal's cursor, or turn text around, as Python escapes; one line."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in UNSAFE and character not in HARMLESS
+        else character
+        for character in text
+    )
+
+
+def _response(run_dir: RunDir, wanted: str | None) -> Row | None:
+    """The row of RESPONSES that is asked for; None where generate has not finished."""
+    if not _is_done(run_dir, "generate"):
+        return None
+    if wanted is None:
+        kept = _find(run_dir, "filter", "kept", True) if _is_done(run_dir, "filter") else None
+        return _find(run_dir, "generate", "response_id", kept["response_id"] if kept else None)
+    return _find(run_dir, "generate", "response_id", wanted) or _find(
+        run_dir, "generate", "prompt_id", wanted
+    )
+
+
+def _find(run_dir: RunDir, stage: str, column: str, value: Any) -> Row | None:
+    """The first row of a stage whose column has the value, or just the first row where the value is None."""
+    names = [f["name"] for f in run_dir.manifest(stage)["files"] if f["name"].endswith(".parquet")]
+    for name, table in zip(names, read_shards(run_dir, stage, [column]), strict=True):
+        values = table.column(column).to_pylist()
+        if value is None and values:
+            value = values[0]
+        if value in values:
+            whole = pq.read_table(run_dir.stage_path(stage) / name)
+            return whole.slice(values.index(value), 1).to_pylist()[0]
+    return None
+
+
+def _prompt_lines(prompt: Row) -> Iterator[str]:
+    yield f"PROMPT {prompt['prompt_id']}"
+    yield f"  split {prompt['split']} · category {escaped(prompt['category'] or NONE)} · {escaped(prompt['source'])}"
+    yield f"  {len(prompt['prompt_token_ids'])} prompt tokens, the chat template applied"
+    for message in prompt["messages"]:
+        yield f"  [{escaped(message['role'])}]"
+        yield from _indented(message["content"])
+
+
+def _answer_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
+    yield ""
+    if response is None:
+        yield _stage_line(run_dir, "generate")
+        return
+    yield f"ANSWER {response['response_id']}"
+    yield f"  {len(response['token_ids'])} tokens · finish reason {response['finish_reason']}"
+    yield from _indented(response["text"])
+    yield ""
+    yield from _token_lines(run_dir, response)
+
+
+def _token_lines(run_dir: RunDir, response: Row) -> Iterator[str]:
+    """A line per token: number, piece, log-prob in nats, the likeliest tokens with probabilities, the tail's mass."""
+    try:
+        ids_NK, logprobs_NK, log_tail_N = codec.decode(response["logprobs"])
+    except ValueError as error:
+        raise UserError(f"response {response['response_id']}: {error}; generate again: --fresh") from None
+    shown = response["token_ids"][:NUM_TOKENS]
+    yield f"FIRST {len(shown)} OF {len(response['token_ids'])} TOKENS, of {ids_NK.shape[1]} log-probs stored for each"
+    pieces = _Pieces(run_dir)
+    if pieces.problem:
+        yield f"  tokens are shown by id: {pieces.problem}"
+    yield f"  {'t':>3}  {'token':<18} {'nats':>7}  likeliest tokens, and the tail: all that is not stored"
+    rows = zip(shown, response["token_logprobs"], ids_NK, logprobs_NK, log_tail_N, strict=False)
+    for t, (token, logprob, ids_K, logprobs_K, log_tail) in enumerate(rows):
+        best = zip(ids_K[:NUM_ALTERNATIVES], logprobs_K[:NUM_ALTERNATIVES], strict=True)
+        alternatives = "  ".join(f"{pieces.of(int(other))} {_percent(value)}" for other, value in best)
+        yield f"  {t:>3}  {pieces.of(token):<18} {logprob:>7.3f}  {alternatives}  tail {_percent(log_tail)}"
+
+
+class _Pieces:
+    """Token ids as quoted text, by the teacher's tokenizer; by number where that can't be had."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self.problem = ""
+        try:
+            teacher = config_module.load(run_dir.path / "config.yaml").teacher
+            self._tokenizer = models.find(teacher.model, teacher.revision).tokenizer()
+        except UserError as error:
+            self.problem = escaped(str(error))
+
+    def of(self, token: int) -> str:
+        if self.problem:
+            return f"#{token}"
+        text = self._tokenizer.decode([token])
+        if not text or "\ufffd" in text:  # part of a character: the vocabulary's own name says more
+            text = self._tokenizer.convert_ids_to_tokens(token) or f"#{token}"
+        return f'"{escaped(text)}"'
+
+
+def _filter_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
+    yield ""
+    if response is None or not _is_done(run_dir, "filter"):
+        yield _stage_line(run_dir, "filter")
+        return
+    decision = _find(run_dir, "filter", "response_id", response["response_id"])
+    if decision is None:
+        yield "filter: has no decision about this response; filter again: --fresh"
+        return
+    reasons = ", ".join(words(reason) for reason in decision["reasons"])
+    yield "FILTER kept" if decision["kept"] else f"FILTER dropped: {reasons}"
+    settings = run_dir.manifest("filter").get("settings", {})
+    yield f"  {'rule':<20} {'score':>8}  setting"
+    for rule, score in decision["scores"]:
+        mark = "  ← dropped" if rule in decision["reasons"] else ""
+        yield f"  {words(rule):<20} {score:>8.4g}  {setting_text(rule, settings)}{mark}"
+
+
+def _train_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
+    yield ""
+    if response is None or not _is_done(run_dir, "train"):
+        yield _stage_line(run_dir, "train")
+        return
+    decision = (
+        _find(run_dir, "filter", "response_id", response["response_id"])
+        if _is_done(run_dir, "filter")
+        else None
+    )
+    length = len(response["prompt_token_ids"]) + len(response["token_ids"])
+    limit = run_dir.manifest("train")["fingerprint"].get("train.max_length")
+    if decision is None or not decision["kept"]:
+        reason = "left out: filter dropped it"
+    elif response["split"] != "train":
+        reason = f"left out: its prompt is of the {response['split']} split"
+    elif limit is not None and length > limit:
+        reason = f"left out: {length} tokens with its prompt, above train.max_length = {limit}"
+    else:
+        reason = f"learnt from it, {length} tokens with its prompt"
+    yield f"train: {reason}"
+
+
+def _stage_line(run_dir: RunDir, stage: str) -> str:
+    if _is_done(run_dir, stage):
+        return f"{stage}: done"
+    begun = (run_dir.stage_path(stage) / "started.json").is_file()
+    return f"{stage}: begun, not finished" if begun else f"{stage}: not run yet"
+
+
+def _is_done(run_dir: RunDir, stage: str) -> bool:
+    return (run_dir.stage_path(stage) / "manifest.json").is_file()
+
+
+def _indented(text: str) -> Iterator[str]:
+    for line in text.split("\n"):
+        yield f"    {escaped(line)}".rstrip()
+
+
+def _percent(logprob: float) -> str:
+    """A probability that is given by its natural logarithm."""
+    return f"{100 * math.exp(logprob):.1f}%"

@@ -1,0 +1,264 @@
+"""The whole chain as a user runs it, killed twice on the way: real vLLM, the real demo teacher, the real trainer."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import codec
+from pipeline.rundir import file_hash
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+ROOT = Path(__file__).parent.parent.parent
+NUM_PROMPTS, NUM_SAMPLES = 24, 2
+SETTINGS = [
+    "name=chain",
+    f"prepare.max_prompts={NUM_PROMPTS}",
+    "prepare.held_out_frac=0.25",
+    f"generate.num_samples={NUM_SAMPLES}",
+    "generate.max_tokens=32",
+    "generate.k=32",
+    "generate.shard_responses=8",
+    "teacher.engine.max_num_seqs=8",
+    "teacher.engine.max_model_len=1024",
+    "student.keep_layers=0-5,24-29",
+    "train.batch_size=2",
+    "train.checkpoint_steps=3",
+    "train.log_steps=1",
+    "train.dtype=float32",
+    "evaluate.chat_items=4",
+    "evaluate.max_tokens=24",
+    "evaluate.speed_prompts=4",
+    "evaluate.speed_tokens=16",
+    "evaluate.speed_rounds=2",
+]
+
+
+class Runs:
+    """The command, with its runs in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "chain"
+
+    def command(self, verb: str, *more: str) -> list[str]:
+        config = str(ROOT / "configs/quickstart.yaml")
+        return [sys.executable, "-m", "pipeline", verb, config, *SETTINGS, f"runs_dir={self.folder}", *more]
+
+    def do(self, verb: str, *more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(verb, *more), cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    def kill_when(self, verb: str, is_time: Callable[[], bool]) -> None:
+        """Start a verb, and send SIGKILL to it (not to its child) as soon as the condition holds."""
+        process = subprocess.Popen(self.command(verb), cwd=ROOT, stderr=subprocess.DEVNULL)
+        while not is_time():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive, "a stage outlived the command that started it"
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        return json.loads((self.path / stage / "manifest.json").read_text())
+
+
+def copy_of(runs: Runs, target: Path) -> Runs:
+    shutil.copytree(runs.folder, target)
+    return Runs(target)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """A finished run that was killed once in generate and once in train."""
+    runs = Runs(tmp_path_factory.mktemp("runs"))
+    shards, checkpoints = runs.path / "generate", runs.path / "train/checkpoints/student"
+    runs.kill_when("run", lambda: len(list(shards.glob("responses-*.parquet"))) >= 2)
+    assert not (shards / "manifest.json").exists(), "generate had finished: the kill proved nothing"
+    before = {path.name: file_hash(path) for path in shards.glob("responses-*.parquet")}
+    runs.kill_when("run", lambda: any(checkpoints.glob("checkpoint-*/trainer_state.json")))
+    assert {name: file_hash(shards / name) for name in before} == before, "a committed shard was made again"
+    done = runs.do("run")
+    assert done.returncode == 0, done.stderr
+    return runs
+
+
+def test_every_response_is_there_once(runs: Runs) -> None:
+    table = pa.concat_tables(
+        pq.read_table(path) for path in sorted((runs.path / "generate").glob("*.parquet"))
+    )
+    ids = table.column("response_id").to_pylist()
+    prompts = pq.read_table(runs.path / "prepare/prompts-00000.parquet").column("prompt_id").to_pylist()
+    assert sorted(ids) == sorted(f"{prompt}-{sample}" for prompt in prompts for sample in range(NUM_SAMPLES))
+    assert len(ids) == NUM_PROMPTS * NUM_SAMPLES
+    for row in table.to_pylist():
+        ids_NK, _, _ = codec.decode(row["logprobs"])
+        assert len(ids_NK) == len(row["token_ids"]) == len(row["token_logprobs"])
+
+
+def test_training_went_on_from_its_checkpoint(runs: Runs) -> None:
+    trained = runs.manifest("train")
+    assert trained["arms"]["student"]["resumed_from"].startswith("checkpoint-")
+    lines = [json.loads(line) for line in (runs.path / "train/metrics.jsonl").read_text().splitlines()]
+    for arm in ("student", "sft_only"):
+        steps = [line["step"] for line in lines if line["arm"] == arm]
+        assert steps == list(range(1, trained["counts"]["steps"] + 1))
+
+
+def test_the_contract_was_proved_on_the_real_capture(runs: Runs) -> None:
+    contract = runs.manifest("train")["contract"]
+    assert abs(contract["teacher_kl_nats"]) < 1e-3
+    assert contract["worst_sampled_difference_nats"] < 0.02
+    assert contract["student_kl_nats"] < contract["student_kl_shifted_nats"]
+
+
+def test_scores_are_those_of_a_teacher_and_its_student(runs: Runs) -> None:
+    arms = json.loads((runs.path / "evaluate/scores.json").read_text())["arms"]
+    assert set(arms) == {"teacher", "student", "sft_only", "untrained"}
+    kl = {arm: scores["fidelity"]["forward_kl_nats"]["value"] for arm, scores in arms.items()}
+    assert abs(kl["teacher"]) < 1e-6
+    assert arms["teacher"]["fidelity"]["top1_agreement_frac"]["value"] == 1
+    assert kl["student"] < 0.9 * kl["untrained"]
+    assert (
+        arms["student"]["cost"]["num_parameters"]["value"]
+        < 0.7 * arms["teacher"]["cost"]["num_parameters"]["value"]
+    )
+    for scores in arms.values():
+        assert scores["speed"]["output_tokens_per_s"]["value"] > 0
+        assert set(scores["quality"]) == {"truncated_frac", "repetition_frac", "answer_tokens"}
+
+
+def test_run_again_does_nothing_again(runs: Runs) -> None:
+    before = {path: path.stat().st_mtime_ns for path in runs.path.rglob("manifest.json")}
+    began = time.monotonic()
+    assert runs.do("run").returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in runs.path.rglob("manifest.json")} == before
+    assert time.monotonic() - began < 90
+
+
+def test_a_changed_setting_is_refused_and_named(runs: Runs) -> None:
+    before = runs.manifest("generate")
+    refused = runs.do("generate", "generate.temperature=0.1")
+    assert refused.returncode == 2
+    message = refused.stderr.strip().splitlines()[-1]
+    assert message.startswith("error:")
+    for part in ("generate.temperature was 0.7, is 0.1", "--fresh", "name=", "--accept generate.temperature"):
+        assert part in message
+    assert runs.manifest("generate") == before
+
+
+def test_report_status_and_show_tell_of_it(runs: Runs) -> None:
+    page = (runs.path / "report.html").read_text()
+    assert "forward KL" in page
+    for verb in ("status", "show", "report"):
+        command = [sys.executable, "-m", "pipeline", verb, str(runs.path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_export_writes_a_plain_model_with_a_card(runs: Runs) -> None:
+    done = runs.do("export")
+    assert done.returncode == 0, done.stderr
+    folder = runs.path / "export/model"
+    card = (folder / "README.md").read_text()
+    assert "held-out prompts" in card
+    assert "library_name: transformers" in card
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.num_hidden_layers == 12
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    assert prompt
+
+
+def test_a_damaged_shard_is_named_and_alone_made_anew(runs: Runs, tmp_path: Path) -> None:
+    copy = copy_of(runs, tmp_path / "copy")
+    shard = copy.path / "generate/responses-00001.parquet"
+    others = {
+        path.name: file_hash(path) for path in (copy.path / "generate").glob("*.parquet") if path != shard
+    }
+    shard.write_bytes(shard.read_bytes()[:-100])
+    refused = copy.do("filter", "--fresh")
+    assert refused.returncode == 2
+    assert "responses-00001.parquet: damaged" in refused.stderr
+    shard.unlink()
+    done = copy.do("generate")
+    assert done.returncode == 0, done.stderr
+    assert shard.exists()
+    assert {name: file_hash(shard.parent / name) for name in others} == others
+    assert copy.do("filter", "--fresh").returncode == 0
+
+
+def test_rows_shifted_by_one_stop_the_training_before_step_one(runs: Runs, tmp_path: Path) -> None:
+    copy = copy_of(runs, tmp_path / "copy")
+    path = copy.path / "generate/manifest.json"
+    manifest = json.loads(path.read_text())
+    for record in manifest["files"]:
+        shard = path.parent / record["name"]
+        table = pq.read_table(shard)
+        late = []
+        for packed in table.column("logprobs").to_pylist():
+            ids_NK, logprobs_NK, log_tail_N = codec.decode(packed)
+            late.append(
+                codec.encode(np.roll(ids_NK, 1, 0), np.roll(logprobs_NK, 1, 0), np.roll(log_tail_N, 1, 0))
+            )
+        place = table.column_names.index("logprobs")
+        pq.write_table(table.set_column(place, "logprobs", pa.array(late, pa.binary())), shard)
+        record |= {"bytes": shard.stat().st_size, "sha256": file_hash(shard)}
+    path.write_text(json.dumps(manifest))
+    assert copy.do("filter", "--fresh").returncode == 0
+    refused = copy.do("train")
+    assert refused.returncode == 2
+    assert "not aligned" in refused.stderr
+    assert not (copy.path / "train/student").exists()
+
+
+def test_a_second_process_on_the_same_run_is_refused(runs: Runs, tmp_path: Path) -> None:
+    import filelock
+
+    copy = copy_of(runs, tmp_path / "copy")
+    with filelock.FileLock(copy.path / ".lock"):
+        refused = copy.do("filter")
+    assert refused.returncode == 2
+    assert "another process is working on this run" in refused.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(runs: Runs, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("a tmpfs can't be mounted here")
+    try:
+        full = Runs(small)
+        shutil.copytree(runs.path / "prepare", full.path / "prepare")
+        filler = small / "filler"
+        filler.write_bytes(b"x" * 700_000)
+        refused = full.do("generate")
+        assert refused.returncode == 2
+        assert "no disk space" in refused.stderr
+        kept = {path.name: file_hash(path) for path in (full.path / "generate").glob("responses-*.parquet")}
+        assert not list((full.path / "generate").glob(".*.tmp"))
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=50m", str(small)], check=True)
+        done = full.do("generate")
+        assert done.returncode == 0, done.stderr
+        assert full.manifest("generate")["counts"]["responses"] == NUM_PROMPTS * NUM_SAMPLES
+        assert {name: file_hash(full.path / "generate" / name) for name in kept} == kept
+    finally:
+        subprocess.run(["umount", str(small)], check=False)

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from pipeline.evaluate import verdict
+from pipeline.evaluate.statistics import Figure, ratio, repeated
+
+
+def slow_interval(numerators: np.ndarray, denominators: np.ndarray, resamples: int) -> tuple[float, float]:
+    """The same bootstrap by drawing prompts one list at a time."""
+    generator = np.random.default_rng(7)
+    n = len(numerators)
+    draws = []
+    for _ in range(resamples):
+        chosen = generator.integers(0, n, n)
+        draws.append(numerators[chosen].sum() / denominators[chosen].sum())
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def test_intervals_equal_a_slow_independent_bootstrap() -> None:
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(5, 50, 40).astype(float)
+    values = tokens * generator.gamma(2, 0.3, 40)
+    figure = ratio(values, tokens, 10_000, seed=0)
+    low, high = slow_interval(values, tokens, 10_000)
+    assert figure["value"] == pytest.approx(values.sum() / tokens.sum())
+    assert figure["low"] == pytest.approx(low, rel=0.02)
+    assert figure["high"] == pytest.approx(high, rel=0.02)
+    assert figure["num"] == 40
+
+
+def test_ninety_five_percent_intervals_cover_the_truth() -> None:
+    generator = np.random.default_rng(1)
+    trials, hits = 400, 0
+    for trial in range(trials):
+        tokens = generator.integers(20, 60, 80).astype(float)
+        values = tokens * generator.gamma(2, 0.5, 80)  # mean 1 a token
+        figure = ratio(values, tokens, 400, seed=trial)
+        assert figure["low"] is not None
+        assert figure["high"] is not None
+        hits += figure["low"] <= 1 <= figure["high"]
+    assert 0.91 <= hits / trials <= 0.98
+
+
+def test_resamples_drawn_in_pieces_are_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.evaluate import statistics
+
+    values, tokens = np.arange(1.0, 9.0), np.full(8, 2.0)
+    whole = ratio(values, tokens, 5_000, seed=0)
+    monkeypatch.setattr(statistics, "MAX_WEIGHTS", 64)
+    pieces = ratio(values, tokens, 5_000, seed=0)
+    assert pieces["low"] == pytest.approx(whole["low"], rel=0.05)
+
+
+def test_one_prompt_has_no_interval() -> None:
+    assert ratio(np.array([2.0]), np.array([4.0]), 100, 0) == {
+        "value": 0.5,
+        "low": None,
+        "high": None,
+        "num": 1,
+    }
+
+
+def test_repeated_measurements_show_their_spread() -> None:
+    assert repeated([3.0, 1.0, 2.0]) == {"value": 2.0, "low": 1.0, "high": 3.0, "num": 3}
+
+
+def over(value: float, low: float, high: float) -> Figure:
+    return {"value": value, "low": low, "high": high, "num": 50}
+
+
+def test_no_difference_is_said_where_the_interval_holds_one() -> None:
+    assert "No difference" in verdict._kl_sentence(over(0.97, 0.9, 1.04), "x")
+    assert "closer" in verdict._kl_sentence(over(0.8, 0.7, 0.9), "x")
+    assert "farther" in verdict._kl_sentence(over(1.2, 1.1, 1.3), "x")

@@ -1,0 +1,186 @@
+"""Real vLLM on the demo teacher: what it gives is what a plain transformers forward gives for the same ids."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import codec, hardware, models
+from pipeline.errors import UserError
+from pipeline.generate import response_seed
+from pipeline.generate.engine import Answer, Engine, Request, check_engine_args
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+K = 20
+QUESTIONS = [
+    "What is the capital of France?",
+    "Name three fruits.",
+    "Write a line about rain.",
+    "Is ice cold?",
+]
+
+
+@pytest.fixture(scope="module")
+def engine(demo_teacher: Path) -> Engine:
+    return Engine(str(demo_teacher), {"max_model_len": 1024, "max_num_seqs": 4}, k=K, memory_share=0.2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo_teacher: Path) -> Any:
+    return models.Model("demo", demo_teacher).tokenizer()
+
+
+@pytest.fixture(scope="module")
+def reference(demo_teacher: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(demo_teacher, dtype=torch.float32).eval()
+
+
+def requests(tokenizer: Any, **changes: Any) -> Iterator[Request]:
+    for number, question in enumerate(QUESTIONS):
+        ids = models.render(tokenizer, [{"role": "user", "content": question}], {})
+        base = {"max_tokens": 24, "temperature": 0.7, "seed": number, "k": K}
+        yield Request(f"q{number}", ids, **{**base, **changes})
+
+
+def by_id(answers: Iterator[Answer]) -> dict[str, Answer]:
+    return {answer.request.request_id: answer for answer in answers}
+
+
+def full_logprobs(reference: Any, answer: Answer) -> np.ndarray:
+    prompt = answer.request.prompt_token_ids
+    with torch.no_grad():
+        logits = reference(torch.tensor([prompt + answer.token_ids])).logits[0, len(prompt) - 1 : -1]
+    return logits.double().log_softmax(dim=1).numpy()
+
+
+def test_rows_are_the_distributions_the_tokens_were_drawn_from(
+    engine: Engine, tokenizer: Any, reference: Any
+) -> None:
+    for answer in engine.answers(requests(tokenizer)):
+        wanted_TV = full_logprobs(reference, answer)
+        T = len(answer.token_ids)
+        assert answer.ids_TK.shape == answer.logprobs_TK.shape == (T, K)
+        np.testing.assert_allclose(
+            np.take_along_axis(wanted_TV, answer.ids_TK, 1), answer.logprobs_TK, atol=2e-3
+        )
+        np.testing.assert_allclose(
+            wanted_TV[np.arange(T), answer.token_ids], answer.token_logprobs, atol=2e-3
+        )
+        best = np.sort(wanted_TV, axis=1)[:, ::-1][:, :K]
+        np.testing.assert_allclose(best, answer.logprobs_TK, atol=2e-3)  # the K best, best first
+
+
+def test_the_packed_tail_is_the_mass_of_everything_else(
+    engine: Engine, tokenizer: Any, reference: Any
+) -> None:
+    answer = next(iter(engine.answers(requests(tokenizer))))
+    packed = codec.encode(answer.ids_TK, answer.logprobs_TK, codec.log_tail(answer.logprobs_TK))
+    ids_NK, logprobs_NK, log_tail_N = codec.decode(packed)
+    wanted_NV = full_logprobs(reference, answer)
+    np.put_along_axis(wanted_NV, ids_NK, -np.inf, 1)
+    np.testing.assert_allclose(np.exp(wanted_NV).sum(axis=1), np.exp(log_tail_N), atol=1e-3)
+    np.testing.assert_allclose(np.exp(logprobs_NK).sum(axis=1) + np.exp(log_tail_N), 1, atol=1e-6)
+
+
+def test_log_probs_do_not_depend_on_the_sampling_temperature(engine: Engine, tokenizer: Any) -> None:
+    greedy = by_id(engine.answers(requests(tokenizer, temperature=0.0, max_tokens=1)))
+    warm = by_id(engine.answers(requests(tokenizer, temperature=1.3, top_p=0.5, max_tokens=1)))
+    for name, answer in greedy.items():
+        np.testing.assert_allclose(answer.logprobs_TK, warm[name].logprobs_TK, atol=2e-3)
+
+
+def test_the_end_of_turn_is_a_token_with_a_row_of_its_own(engine: Engine, tokenizer: Any) -> None:
+    answers = by_id(engine.answers(requests(tokenizer, temperature=0.0, max_tokens=64)))
+    ended = [answer for answer in answers.values() if answer.finish_reason == "stop"]
+    assert ended
+    assert all(answer.token_ids[-1] == tokenizer.eos_token_id for answer in ended)
+    assert all(len(answer.token_logprobs) == len(answer.token_ids) for answer in ended)
+
+
+def test_a_response_is_drawn_from_its_own_stream_whatever_runs_beside_it(
+    engine: Engine, tokenizer: Any
+) -> None:
+    together = by_id(engine.answers(requests(tokenizer)))
+    last = list(requests(tokenizer))[-1]
+    (alone,) = engine.answers([last])
+    assert alone.token_ids == together[last.request_id].token_ids
+    assert response_seed(0, "a-0") != response_seed(0, "a-1")
+    assert response_seed(0, "a-0") != response_seed(1, "a-0")
+
+
+def test_requests_are_read_no_further_ahead_than_needed(engine: Engine, tokenizer: Any) -> None:
+    taken = 0
+
+    def many() -> Iterator[Request]:
+        nonlocal taken
+        for number in range(1000):
+            taken += 1
+            yield Request(f"m{number}", [1, 4093, 198], 2, 0.0, 0)
+
+    answers = engine.answers(many())
+    next(answers)
+    assert taken <= 4 * engine.max_num_seqs
+    rest = sum(1 for _ in answers)
+    assert rest == 999
+
+
+def test_a_prompt_beyond_the_context_is_refused_by_name(engine: Engine) -> None:
+    with pytest.raises(UserError, match=r"long-one.*1024"):
+        list(engine.answers([Request("long-one", [5] * 1024, 4, 0.0, 0)]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"tensor_paralel_size": 2}, "did you mean tensor_parallel_size"),
+        ({"logprobs_mode": "processed_logprobs"}, "set by retort itself"),
+        ({"trust_remote_code": True}, "set by retort itself"),
+        ({"data_parallel_size": 2}, "tensor_parallel_size"),
+    ],
+)
+def test_engine_arguments_are_checked_by_name(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_engine_args(arguments)
+
+
+def test_the_engine_behind_a_pipe_gives_the_engines_answers(
+    engine: Engine, tokenizer: Any, demo_teacher: Path
+) -> None:
+    asked = [
+        {
+            "request_id": r.request_id,
+            "prompt_token_ids": r.prompt_token_ids,
+            "max_tokens": 12,
+            "temperature": 0.0,
+            "seed": 0,
+        }
+        for r in requests(tokenizer)
+    ]
+    lines = json.dumps({"requests": asked, "timed": True}) + "\n"
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.generate.answer",
+        str(demo_teacher),
+        '{"max_model_len": 1024}',
+        "0.1",
+    ]
+    environment = {**hardware.stage_environment(), "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, input=lines, env=environment, capture_output=True, text=True, check=True)
+    ready, reply = (json.loads(line) for line in done.stdout.splitlines())
+    assert ready["ready"]
+    piped = {answer["request_id"]: answer for answer in reply["answers"]}
+    direct = by_id(engine.answers(requests(tokenizer, temperature=0.0, max_tokens=12, k=0)))
+    assert {name: answer["token_ids"] for name, answer in piped.items()} == {
+        name: answer.token_ids for name, answer in direct.items()
+    }
+    assert all(0 < answer["first_token_s"] < answer["total_s"] for answer in piped.values())

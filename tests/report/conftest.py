@@ -1,0 +1,31 @@
+"""Fixtures of the report's tests."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fabricated_run import VOCABULARY, make
+
+from pipeline.rundir import RunDir
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    """A run with every stage up to evaluate done."""
+    return make(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with a real tokenizer of eight words, and no weights in its weights."""
+    from safetensors.numpy import save_file
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("teacher")
+    words = Tokenizer(models.WordLevel({word: n for n, word in enumerate(VOCABULARY)}, unk_token="<s>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": len(VOCABULARY)}))
+    save_file({}, folder / "model.safetensors")
+    return folder

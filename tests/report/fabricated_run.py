@@ -1,0 +1,228 @@
+"""A small run, fabricated through RunDir itself, so that its files are as a real run writes them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import codec
+from pipeline import config as config_module
+from pipeline.config import Config, output_settings
+from pipeline.records import ARMS, DECISIONS, PROMPTS, RESPONSES, SAMPLES
+from pipeline.rundir import RunDir, Stage, write_json
+
+PLANTED = (
+    '<script>window.pwned=1;document.title="pwned"</script>'
+    "<img src=x onerror=\"window.pwned=1;document.title='pwned'\">"
+)
+VOCABULARY = ["<s>", "</s>", "alpha", "beta", "gamma", "delta", "bad\x1b[31mtoken", "eta"]
+NUM_ITEMS = 8
+WEIGHTS_HASH = "c0ffee" * 10 + "beef"
+# Rules of the filter, and how many of the six answers each dropped.
+DROPS = {"empty": 0, "truncated": 1, "control_tokens": 0, "repeated_ngrams": 1, "exact_duplicate": 0}
+
+Row = dict[str, Any]
+
+
+def figure(value: float, low: float | None = None, high: float | None = None, num: int = 48) -> Row:
+    return {"value": value, "low": low, "high": high, "num": num}
+
+
+def scores() -> Row:
+    """scores.json of a run with all four arms, and figures that are told apart."""
+    return {
+        "arms": {arm: _arm_scores(place) for place, arm in enumerate(ARMS)},
+        "verdict": {
+            "sentences": [
+                "The student is <close> to its teacher.",
+                "It writes 1.62× as many tokens a second.",
+            ],
+            "kl_over_untrained": figure(0.14, 0.13, 0.15),
+            "kl_over_sft_only": figure(0.82, 0.79, 0.85),
+            "speed_over_teacher": figure(1.62, 1.58, 1.66, 3),
+            "parameters_over_teacher": figure(0.79, None, None, 1),
+        },
+    }
+
+
+def samples() -> list[Row]:
+    """Answers arm by arm, as evaluate gathers them; the first item has two turns, and one answer carries a script."""
+    rows = []
+    for arm in ARMS:
+        for number in range(NUM_ITEMS):
+            for turn in range(2 if number == 0 else 1):
+                planted = PLANTED if number == 0 and arm == "student" else ""
+                rows.append(
+                    {
+                        "item_id": f"item-{number}",
+                        "category": "writing" if number % 2 else "code",
+                        "turn": turn,
+                        "arm": arm,
+                        "question": f"question {number}.{turn} {PLANTED if number == 0 else ''}",
+                        "answer": f"answer {number}.{turn} of {arm} {planted}"
+                        + "\nA second line of it." * (number % 4),
+                        "finish_reason": "length" if number == 1 else "stop",
+                        "num_tokens": 40 + number,
+                    }
+                )
+    return rows
+
+
+def make(folder: Path, until: str = "evaluate", teacher: str = "demo", scored: Row | None = None) -> RunDir:
+    """A run in `folder` whose stages are done up to `until`, with `scored` for its scores.json."""
+    settings = {"name": "trial", "runs_dir": str(folder), "teacher": {"model": teacher}}
+    config = config_module.validate(settings, "test")
+    run_dir = RunDir(config.run_path)
+    stages = {"prepare": _prepare, "generate": _generate, "filter": _filter, "train": _train}
+    for name, stage in stages.items():
+        stage(run_dir, config)
+        if name == until:
+            return run_dir
+    _evaluate(run_dir, config, scored or scores())
+    return run_dir
+
+
+def _arm_scores(place: int) -> Row:
+    kl, speed = 1.234 * place, 100.0 + 50 * place
+    fidelity = {
+        "forward_kl_nats": figure(kl, 0.9 * kl, 1.1 * kl),
+        "reverse_kl_nats": figure(1.2 * kl, kl, 1.5 * kl),
+        "top1_agreement_frac": figure(1 - 0.15 * place, 0.95 - 0.15 * place, 1 - 0.14 * place),
+        "acceptance_frac": figure(1 - 0.2 * place, 0.95 - 0.2 * place, 1 - 0.19 * place),
+        "nll_nats": figure(1.1 + kl, 1.0 + kl, 1.2 + kl),
+    }
+    return {
+        "fidelity": fidelity,
+        "fidelity_chat": {"forward_kl_nats": figure(1.5 * kl, 1.3 * kl, 1.7 * kl, 8)},
+        "quality": {
+            "truncated_frac": figure(0.1 + 0.1 * place, 0.05, 0.5, 8),
+            "repetition_frac": figure(0.02 + 0.1 * place, 0.0, 0.4, 8),
+            "answer_tokens": figure(120.0 + place, 100.0, 140.0, 8),
+        },
+        "speed": {
+            "output_tokens_per_s": figure(speed, speed - 5, speed + 5, 3),
+            "first_token_s": figure(0.0421, 0.041, 0.044, 3),
+            "time_per_token_s": figure(0.0123, 0.012, 0.013, 3),
+        },
+        "cost": {"num_parameters": figure(134.5e6, num=1), "weights_bytes": figure(538e6, num=1)},
+    }
+
+
+def _commit(stage: Stage, rows: list[Row], schema: pa.Schema, name: str) -> Path:
+    stage.commit(pa.Table.from_pylist(rows, schema=schema), name)
+    return stage.path / name
+
+
+def _prompt(number: int) -> Row:
+    return {
+        "prompt_id": f"prompt{number}",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"Say {number}.\x1b[2J {PLANTED}"},
+        ],
+        "category": "writing",
+        "split": "held_out" if number == 5 else "train",
+        "source": f"prompts/seeds.jsonl:{number + 1}",
+        "prompt_token_ids": [0, 2, 3],
+    }
+
+
+def _prepare(run_dir: RunDir, config: Config) -> None:
+    stage = run_dir.begin("prepare", config, {"teacher.model": config.teacher.model})
+    rows = [_prompt(number) for number in range(6)]
+    path = _commit(stage, rows, PROMPTS, "prompts-00000.parquet")
+    stage.finish([path], {"prompts": 6, "held_out": 1, "duplicates": 0, "bad_rows": 0})
+
+
+def _response(number: int) -> Row:
+    """Four tokens; each row stores six ids with 90 % of the mass, half of that on the sampled token."""
+    tokens = [2, 3, 6, 1]
+    ids_NK = np.array([[token, *(n for n in range(8) if n != token)][:6] for token in tokens], np.int32)
+    probabilities_NK = np.tile([0.45, 0.2, 0.1, 0.08, 0.05, 0.02], (4, 1))
+    logprobs_NK = np.log(probabilities_NK).astype(np.float32)
+    return {
+        "response_id": f"prompt{number}-0",
+        "prompt_id": f"prompt{number}",
+        "sample": 0,
+        "split": _prompt(number)["split"],
+        "category": "writing",
+        "text": f"Answer {number}: \x1b[31mred\x07\u202e",
+        "finish_reason": "length" if number == 0 else "stop",
+        "prompt_token_ids": [0, 2, 3],
+        "token_ids": tokens,
+        "token_logprobs": logprobs_NK[:, 0].tolist(),
+        "logprobs": codec.encode(ids_NK, logprobs_NK, codec.log_tail(logprobs_NK)),
+    }
+
+
+def _generate(run_dir: RunDir, config: Config) -> None:
+    fingerprint = {
+        "teacher.model": config.teacher.model,
+        "teacher.weights": WEIGHTS_HASH,
+        "teacher.engine": {},
+    }
+    stage = run_dir.begin("generate", config, fingerprint)
+    rows = [_response(number) for number in range(6)]
+    files = [_commit(stage, rows[n : n + 3], RESPONSES, f"responses-{n // 3:05d}.parquet") for n in (0, 3)]
+    counts = {"responses": 6, "answer_tokens": 24, "prompt_tokens": 18, "truncated": 1, "bytes": 4800}
+    stage.finish(files, counts, k=6, generated_tokens=24, generating_s=0.5, teacher_dtype="float32")
+
+
+def _decision(number: int) -> Row:
+    reasons = {0: ["truncated"], 1: ["repeated_ngrams"]}.get(number, [])
+    scores = {
+        "truncated": float(number == 0),
+        "too_short": 3.0,
+        "repeated_ngrams": 0.61 if number == 1 else 0.0,
+    }
+    return {
+        "response_id": f"prompt{number}-0",
+        "kept": not reasons,
+        "reasons": reasons,
+        "scores": list(scores.items()),
+    }
+
+
+def _filter(run_dir: RunDir, config: Config) -> None:
+    settings = output_settings(config.filter)
+    stage = run_dir.begin("filter", config, {f"filter.{key}": value for key, value in settings.items()})
+    rows = [_decision(number) for number in range(6)]
+    files = [_commit(stage, rows[n : n + 3], DECISIONS, f"decisions-{n // 3:05d}.parquet") for n in (0, 3)]
+    waterfall = [{"reason": reason, "dropped": dropped} for reason, dropped in DROPS.items()]
+    counts = {"responses": 6, "kept": 4, "kept_train": 3}
+    stage.finish(files, counts, waterfall=waterfall, settings=settings)
+
+
+def _train(run_dir: RunDir, config: Config) -> None:
+    stage = run_dir.begin(
+        "train", config, {"train.max_length": 2048, "student.model": None, "student.keep_layers": "0-5"}
+    )
+    lines = [
+        {
+            "arm": arm,
+            "step": step,
+            "epoch": step / 10,
+            "loss": 3 - step / 10,
+            "kl_nats": 2 - step / 10,
+            "ce_nats": 4.0,
+        }
+        for arm in ("student", "sft_only")
+        for step in (1, 5, 10)
+    ]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines) + '{"arm": "stud'
+    (stage.path / "metrics.jsonl").write_text(text, encoding="utf-8")
+    contract = {
+        "worst_sampled_difference_nats": 0.0039501190185546875,
+        "proof_tokens": 153,
+        "teacher_kl_nats": None,
+    }
+    stage.finish([], {"rows": 3, "too_long": 0, "answer_tokens": 12, "steps": 10}, contract=contract)
+
+
+def _evaluate(run_dir: RunDir, config: Config, scored: Row) -> None:
+    stage = run_dir.begin("evaluate", config, {"evaluate.seed": 0})
+    path = _commit(stage, samples(), SAMPLES, "samples.parquet")
+    write_json(stage.path / "scores.json", scored)
+    stage.finish([stage.path / "scores.json", path], {"held_out_answers": 48})

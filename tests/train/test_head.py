@@ -1,0 +1,103 @@
+"""The sparse head against an independent dense reference in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.train.divergences import forward_kl_nats
+from pipeline.train.head import support_logprobs
+
+N, K, V, H = 7, 4, 23, 5
+
+
+def problem(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden_NH = torch.randn(N, H, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight_VH = torch.randn(V, H, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    ids_NK = torch.stack([torch.randperm(V, generator=generator)[:K] for _ in range(N)])
+    labels_N = torch.randint(V, (N,), generator=generator)
+    labels_N[0] = ids_NK[0, 1]  # one label inside the support
+    labels_N[1] = next(j for j in range(V) if j not in ids_NK[1])  # and one outside it
+    return hidden_NH, weight_VH, ids_NK, labels_N
+
+
+def dense(
+    hidden_NH: Tensor, weight_VH: Tensor, ids_NK: Tensor, labels_N: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    logprobs_NV = (hidden_NH @ weight_VH.T).log_softmax(dim=1)
+    outside_NV = torch.ones_like(logprobs_NV, dtype=torch.bool).scatter(1, ids_NK, False)
+    log_tail_N = (logprobs_NV.exp() * outside_NV).sum(dim=1).log()
+    return logprobs_NV.gather(1, ids_NK), log_tail_N, logprobs_NV[torch.arange(len(labels_N)), labels_N]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_values_equal_the_dense_reference(chunk: int) -> None:
+    hidden, weight, ids, labels = problem()
+    for got, wanted in zip(
+        support_logprobs(hidden, weight, ids, labels, chunk), dense(hidden, weight, ids, labels), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_gradients_of_a_mixed_loss_equal_the_dense_reference(chunk: int) -> None:
+    hidden, weight, ids, labels = problem(1)
+    teacher_NV = torch.randn(N, V, dtype=torch.float64).log_softmax(dim=1)
+    teacher_NK = teacher_NV.gather(1, ids)
+    teacher_tail_N = torch.log1p(-teacher_NK.exp().sum(dim=1))
+
+    def loss(support_NK: Tensor, log_tail_N: Tensor, label_N: Tensor) -> Tensor:
+        return (forward_kl_nats(teacher_NK, teacher_tail_N, support_NK, log_tail_N) - 0.3 * label_N).sum()
+
+    wanted = torch.autograd.grad(loss(*dense(hidden, weight, ids, labels)), (hidden, weight))
+    got = torch.autograd.grad(loss(*support_logprobs(hidden, weight, ids, labels, chunk)), (hidden, weight))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_gradcheck() -> None:
+    hidden, weight, ids, labels = problem(2)
+    assert torch.autograd.gradcheck(
+        lambda h, w: tuple(support_logprobs(h, w, ids, labels, 3)), (hidden, weight), atol=1e-7
+    )
+
+
+def test_a_tiny_tail_keeps_its_digits_in_float32() -> None:
+    hidden_NH = torch.tensor([[1.0]])
+    weight_VH = torch.tensor([[40.0], [0.0], [0.0]])  # the tail of {0} is 2·e⁻⁴⁰: 1 − Σ would be 0
+    got = support_logprobs(hidden_NH, weight_VH, torch.tensor([[0]]), torch.tensor([0]), 8)
+    assert got.log_tail_N.item() == pytest.approx(-40 + 0.6931472, rel=1e-6)
+
+
+def test_a_support_of_the_whole_vocabulary_has_finite_gradients() -> None:
+    hidden, weight, _, labels = problem(3)
+    ids_NV = torch.arange(V).repeat(N, 1)
+    got = support_logprobs(hidden, weight, ids_NV, labels, 4)
+    teacher_NV = torch.randn(N, V, dtype=torch.float64).log_softmax(dim=1)
+    no_tail_N = torch.full((N,), -torch.inf, dtype=torch.float64)
+    forward_kl_nats(teacher_NV, no_tail_N, got.support_NK, got.log_tail_N).sum().backward()
+    assert hidden.grad is not None
+    wanted = (hidden @ weight.T).log_softmax(dim=1).exp() - teacher_NV.exp()
+    torch.testing.assert_close(hidden.grad, wanted @ weight)
+
+
+def test_no_tensor_of_tokens_times_vocabulary_outlives_a_chunk() -> None:
+    hidden, weight, ids, labels = problem(4)
+    saved: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
+        support_logprobs(hidden, weight, ids, labels, 2)
+    assert saved
+    assert (N, V) not in saved
+
+
+def test_autocast_multiplies_in_bfloat16_and_sums_in_float32() -> None:
+    hidden, weight, ids, labels = problem(5, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = support_logprobs(hidden, weight, ids, labels, 3)
+    exact = support_logprobs(hidden, weight, ids, labels, 3)
+    assert rough.support_NK.dtype == torch.float32
+    assert not torch.equal(rough.support_NK, exact.support_NK)
+    torch.testing.assert_close(rough.support_NK, exact.support_NK, atol=0.1, rtol=0.05)
+    rough.label_N.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32

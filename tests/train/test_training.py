@@ -1,0 +1,274 @@
+"""The real loss and the real trainer on a random two-layer model: small enough for the unit tier."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pipeline import codec
+from pipeline.config import Lora, Train
+from pipeline.errors import UserError
+from pipeline.train import contract, student
+from pipeline.train.batches import IGNORED, LengthGrouped, collate
+from pipeline.train.trainer import fit, last_whole_checkpoint, token_losses
+
+VOCAB, K = 61, 8
+
+
+def tiny(seed: int = 0, layers: int = 2) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config)
+
+
+def captured(teacher: LlamaForCausalLM, num: int, seed: int = 0, shift: int = 0) -> Dataset:
+    """Responses drawn by hand from the teacher, their rows written independently of the product's batching."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for index in range(num):
+        prompt = torch.randint(1, VOCAB, (3 + index % 4,), generator=generator).tolist()
+        tokens, kept = [], []
+        for _ in range(4 + index % 7):
+            with torch.no_grad():
+                logprobs_V = teacher(torch.tensor([prompt + tokens])).logits[0, -1].log_softmax(dim=0)
+            kept.append(logprobs_V)
+            tokens.append(int(torch.multinomial(logprobs_V.exp(), 1, generator=generator)))
+        logprobs_NV = torch.stack(kept).roll(shift, dims=0)
+        best = logprobs_NV.topk(K, dim=1)
+        values = best.values.numpy()
+        rows.append(
+            {
+                "response_id": f"r{index}-0",
+                "prompt_token_ids": prompt,
+                "token_ids": tokens,
+                "token_logprobs": [float(row[t]) for row, t in zip(kept, tokens, strict=True)],
+                "logprobs": codec.encode(
+                    best.indices.numpy().astype(np.int32), values, codec.log_tail(values)
+                ),
+                "length": len(prompt) + len(tokens),
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> LlamaForCausalLM:
+    return tiny().eval()
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    from tokenizers import Tokenizer, models
+
+    words = {f"w{i}": i for i in range(VOCAB)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, "w0")), pad_token="w0", eos_token="w1"
+    )
+
+
+def batch_of(rows: Dataset, indices: list[int]) -> dict[str, torch.Tensor]:
+    return collate([rows[i] for i in indices], pad_token_id=0, vocab_size=VOCAB)
+
+
+def test_labels_are_the_answer_alone_and_padding_is_ignored(teacher: LlamaForCausalLM) -> None:
+    rows = captured(teacher, 3)
+    batch = batch_of(rows, [0, 1, 2])
+    for b in range(3):
+        labels = batch["labels"][b]
+        assert labels[labels != IGNORED].tolist() == rows[b]["token_ids"]
+        assert (labels != IGNORED).nonzero()[0].item() == len(rows[b]["prompt_token_ids"])
+    assert len(batch["teacher_ids_NK"]) == sum(len(rows[b]["token_ids"]) for b in range(3))
+
+
+def test_a_student_equal_to_the_teacher_has_no_kl_and_a_shift_is_seen(teacher: LlamaForCausalLM) -> None:
+    batch = batch_of(captured(teacher, 8), list(range(8)))
+    assert abs(contract.check_teacher(teacher, batch, 5, 1e-3)) < 1e-4
+    for shift in (-1, 1):
+        with pytest.raises(UserError, match="do not belong"):
+            contract.check_teacher(teacher, contract.shifted(batch, shift), 5, 1e-3)
+        with pytest.raises(UserError, match="not aligned"):
+            contract.check_student_shift(teacher, contract.shifted(batch, shift), 5)
+
+
+def test_rows_stored_one_token_late_are_refused(teacher: LlamaForCausalLM) -> None:
+    assert contract.check_sampled_tokens(captured(teacher, 6), VOCAB) < 0.02
+    with pytest.raises(UserError, match="not aligned"):
+        contract.check_sampled_tokens(captured(teacher, 6, shift=1), VOCAB)
+
+
+def test_ids_beyond_the_vocabulary_are_refused(teacher: LlamaForCausalLM) -> None:
+    with pytest.raises(UserError, match="outside the student's vocabulary"):
+        contract.check_sampled_tokens(captured(teacher, 2), 2)
+
+
+def test_a_batch_with_an_id_beyond_the_vocabulary_is_refused(teacher: LlamaForCausalLM) -> None:
+    with pytest.raises(UserError, match="outside the student's vocabulary of 2"):
+        collate(captured(teacher, 2).to_list(), 0, 2)
+
+
+def test_the_order_of_rows_is_a_function_of_seed_and_epoch() -> None:
+    lengths = [7, 3, 9, 4, 8, 5, 6, 2, 10]
+    sampler = LengthGrouped(lengths, 2, seed=0)
+    first = list(sampler)
+    assert sorted(first) == list(range(9))
+    assert first == list(LengthGrouped(lengths, 2, seed=0))
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert first != list(LengthGrouped(lengths, 2, seed=1))
+
+
+def test_log_probs_of_another_length_are_refused(teacher: LlamaForCausalLM) -> None:
+    rows = captured(teacher, 1).to_list()
+    rows[0]["logprobs"] = captured(teacher, 2)[1]["logprobs"]
+    with pytest.raises(UserError, match="rows of log-probs"):
+        collate(rows, 0, VOCAB)
+
+
+def test_padding_and_batching_leave_each_tokens_loss_as_it_is(teacher: LlamaForCausalLM) -> None:
+    rows, learner = captured(teacher, 5), tiny(1).eval()
+    together = torch.cat([x[None] for x in token_losses(learner, batch_of(rows, list(range(5))), 4)])
+    alone = torch.cat([torch.stack(token_losses(learner, batch_of(rows, [i]), 100)) for i in range(5)], dim=1)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_losses_equal_a_dense_forward_of_the_whole_model(teacher: LlamaForCausalLM) -> None:
+    rows, learner = captured(teacher, 1), tiny(1).eval()
+    row = rows[0]
+    P, ids = len(row["prompt_token_ids"]), row["prompt_token_ids"] + row["token_ids"]
+    logprobs_TV = learner(torch.tensor([ids])).logits[0].log_softmax(dim=1)[P - 1 : -1]
+    wanted_ce = -logprobs_TV[torch.arange(len(row["token_ids"])), torch.tensor(row["token_ids"])]
+    ce_N, kl_N = token_losses(learner, batch_of(rows, [0]), 3)
+    torch.testing.assert_close(ce_N, wanted_ce, atol=1e-5, rtol=1e-5)
+    teacher_TV = teacher(torch.tensor([ids])).logits[0].log_softmax(dim=1)[P - 1 : -1]
+    full_kl_N = (teacher_TV.exp() * (teacher_TV - logprobs_TV)).sum(dim=1)
+    assert (kl_N <= full_kl_N + 1e-3).all()
+
+
+def settings(**changes: Any) -> Train:
+    base = {
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "dtype": "float32",
+        "report_to": (),
+        "log_steps": 1,
+    }
+    return Train.model_validate({**base, **changes})
+
+
+def trained(tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any, rows: int = 12, **changes: Any) -> Any:
+    model = tiny(1)
+    folder = tmp_path / "run"
+    folder.mkdir(exist_ok=True)
+    facts = fit(
+        settings(**changes),
+        "student",
+        model,
+        tokenizer,
+        captured(teacher, rows),
+        folder,
+        tmp_path / "checkpoints",
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return facts, lines
+
+
+def test_accumulation_gives_the_loss_and_step_of_one_large_batch(
+    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, lines_one = trained(tmp_path / "a", teacher, tokenizer, batch_size=12)
+    many, lines_many = trained(tmp_path / "b", teacher, tokenizer, batch_size=2, accumulation_steps=6)
+    assert [a["loss"] for a in lines_one] == pytest.approx([b["loss"] for b in lines_many], rel=1e-5)
+    for a, b in zip(one["model"].parameters(), many["model"].parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+def test_the_logged_loss_is_the_weighted_mean_per_token(
+    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
+) -> None:
+    _, lines = trained(tmp_path, teacher, tokenizer, ce_weight=0.3, kd_weight=0.7)
+    for line in lines:
+        assert line["loss"] == pytest.approx(0.3 * line["ce_nats"] + 0.7 * line["kl_nats"], rel=1e-4)
+
+
+def test_training_brings_the_student_to_the_teacher(
+    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
+) -> None:
+    _, lines = trained(
+        tmp_path, teacher, tokenizer, rows=24, epochs=12, learning_rate=1e-2, ce_weight=0, kd_weight=1
+    )
+    assert lines[-1]["kl_nats"] < 0.5 * lines[0]["kl_nats"]
+
+
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(
+    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole, lines_whole = trained(tmp_path / "a", teacher, tokenizer, checkpoint_steps=2)
+    _, _ = trained(tmp_path / "b", teacher, tokenizer, checkpoint_steps=2)
+    checkpoints = tmp_path / "b" / "checkpoints"
+    (checkpoints / "checkpoint-6" / "trainer_state.json").unlink()  # the kill came while it was written
+    assert last_whole_checkpoint(checkpoints) == str(checkpoints / "checkpoint-4")
+    assert not (checkpoints / "checkpoint-6").exists()
+    again, lines_again = trained(tmp_path / "b", teacher, tokenizer, checkpoint_steps=2)
+    assert again["resumed_from"] == "checkpoint-4"
+    assert [line["step"] for line in lines_again] == [line["step"] for line in lines_whole]
+    assert lines_again[-1]["loss"] == pytest.approx(lines_whole[-1]["loss"], abs=1e-6)
+    for a, b in zip(again["model"].parameters(), whole["model"].parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_lora_trains_adapters_and_hands_back_a_merged_plain_model(
+    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
+) -> None:
+    facts, lines = trained(
+        tmp_path, teacher, tokenizer, lora=Lora(r=4, alpha=8).model_dump(), learning_rate=1e-2, epochs=4
+    )
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    merged = facts["model"].state_dict()
+    assert merged.keys() == tiny().state_dict().keys()
+    base = tiny(1).state_dict()
+    assert torch.equal(merged["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(merged[name], base[name])
+
+
+def test_pruning_keeps_the_chosen_layers_in_order_and_numbers_them_anew() -> None:
+    whole = tiny(3, layers=5)
+    wanted = [whole.model.layers[i].mlp.up_proj.weight.clone() for i in (0, 3, 4)]
+    pruned: Any = student.keep_layers(whole, [0, 3, 4])
+    assert pruned.config.num_hidden_layers == 3
+    assert [layer.self_attn.layer_idx for layer in pruned.model.layers] == [0, 1, 2]
+    for layer, weight in zip(pruned.model.layers, wanted, strict=True):
+        assert torch.equal(layer.mlp.up_proj.weight, weight)
+    pruned.generate(torch.tensor([[1, 2]]), max_new_tokens=3)  # the cache is indexed by layer_idx
+
+
+def test_a_layer_the_teacher_does_not_have_is_named() -> None:
+    with pytest.raises(UserError, match="layer 9"):
+        student.keep_layers(tiny(), [0, 9])
+
+
+def test_a_head_that_is_more_than_a_matrix_is_refused() -> None:
+    model = tiny()
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(UserError, match="softcapping"):
+        student.head_weight(model)
