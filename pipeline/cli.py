@@ -36,33 +36,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/quickstart.yaml.")
-]
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/quickstart.yaml.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. train.learning_rate=1e-5."),
 ]
-Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Discard this stage and those after it, and do them again.")
-]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Discard this stage and those after it, and do them again.")]
 FreshRun = Annotated[
     bool,
     typer.Option("--fresh", help="Discard each stage whose settings changed, with those after it, and redo."),
 ]
 Accept = Annotated[
     list[str] | None,
-    typer.Option(
-        "--accept", metavar="KEY", help="Keep a stage's output though this setting changed; recorded."
-    ),
+    typer.Option("--accept", metavar="KEY", help="Keep a stage's output though this setting changed; recorded."),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, e.g. runs/quickstart.")]
 
 
 @app.command()
-def run(
-    config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False, accept: Accept = None
-) -> None:
+def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False, accept: Accept = None) -> None:
     """All stages from prepare to evaluate, then the report; goes on where an earlier try stopped.
 
     Example: retort run configs/quickstart.yaml name=trial train.epochs=3
@@ -77,9 +69,7 @@ def run(
 
 
 def _stage_command(stage: str, summary: str) -> None:
-    def command(
-        config: ConfigPath, overrides: Overrides = None, fresh: Fresh = False, accept: Accept = None
-    ) -> None:
+    def command(config: ConfigPath, overrides: Overrides = None, fresh: Fresh = False, accept: Accept = None) -> None:
         loaded = config_module.load(config, overrides or [])
         if fresh and os.environ.get(RAN_BY_PARENT) is None:
             with RunDir(loaded.run_path).lock():
@@ -126,9 +116,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 def status(run: RunPath) -> None:
     """What each stage of a run has done, and what is left."""
     target = _existing(run)
-    table = Table(
-        "stage", "state", "finished", "seconds", "counts", title=str(target.path), title_justify="left"
-    )
+    table = Table("stage", "state", "finished", "seconds", "counts", title=str(target.path), title_justify="left")
     for stage in STAGES:
         folder = target.stage_path(stage)
         if (folder / "manifest.json").is_file():
@@ -136,9 +124,7 @@ def status(run: RunPath) -> None:
             counts = ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
             table.add_row(stage, "done", manifest["finished"], f"{manifest['elapsed_s']:.0f}", Text(counts))
         else:
-            table.add_row(
-                stage, "under way or stopped" if (folder / "started.json").is_file() else "–", "", "", ""
-            )
+            table.add_row(stage, "under way or stopped" if (folder / "started.json").is_file() else "–", "", "", "")
     console_out = type(console)(highlight=False)
     console_out.print(table)
 
@@ -202,9 +188,7 @@ def _in_child(stage: str, config: Config, fresh: bool, accept: list[str]) -> int
     finally:
         settings.unlink(missing_ok=True)
     if code < 0:
-        say(
-            f"{stage} was killed by {signal.Signals(-code).name}; the same command goes on from what is committed"
-        )
+        say(f"{stage} was killed by {signal.Signals(-code).name}; the same command goes on from what is committed")
         return 128 - code
     return code
 

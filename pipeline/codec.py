@@ -42,9 +42,7 @@ def encode(ids_NK: IdArray, logprobs_NK: FloatArray, log_tail_N: FloatArray) -> 
     """Pack the rows of one response. Raises ValueError where the shapes disagree."""
     N, K = ids_NK.shape
     if logprobs_NK.shape != (N, K) or log_tail_N.shape != (N,):
-        raise ValueError(
-            f"ids {ids_NK.shape}, log-probs {logprobs_NK.shape}, tail {log_tail_N.shape} do not agree"
-        )
+        raise ValueError(f"ids {ids_NK.shape}, log-probs {logprobs_NK.shape}, tail {log_tail_N.shape} do not agree")
     width = 2 if ids_NK.size == 0 or ids_NK.max() < 1 << 16 else 4
     ids = ids_NK.astype(f"<u{width}")
     # The lowest float16 is −65504: a lower log-prob is no mass at all, either way.
@@ -54,7 +52,7 @@ def encode(ids_NK: IdArray, logprobs_NK: FloatArray, log_tail_N: FloatArray) -> 
 
 
 def decode(packed: bytes) -> tuple[IdArray, FloatArray, FloatArray]:
-    """`(ids_NK, logprobs_NK, log_tail_N)`, nats; each row and its tail sum to 1. Raises ValueError on a damaged value."""
+    """`(ids_NK, logprobs_NK, log_tail_N)`, nats; each row and its tail sum to 1. Raises ValueError where damaged."""
     if len(packed) < HEADER.size or packed[:4] != MAGIC:
         raise ValueError("not packed log-probs (no RTL1 header)")
     _, N, K, width = HEADER.unpack_from(packed)

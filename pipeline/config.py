@@ -33,16 +33,16 @@ class Section(BaseModel):
 class Teacher(Section):
     """The large model whose answers and log-probs are captured."""
 
-    model: str = Field("demo", description="Hub id, local folder, or `demo` (bundled SmolLM2-135M-Instruct).")
+    model: str = Field(default="demo", description="Hub id, local folder, or `demo` (bundled SmolLM2-135M-Instruct).")
     revision: str | None = Field(
-        None, description="Hub branch, tag or commit; null is the hub's default branch."
+        default=None, description="Hub branch, tag or commit; null is the hub's default branch."
     )
     chat_template_kwargs: dict[str, Any] = Field(
-        {}, description="Passed to the chat template, e.g. {enable_thinking: false}."
+        default={}, description="Passed to the chat template, e.g. {enable_thinking: false}."
     )
     engine: dict[str, Any] = Field(
-        {},
-        description="Passed to vLLM's engine as they stand: tensor_parallel_size, quantization, dtype, max_model_len...",
+        default={},
+        description="Passed to vLLM's engine as they stand: tensor_parallel_size, quantization, max_model_len, ...",
     )
 
 
@@ -50,24 +50,22 @@ class Source(Section):
     """One place prompts come from: exactly one of `path` and `dataset`."""
 
     path: str | None = Field(
-        None, description="Local .jsonl, .parquet, .csv or .txt file (txt: one prompt a line)."
+        default=None, description="Local .jsonl, .parquet, .csv or .txt file (txt: one prompt a line)."
     )
-    dataset: str | None = Field(None, description="`datasets` name on the hub, or a local dataset folder.")
-    subset: str | None = Field(None, description="Configuration name of the dataset.")
-    dataset_split: str = Field("train", description="Split of the dataset to read.")
-    messages: str = Field(
-        "messages", description="Column with OpenAI-style messages, where the rows have one."
-    )
+    dataset: str | None = Field(default=None, description="`datasets` name on the hub, or a local dataset folder.")
+    subset: str | None = Field(default=None, description="Configuration name of the dataset.")
+    dataset_split: str = Field(default="train", description="Split of the dataset to read.")
+    messages: str = Field(default="messages", description="Column with OpenAI-style messages, where the rows have one.")
     prompt: str = Field(
-        "prompt", description="Column with a bare prompt, read when there is no messages column."
+        default="prompt", description="Column with a bare prompt, read when there is no messages column."
     )
-    category: str = Field("category", description="Column that labels the prompt; need not exist.")
+    category: str = Field(default="category", description="Column that labels the prompt; need not exist.")
     template: str | None = Field(
-        None,
+        default=None,
         description="Jinja file whose text becomes the user message; the row's columns are its variables.",
     )
-    system: str | None = Field(None, description="System message put before each prompt that has none.")
-    limit: Positive | None = Field(None, description="Read at most this many rows.")
+    system: str | None = Field(default=None, description="System message put before each prompt that has none.")
+    limit: Positive | None = Field(default=None, description="Read at most this many rows.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Source":
@@ -80,103 +78,101 @@ class Prepare(Section):
     """prepare: prompts in."""
 
     sources: tuple[Source, ...] = Field(
-        (Source(path="prompts/seeds.jsonl"),), description="Where prompts come from."
+        default=(Source(path="prompts/seeds.jsonl"),), description="Where prompts come from."
     )
     held_out_frac: Fraction = Field(
-        0.1, description="Share of prompts kept for evaluation, chosen by each prompt's own hash; 0-1.", lt=1
+        default=0.1, description="Share of prompts kept for evaluation, chosen by each prompt's own hash; 0-1.", lt=1
     )
     bad_rows: Literal["error", "skip"] = Field(
-        "error", description="A row without a usable prompt: stop with its place, or skip and count it."
+        default="error", description="A row without a usable prompt: stop with its place, or skip and count it."
     )
-    max_prompts: Positive | None = Field(None, description="Stop after this many distinct prompts.")
-    shard_prompts: Positive = Field(4096, description="Prompts per Parquet file.")
+    max_prompts: Positive | None = Field(default=None, description="Stop after this many distinct prompts.")
+    shard_prompts: Positive = Field(default=4096, description="Prompts per Parquet file.")
 
 
 class Generate(Section):
     """generate: the teacher's answers with the log-probs behind every token."""
 
-    num_samples: Positive = Field(1, description="Answers per prompt.")
-    temperature: float = Field(1.0, description="Sampling temperature; 0 is greedy.", ge=0, le=10)
-    top_p: float = Field(1.0, description="Nucleus of sampling, 0-1.", gt=0, le=1)
-    top_k: int = Field(0, description="Sample among this many best tokens; 0 is all.", ge=0)
-    max_tokens: Positive = Field(512, description="Longest answer, tokens.")
+    num_samples: Positive = Field(default=1, description="Answers per prompt.")
+    temperature: float = Field(default=1.0, description="Sampling temperature; 0 is greedy.", ge=0, le=10)
+    top_p: float = Field(default=1.0, description="Nucleus of sampling, 0-1.", gt=0, le=1)
+    top_k: int = Field(default=0, description="Sample among this many best tokens; 0 is all.", ge=0)
+    max_tokens: Positive = Field(default=512, description="Longest answer, tokens.")
     k: Positive = Field(
-        64, description="Log-probs stored per token: the K best, and the exact mass of the rest."
+        default=64, description="Log-probs stored per token: the K best, and the exact mass of the rest."
     )
     seed: int = Field(
-        0, description="Seed; each response draws from its own stream, made of this and its id.", ge=0
+        default=0, description="Seed; each response draws from its own stream, made of this and its id.", ge=0
     )
     shard_responses: Positive = Field(
-        256, description="Responses per Parquet file; a crash loses at most the files in flight."
+        default=256, description="Responses per Parquet file; a crash loses at most the files in flight."
     )
 
 
 class Filter(Section):
     """filter: which answers train sees; a rule that is null is off."""
 
-    drop_truncated: bool = Field(True, description="Drop answers that hit max_tokens.")
-    drop_control_tokens: bool = Field(True, description="Drop answers with special tokens before their end.")
-    min_tokens: int | None = Field(1, description="Shortest answer, tokens without the end-of-turn.", ge=0)
-    max_tokens: Positive | None = Field(2048, description="Longest answer, tokens.")
+    drop_truncated: bool = Field(default=True, description="Drop answers that hit max_tokens.")
+    drop_control_tokens: bool = Field(default=True, description="Drop answers with special tokens before their end.")
+    min_tokens: int | None = Field(default=1, description="Shortest answer, tokens without the end-of-turn.", ge=0)
+    max_tokens: Positive | None = Field(default=2048, description="Longest answer, tokens.")
     max_sentence_repeats: Positive | None = Field(
-        3, description="Most times the same sentence may stand in a row (doubled in answers with code)."
+        default=3, description="Most times the same sentence may stand in a row (doubled in answers with code)."
     )
     max_duplicate_ngram_frac: Fraction | None = Field(
-        0.35, description="Largest share of an answer's 10-grams of words that are repeats (30 words on)."
+        default=0.35, description="Largest share of an answer's 10-grams of words that are repeats (30 words on)."
     )
-    drop_exact_duplicates: bool = Field(True, description="Drop an answer already given to the same prompt.")
+    drop_exact_duplicates: bool = Field(default=True, description="Drop an answer already given to the same prompt.")
 
 
 class Student(Section):
     """The small model that learns."""
 
     model: str | None = Field(
-        None, description="Hub id, local folder or `demo`; null is the teacher, to be pruned."
+        default=None, description="Hub id, local folder or `demo`; null is the teacher, to be pruned."
     )
-    revision: str | None = Field(None, description="Hub branch, tag or commit.")
+    revision: str | None = Field(default=None, description="Hub branch, tag or commit.")
     keep_layers: str | None = Field(
-        None, description="Layers to keep, from 0, e.g. `0-11,18-29`; null keeps all.", pattern=r"^[\d\s,-]+$"
+        default=None, description="Layers to keep, from 0, e.g. `0-11,18-29`; null keeps all.", pattern=r"^[\d\s,-]+$"
     )
 
 
 class Lora(Section):
     """Low-rank adapters (PEFT) in place of full fine-tuning; merged into the student at the end."""
 
-    r: Positive = Field(16, description="Rank of the adapters.")
-    alpha: Positive = Field(32, description="Scale: adapters count alpha/r.")
-    dropout: Fraction = Field(0.0, description="Dropout inside the adapters, 0-1.")
+    r: Positive = Field(default=16, description="Rank of the adapters.")
+    alpha: Positive = Field(default=32, description="Scale: adapters count alpha/r.")
+    dropout: Fraction = Field(default=0.0, description="Dropout inside the adapters, 0-1.")
     target_modules: str | tuple[str, ...] = Field(
-        "all-linear", description="Modules adapted, as PEFT names them."
+        default="all-linear", description="Modules adapted, as PEFT names them."
     )
 
 
 class Train(Section):
     """train: CE on the teacher's tokens + forward KL to its stored distributions."""
 
-    ce_weight: float = Field(0.5, description="Weight of cross-entropy on the teacher's tokens.", ge=0)
+    ce_weight: float = Field(default=0.5, description="Weight of cross-entropy on the teacher's tokens.", ge=0)
     kd_weight: float = Field(
-        0.5, description="Weight of forward KL over the stored support and its tail.", ge=0
+        default=0.5, description="Weight of forward KL over the stored support and its tail.", ge=0
     )
     sft_only_arm: bool = Field(
-        False, description="Also train a second student by CE alone, same tokens, to show what KD bought."
+        default=False, description="Also train a second student by CE alone, same tokens, to show what KD bought."
     )
-    epochs: float = Field(2.0, description="Passes over the kept answers.", gt=0)
-    learning_rate: float = Field(1e-4, description="Peak learning rate of AdamW.", gt=0)
-    warmup_frac: Fraction = Field(0.05, description="Share of steps with a rising learning rate, 0-1.")
-    weight_decay: float = Field(0.0, description="AdamW's weight decay.", ge=0)
-    max_grad_norm: float = Field(1.0, description="Gradients are clipped to this norm.", gt=0)
-    batch_size: Positive = Field(8, description="Responses per forward pass and process.")
-    accumulation_steps: Positive = Field(1, description="Forward passes per optimizer step.")
-    max_length: Positive = Field(
-        2048, description="Longest prompt + answer, tokens; longer ones are left out."
-    )
-    lora: Lora | None = Field(None, description="Adapters in place of full fine-tuning.")
+    epochs: float = Field(default=2.0, description="Passes over the kept answers.", gt=0)
+    learning_rate: float = Field(default=1e-4, description="Peak learning rate of AdamW.", gt=0)
+    warmup_frac: Fraction = Field(default=0.05, description="Share of steps with a rising learning rate, 0-1.")
+    weight_decay: float = Field(default=0.0, description="AdamW's weight decay.", ge=0)
+    max_grad_norm: float = Field(default=1.0, description="Gradients are clipped to this norm.", gt=0)
+    batch_size: Positive = Field(default=8, description="Responses per forward pass and process.")
+    accumulation_steps: Positive = Field(default=1, description="Forward passes per optimizer step.")
+    max_length: Positive = Field(default=2048, description="Longest prompt + answer, tokens; longer ones are left out.")
+    lora: Lora | None = Field(default=None, description="Adapters in place of full fine-tuning.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
+        default="auto",
         description="Arithmetic of forward and backward; auto: bfloat16 where the machine has it natively.",
     )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, more time.")
-    seed: int = Field(0, description="Seed of shuffling and dropout.", ge=0)
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, more time.")
+    seed: int = Field(default=0, description="Seed of shuffling and dropout.", ge=0)
     head_chunk_tokens: Positive = runtime(1024, "Tokens whose vocabulary logits are held at once, tokens.")
     checkpoint_steps: Positive = runtime(50, "Optimizer steps between checkpoints.")
     log_steps: Positive = runtime(5, "Optimizer steps between two points of the curves.")
@@ -192,44 +188,42 @@ class Train(Section):
 class Evaluate(Section):
     """evaluate: the student against its teacher."""
 
-    chat_set: str | None = Field(
-        "prompts/chat_eval.jsonl", description="Chat items to answer; null for none."
-    )
+    chat_set: str | None = Field(default="prompts/chat_eval.jsonl", description="Chat items to answer; null for none.")
     chat_items: Positive | None = Field(
-        None, description="At most this many chat items, spread over categories."
+        default=None, description="At most this many chat items, spread over categories."
     )
-    max_tokens: Positive = Field(512, description="Longest answer in evaluation, tokens.")
+    max_tokens: Positive = Field(default=512, description="Longest answer in evaluation, tokens.")
     temperature: float = Field(
-        0.0, description="Sampling temperature of the answers; 0 is greedy.", ge=0, le=10
+        default=0.0, description="Sampling temperature of the answers; 0 is greedy.", ge=0, le=10
     )
     held_out_responses: Positive | None = Field(
-        None, description="At most this many held-out answers for fidelity."
+        default=None, description="At most this many held-out answers for fidelity."
     )
     batch_tokens: Positive = runtime(4096, "Tokens per teacher-forced forward pass.")
-    speed_prompts: Positive = Field(16, description="Concurrent requests of the throughput test.")
-    speed_tokens: Positive = Field(64, description="Output tokens per request of the speed test.")
-    speed_rounds: Positive = Field(3, description="Rounds of the speed test.")
+    speed_prompts: Positive = Field(default=16, description="Concurrent requests of the throughput test.")
+    speed_tokens: Positive = Field(default=64, description="Output tokens per request of the speed test.")
+    speed_rounds: Positive = Field(default=3, description="Rounds of the speed test.")
     interleave_speed: bool | None = Field(
-        None,
+        default=None,
         description="Hold teacher and student at once and time them in turn (A-B-B-A); null: yes on CPU, no on GPU.",
     )
-    bootstrap: Positive = Field(10_000, description="Bootstrap resamples of the intervals.")
-    seed: int = Field(0, description="Seed of the bootstrap.", ge=0)
+    bootstrap: Positive = Field(default=10_000, description="Bootstrap resamples of the intervals.")
+    seed: int = Field(default=0, description="Seed of the bootstrap.", ge=0)
 
 
 class Export(Section):
     """export: the student as a folder that vLLM and transformers load, with its card."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "bfloat16", description="Type of the exported weights."
+        default="bfloat16", description="Type of the exported weights."
     )
 
 
 class Config(Section):
     """Everything one run does."""
 
-    name: str = Field("", description="Name of the run, and of its folder.", pattern=r"^[\w][\w.-]*$")
-    runs_dir: str = Field("runs", description="Folder that holds the runs.")
+    name: str = Field(default="", description="Name of the run, and of its folder.", pattern=r"^[\w][\w.-]*$")
+    runs_dir: str = Field(default="runs", description="Folder that holds the runs.")
     teacher: Teacher = Teacher()
     prepare: Prepare = Prepare()
     generate: Generate = Generate()
@@ -258,9 +252,7 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
         raise UserError(f"{path}: no such config file; the shipped ones are in configs/")
     for override in overrides:
         if "=" not in override:
-            raise UserError(
-                f"{override!r} is no override: write section.key=value, e.g. train.learning_rate=1e-5"
-            )
+            raise UserError(f"{override!r} is no override: write section.key=value, e.g. train.learning_rate=1e-5")
     try:
         tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
         data = OmegaConf.to_container(tree, resolve=True)
@@ -301,10 +293,7 @@ def dump_explained(config: Config) -> str:
 
 def _explained_fields(section: Section) -> list[str]:
     values = section.model_dump(mode="json")
-    return [
-        f"{key}: {_flow(values[key])}  # {field.description}"
-        for key, field in type(section).model_fields.items()
-    ]
+    return [f"{key}: {_flow(values[key])}  # {field.description}" for key, field in type(section).model_fields.items()]
 
 
 def _flow(value: Any) -> str:

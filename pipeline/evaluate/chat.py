@@ -40,17 +40,13 @@ def load(path: Path, limit: int | None) -> list[Item]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise UserError(
-                f"{path}:{number}: not a chat item: {where} {first['msg']}".replace("  ", " ")
-            ) from None
+            raise UserError(f"{path}:{number}: not a chat item: {where} {first['msg']}".replace("  ", " ")) from None
     if len({item.id for item in items}) < len(items):
         raise UserError(f"{path}: two items have the same id")
     return items if limit is None else _spread(items)[:limit]
 
 
-def answer(
-    arm: Served, items: list[Item], tokenizer: Any, template_kwargs: dict[str, Any], settings: Evaluate
-) -> list:
+def answer(arm: Served, items: list[Item], tokenizer: Any, template_kwargs: dict[str, Any], settings: Evaluate) -> list:
     """Rows of records.SAMPLES: every turn of every item, each given the arm's own earlier answers."""
     rows: list[dict[str, Any]] = []
     history = {
@@ -95,9 +91,7 @@ def answer(
 
 def is_repetitive(text: str) -> bool:
     """Whether an answer goes round in circles."""
-    return (
-        longest_sentence_run(text) > MAX_SENTENCE_RUN or duplicate_ngram_frac(text) > MAX_DUPLICATE_NGRAM_FRAC
-    )
+    return longest_sentence_run(text) > MAX_SENTENCE_RUN or duplicate_ngram_frac(text) > MAX_DUPLICATE_NGRAM_FRAC
 
 
 def _spread(items: list[Item]) -> list[Item]:

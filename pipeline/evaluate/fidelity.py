@@ -47,9 +47,7 @@ class Sums:
 
 
 @torch.no_grad()
-def measure(
-    teacher: Any, arms: dict[str, Any], texts: list[ForcedText], batch_tokens: int
-) -> dict[str, Sums]:
+def measure(teacher: Any, arms: dict[str, Any], texts: list[ForcedText], batch_tokens: int) -> dict[str, Sums]:
     """Every arm against the teacher on the same texts, one teacher pass; the arms are `transformers` causal LMs."""
     sums = {name: Sums() for name in arms}
     device = next(teacher.parameters()).device
@@ -99,9 +97,7 @@ def batches(texts: list[ForcedText], batch_tokens: int) -> Iterator[list[ForcedT
         yield batch
 
 
-def answer_states(
-    model: Any, batch: list[ForcedText], device: torch.device
-) -> tuple[Tensor, npt.NDArray[np.int64]]:
+def answer_states(model: Any, batch: list[ForcedText], device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
     """`(hidden_NH, owner_N)`: the state that predicts each answer token, and which text of the batch it is of."""
     T = max(len(text.prompt_token_ids) + len(text.token_ids) for text in batch)
     input_ids_BT = torch.zeros((len(batch), T), dtype=torch.long)
@@ -122,8 +118,6 @@ def _logprobs(model: Any, hidden_NH: Tensor) -> Tensor:
     return model.get_output_embeddings()(hidden_NH).float().log_softmax(dim=1)
 
 
-def _share_out(
-    sums: Sums, batch: list[ForcedText], owners_N: npt.NDArray[np.int64], values_NM: Tensor
-) -> None:
+def _share_out(sums: Sums, batch: list[ForcedText], owners_N: npt.NDArray[np.int64], values_NM: Tensor) -> None:
     for owner in np.unique(owners_N):
         sums.add(batch[owner].cluster, values_NM[torch.from_numpy(owners_N == owner)])

@@ -30,9 +30,7 @@ class Served:
     def __enter__(self) -> "Served":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is not None:
             self._process.kill()
         self._process.communicate()
@@ -58,9 +56,7 @@ class Served:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise UserError(
-                f"evaluate: the vLLM process of {self.name} ended with code {code}; see its messages above"
-            )
+            raise UserError(f"evaluate: the vLLM process of {self.name} ended with code {code}; see its messages above")
         reply = json.loads(line)
         if "error" in reply:
             raise UserError(f"evaluate: {self.name}: {reply['error']}")

@@ -6,9 +6,7 @@ from pipeline.evaluate.statistics import Figure, repeated
 Round = dict[str, float]
 
 
-def time_arms(
-    arms: list[Served], prompts: list[list[int]], output_tokens: int, rounds: int
-) -> dict[str, list[Round]]:
+def time_arms(arms: list[Served], prompts: list[list[int]], output_tokens: int, rounds: int) -> dict[str, list[Round]]:
     """Each arm's rounds: A-B-B-A-A-B ..., after one round of warm-up that is not counted."""
     timed: dict[str, list[Round]] = {arm.name: [] for arm in arms}
     for arm in arms:

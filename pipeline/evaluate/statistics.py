@@ -32,9 +32,7 @@ def ratio(numerators: FloatVector, denominators: FloatVector, resamples: int, se
     rows = max(1, MAX_WEIGHTS // n)
     for start in range(0, resamples, rows):
         # how often each prompt stands in each resample
-        weights = generator.multinomial(n, np.full(n, 1 / n), size=min(rows, resamples - start)).astype(
-            np.float64
-        )
+        weights = generator.multinomial(n, np.full(n, 1 / n), size=min(rows, resamples - start)).astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             drawn.append((weights @ numerators) / (weights @ denominators))
     low, high = np.nanquantile(np.concatenate(drawn), [0.025, 0.975])

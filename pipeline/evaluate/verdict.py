@@ -23,8 +23,9 @@ def sentences(arms: dict[str, Any], comparisons: dict[str, Figure], trained: dic
             told.append(_kl_sentence(comparisons[f"kl_over_{other}"], name))
     speed, size = comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]
     told.append(
-        f"Served by vLLM in turn with the teacher it writes {speed['value']:.2f}× as many tokens a second"
-        f" ({speed['low']:.2f}–{speed['high']:.2f} over {speed['num']} rounds), with {size['value']:.2f}× the parameters."
+        f"Served by vLLM, in turn with the teacher, it writes {speed['value']:.2f}× as many tokens a second"
+        f" ({speed['low']:.2f}–{speed['high']:.2f} over {speed['num']} rounds),"
+        f" with {size['value']:.2f}× its parameters."
     )
     told += _health(arms)
     return told

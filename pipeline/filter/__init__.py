@@ -49,9 +49,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage.finish(files, dict(counts), waterfall=drops, settings=output_settings(config.filter))
 
 
-def _decide(
-    row: dict[str, Any], settings: Filter, special_ids: frozenset[int], seen: set[bytes]
-) -> dict[str, Any]:
+def _decide(row: dict[str, Any], settings: Filter, special_ids: frozenset[int], seen: set[bytes]) -> dict[str, Any]:
     """One row of DECISIONS. A duplicate is one only of an answer that every other rule kept."""
     answer = Candidate(row["prompt_id"], row["text"], row["token_ids"], row["finish_reason"], special_ids)
     verdicts = {name: rule(answer, settings) for name, rule in RULES.items()}

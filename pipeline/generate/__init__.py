@@ -25,9 +25,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     prompts = run_dir.manifest("prepare")
     teacher = models.find(config.teacher.model, config.teacher.revision)
     if config.generate.k > teacher.vocab_size():
-        raise UserError(
-            f"generate.k={config.generate.k} is above the teacher's vocabulary of {teacher.vocab_size()}"
-        )
+        raise UserError(f"generate.k={config.generate.k} is above the teacher's vocabulary of {teacher.vocab_size()}")
     stage = run_dir.begin("generate", config, _fingerprint(config, run_dir, teacher, prompts))
     if stage.complete:
         return
@@ -44,9 +42,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         facts = {"engine_start_s": round(time.monotonic() - began, 1), "teacher_dtype": engine.dtype}
         facts |= _generate(stage, engine, config, teacher.tokenizer(), todo)
     counts = _counts(stage, list(plan))
-    stage.finish(
-        [stage.path / name for name in plan], counts, alignment=ALIGNMENT, k=config.generate.k, **facts
-    )
+    stage.finish([stage.path / name for name in plan], counts, alignment=ALIGNMENT, k=config.generate.k, **facts)
 
 
 def response_seed(seed: int, response_id: str) -> int:
@@ -73,15 +69,11 @@ def _committed(stage: Stage, plan: dict[str, list[Row]]) -> set[str]:
     for name in done:
         ids = read_committed(stage.path / name, ["response_id"]).column("response_id").to_pylist()
         if ids != [row["response_id"] for row in plan.get(name, [])]:
-            raise UserError(
-                f"{stage.path / name}: holds other responses than planned; delete it and run again"
-            )
+            raise UserError(f"{stage.path / name}: holds other responses than planned; delete it and run again")
     return done
 
 
-def _generate(
-    stage: Stage, engine: Engine, config: Config, tokenizer: Any, todo: dict[str, list[Row]]
-) -> Row:
+def _generate(stage: Stage, engine: Engine, config: Config, tokenizer: Any, todo: dict[str, list[Row]]) -> Row:
     """Answer every row of `todo`; commit each shard when its last answer is in."""
     place = {row["response_id"]: (name, row) for name, rows in todo.items() for row in rows}
     open_shards: dict[str, dict[str, Row]] = {name: {} for name in todo}

@@ -58,9 +58,7 @@ class Engine:
     """A vLLM engine in this process (its workers, where there are several, are vLLM's own)."""
 
     def __init__(self, path: str, engine_args: dict[str, Any], k: int = 0, memory_share: float = 0.4) -> None:
-        os.environ.update(
-            {k: v for k, v in hardware.vllm_environment(memory_share).items() if k not in os.environ}
-        )
+        os.environ.update({k: v for k, v in hardware.vllm_environment(memory_share).items() if k not in os.environ})
         from vllm import LLM
 
         check_engine_args(engine_args)
@@ -103,7 +101,8 @@ class Engine:
                 self._add(request, timed)
             if not waiting:
                 return
-            for output in engine.step():
+            outputs: list[Any] = engine.step()
+            for output in outputs:
                 request, began = waiting[output.request_id]
                 elapsed_s = time.perf_counter() - began
                 first_s.setdefault(output.request_id, elapsed_s)
@@ -152,9 +151,7 @@ def check_engine_args(engine_args: dict[str, Any]) -> None:
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise UserError(f"teacher.engine.{name} is no argument of vLLM's engine{hint}")
     if int(engine_args.get("data_parallel_size") or 1) > 1:
-        raise UserError(
-            "teacher.engine.data_parallel_size: one engine is one replica; use tensor_parallel_size"
-        )
+        raise UserError("teacher.engine.data_parallel_size: one engine is one replica; use tensor_parallel_size")
 
 
 def _answer(request: Request, completion: Any, first_s: float, total_s: float) -> Answer:
@@ -180,7 +177,5 @@ def _answer(request: Request, completion: Any, first_s: float, total_s: float) -
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    useful = [
-        line for line in lines if not line.startswith(("For further information", "1 validation error"))
-    ]
+    useful = [line for line in lines if not line.startswith(("For further information", "1 validation error"))]
     return " ".join(useful)[:400]

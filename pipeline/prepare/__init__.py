@@ -1,4 +1,4 @@
-"""prepare: prompts in. Every source's rows become conversations with stable ids, rendered as the teacher will see them."""
+"""prepare: prompts in. Rows of every source become conversations with stable ids, rendered as the teacher sees them."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from pipeline import models
 from pipeline.config import Config, output_settings
 from pipeline.errors import UserError
 from pipeline.prepare import sources
-from pipeline.prepare.sources import BadRow, Messages
+from pipeline.prepare.sources import BadRowError, Messages
 from pipeline.records import PROMPTS
 from pipeline.rundir import RunDir, Stage, file_hash, text_hash
 
@@ -91,10 +91,10 @@ def _conversations(config: Config, counts: Counter[str]) -> Iterator[tuple[str, 
         template = sources.load_template(source.template)
         for place, row in sources.read(source):
             try:
-                if isinstance(row, BadRow):
+                if isinstance(row, BadRowError):
                     raise row
                 messages = sources.messages_of(row, source, template)
-            except BadRow as problem:
+            except BadRowError as problem:
                 _refuse(config, place, str(problem), counts)
                 continue
             yield place, str(row.get(source.category) or "uncategorised"), messages

@@ -19,12 +19,12 @@ Messages = list[dict[str, str]]
 ROLES = ("system", "user", "assistant")
 
 
-class BadRow(Exception):
+class BadRowError(Exception):
     """A row that gives no prompt: what is wrong with it, without its place."""
 
 
-def read(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
-    """`(place, row)` for each row of a source; a line that can't be parsed comes as its BadRow.
+def read(source: Source) -> Iterator[tuple[str, Row | BadRowError]]:
+    """`(place, row)` for each row of a source; a line that can't be parsed comes as its BadRowError.
 
     Raises UserError where the file or dataset can't be opened.
     """
@@ -51,35 +51,33 @@ def load_template(path: str | None) -> Template | None:
 def messages_of(row: Row, source: Source, template: Template | None) -> Messages:
     """The conversation that a row asks the teacher to go on with, up to its last user message.
 
-    Raises BadRow where there is none.
+    Raises BadRowError where there is none.
     """
     if template is not None:
         try:
             messages: Any = [{"role": "user", "content": template.render(**row)}]
         except TemplateError as error:
-            raise BadRow(f"the template can't be filled: {error}") from None
+            raise BadRowError(f"the template can't be filled: {error}") from None
     elif row.get(source.messages) is not None:
         messages = row[source.messages]
         if isinstance(messages, str):  # a CSV cell
             try:
                 messages = json.loads(messages)
             except json.JSONDecodeError:
-                raise BadRow(f"column {source.messages!r} is no JSON list of messages") from None
+                raise BadRowError(f"column {source.messages!r} is no JSON list of messages") from None
     elif source.prompt in row:
         messages = [{"role": "user", "content": row[source.prompt]}]
     else:
-        raise BadRow(
+        raise BadRowError(
             f"no column {source.messages!r} or {source.prompt!r} (the row has: {', '.join(map(str, row))});"
             " name yours in the source's `prompt`"
         )
     _check_messages(messages)
     messages = [{"role": m["role"], "content": m["content"]} for m in messages]
-    while (
-        messages and messages[-1]["role"] == "assistant"
-    ):  # an answer that the corpus has: the teacher gives its own
+    while messages and messages[-1]["role"] == "assistant":  # an answer that the corpus has: the teacher gives its own
         messages.pop()
     if not messages or messages[-1]["role"] != "user":
-        raise BadRow("no user message to answer at the end of the conversation")
+        raise BadRowError("no user message to answer at the end of the conversation")
     if source.system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": source.system})
     return messages
@@ -87,15 +85,15 @@ def messages_of(row: Row, source: Source, template: Template | None) -> Messages
 
 def _check_messages(messages: Any) -> None:
     if not isinstance(messages, list) or not messages:
-        raise BadRow("messages is no list of {role, content}")
+        raise BadRowError("messages is no list of {role, content}")
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise BadRow(f"a message's role must be one of {', '.join(ROLES)}")
+            raise BadRowError(f"a message's role must be one of {', '.join(ROLES)}")
         if not isinstance(message.get("content"), str) or not message["content"].strip():
-            raise BadRow(f"empty prompt: a {message['role']} message has no text")
+            raise BadRowError(f"empty prompt: a {message['role']} message has no text")
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
+def _file_rows(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
     readers = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv, ".txt": _text}
     if path.suffix not in readers:
         raise UserError(f"{path}: prompts are read from {', '.join(readers)} files")
@@ -104,7 +102,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
     yield from readers[path.suffix](path)
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
+def _jsonl(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -112,12 +110,12 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
             try:
                 row = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                yield f"{path}:{number}", BadRow(f"malformed JSON ({error})")
+                yield f"{path}:{number}", BadRowError(f"malformed JSON ({error})")
                 continue
-            yield f"{path}:{number}", row if isinstance(row, dict) else BadRow("not a JSON object")
+            yield f"{path}:{number}", row if isinstance(row, dict) else BadRowError("not a JSON object")
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
+def _parquet(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
     try:
         number = 0
         for batch in pq.ParquetFile(path).iter_batches():
@@ -128,7 +126,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from None
 
 
-def _csv(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
+def _csv(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
@@ -141,7 +139,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
             raise UserError(f"{path}:{reader.line_num}: malformed CSV ({error})") from None
 
 
-def _text(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
+def _text(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
     with path.open(encoding="utf-8", errors="strict") as stream:
         try:
             for number, line in enumerate(stream, 1):
@@ -151,7 +149,7 @@ def _text(path: Path) -> Iterator[tuple[str, Row | BadRow]]:
             raise UserError(f"{path}: not UTF-8 text ({error})") from None
 
 
-def _dataset_rows(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
+def _dataset_rows(source: Source) -> Iterator[tuple[str, Row | BadRowError]]:
     from datasets import load_dataset
 
     try:

@@ -15,7 +15,7 @@ from pipeline.report.figures import ARM_COLOURS, ARM_NAMES
 Chart = dict[str, Any]  # {"data", "layout", "config"}, JSON-ready
 
 GREY, LINE = "#808080", "rgba(128, 128, 128, 0.3)"
-TOTAL, DROP = "#7d8590", "#b8960c"
+TOTAL, DROP = "#7d8590", "#a5830a"
 DASHES = {"student": "solid", "sft_only": "dash"}
 MAX_MARKERS = 40  # points of a curve; beyond, marks hide the line
 # static: fingers that scroll the page never pan a chart, and print shows what the screen shows

@@ -37,9 +37,7 @@ def describe(run_dir: RunDir, response_id: str | None) -> str:
     prompt_id = response["prompt_id"] if response else response_id
     prompt = _find(run_dir, "prepare", "prompt_id", prompt_id)
     if prompt is None:
-        raise UserError(
-            f"{run_dir.path}: no response or prompt has the id {response_id!r}; see {run_dir.path}/prepare"
-        )
+        raise UserError(f"{run_dir.path}: no response or prompt has the id {response_id!r}; see {run_dir.path}/prepare")
     lines = [*_prompt_lines(prompt), *_answer_lines(run_dir, response), *_filter_lines(run_dir, response)]
     lines += [*_train_lines(run_dir, response), _stage_line(run_dir, "evaluate")]
     return "\n".join(lines) + "\n"
@@ -62,9 +60,7 @@ def _response(run_dir: RunDir, wanted: str | None) -> Row | None:
     if wanted is None:
         kept = _find(run_dir, "filter", "kept", True) if _is_done(run_dir, "filter") else None
         return _find(run_dir, "generate", "response_id", kept["response_id"] if kept else None)
-    return _find(run_dir, "generate", "response_id", wanted) or _find(
-        run_dir, "generate", "prompt_id", wanted
-    )
+    return _find(run_dir, "generate", "response_id", wanted) or _find(run_dir, "generate", "prompt_id", wanted)
 
 
 def _find(run_dir: RunDir, stage: str, column: str, value: Any) -> Row | None:
@@ -163,11 +159,7 @@ def _train_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
     if response is None or not _is_done(run_dir, "train"):
         yield _stage_line(run_dir, "train")
         return
-    decision = (
-        _find(run_dir, "filter", "response_id", response["response_id"])
-        if _is_done(run_dir, "filter")
-        else None
-    )
+    decision = _find(run_dir, "filter", "response_id", response["response_id"]) if _is_done(run_dir, "filter") else None
     length = len(response["prompt_token_ids"]) + len(response["token_ids"])
     limit = run_dir.manifest("train")["fingerprint"].get("train.max_length")
     if decision is None or not decision["kept"]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pipeline.records import ARMS, STAGES
@@ -85,9 +84,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(script_hash=script_hash, seconds=figures.seconds, whole=figures.whole)
-    environment.globals.update(
-        plotly=Markup(get_plotlyjs()), arm_names=figures.ARM_NAMES, arm_colours=figures.ARM_COLOURS
-    )
+    environment.globals.update(plotly=get_plotlyjs(), arm_names=figures.ARM_NAMES, arm_colours=figures.ARM_COLOURS)
     return environment
 
 
@@ -181,18 +178,12 @@ def _reproduce(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any]:
         "command": f"retort run {shlex.quote(str(config))}",
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
         "versions": manifests["evaluate"].get("versions", {}),
-        "weights": manifests.get("generate", {}).get("fingerprint", {}).get("teacher.weights")
-        or figures.NONE,
-        "times": [
-            (stage, manifest["elapsed_s"], _minute(manifest["finished"])) for stage, manifest in ordered
-        ],
+        "weights": manifests.get("generate", {}).get("fingerprint", {}).get("teacher.weights") or figures.NONE,
+        "times": [(stage, manifest["elapsed_s"], _minute(manifest["finished"])) for stage, manifest in ordered],
         "total_s": sum(manifest["elapsed_s"] for _, manifest in ordered),
-        "accepted": [
-            (stage, change) for stage, manifest in ordered for change in manifest.get("accepted", [])
-        ],
+        "accepted": [(stage, change) for stage, manifest in ordered for change in manifest.get("accepted", [])],
         "contract": [
-            (figures.words(key), _plain(value))
-            for key, value in manifests.get("train", {}).get("contract", {}).items()
+            (figures.words(key), _plain(value)) for key, value in manifests.get("train", {}).get("contract", {}).items()
         ],
     }
 

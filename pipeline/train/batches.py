@@ -3,6 +3,9 @@
 Axes: B batch, T tokens of a padded row, N = loss positions of the batch (row by row), K stored support.
 """
 
+# pyarrow.compute makes its functions at import, which no type checker sees:
+# pyright: reportAttributeAccessIssue=false
+
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,9 +70,7 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int, vocab_size: int) -> d
     ids_NK, logprobs_NK, log_tail_N = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
     if len(ids_NK) != (labels_BT != IGNORED).sum():
         ids = ", ".join(row["response_id"] for row in rows)
-        raise UserError(
-            f"responses {ids}: {len(ids_NK)} rows of log-probs for {(labels_BT != IGNORED).sum()} tokens"
-        )
+        raise UserError(f"responses {ids}: {len(ids_NK)} rows of log-probs for {(labels_BT != IGNORED).sum()} tokens")
     if max(ids_NK.max(initial=0), input_ids_BT.max()) >= vocab_size:
         ids = ", ".join(row["response_id"] for row in rows)
         raise UserError(f"responses {ids}: a token id is outside the student's vocabulary of {vocab_size}")

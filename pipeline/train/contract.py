@@ -25,9 +25,7 @@ TEACHER_TOLERANCE_NATS = {"float32": 1e-3}
 LOOSE_TEACHER_TOLERANCE_NATS = 0.05  # half precision or quantised weights: two programs round differently
 
 
-def prove(
-    rows: Dataset, teacher: models.Model, learner: Any, teacher_dtype: str, chunk_tokens: int
-) -> dict[str, Any]:
+def prove(rows: Dataset, teacher: models.Model, learner: Any, teacher_dtype: str, chunk_tokens: int) -> dict[str, Any]:
     """Prove the alignment contract of records.py on rows that will be trained on; returns what was measured.
 
     Raises UserError, saying which part fails, and by how much.
@@ -42,9 +40,7 @@ def prove(
         facts["teacher_kl_nats"] = check_teacher(student.load(teacher.path), batch, chunk_tokens, tolerance)
         facts["teacher_tolerance_nats"] = tolerance
     else:
-        say(
-            "train: the teacher does not fit this machine's memory; alignment is proved by the student's shift alone"
-        )
+        say("train: the teacher does not fit this machine's memory; alignment is proved by the student's shift alone")
         facts["teacher_kl_nats"] = None
     return facts
 
@@ -124,10 +120,7 @@ def mean_kl_nats(model: Any, batch: dict[str, Tensor], chunk_tokens: int) -> flo
 
 def shifted(batch: dict[str, Tensor], shift: int) -> dict[str, Tensor]:
     """The batch with the teacher's rows moved by `shift` tokens against the labels."""
-    return {
-        key: value.roll(shift, dims=0) if key.startswith("teacher_") else value
-        for key, value in batch.items()
-    }
+    return {key: value.roll(shift, dims=0) if key.startswith("teacher_") else value for key, value in batch.items()}
 
 
 def proof_batch(rows: Dataset, vocab_size: int) -> dict[str, Tensor]:

@@ -32,9 +32,7 @@ class _SupportLogprobs(torch.autograd.Function):
     """d loss / d logit_j = g_j − q_j·G on the support, g_tail·q_j/q_tail − q_j·G outside it; G is the sum of all g."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, ids_NK: Tensor, labels_N: Tensor, chunk: int
-    ) -> Any:
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, ids_NK: Tensor, labels_N: Tensor, chunk: int) -> Any:
         supports, tails, label_logprobs, normalisers = [], [], [], []
         kind = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_VH.dtype
@@ -48,15 +46,13 @@ class _SupportLogprobs(torch.autograd.Function):
             tails.append(logits_CV.scatter_(1, ids_NK[rows], -torch.inf).logsumexp(dim=1) - normaliser_C)
             normalisers.append(normaliser_C)
         support_NK, log_tail_N = torch.cat(supports), torch.cat(tails)
-        ctx.save_for_backward(
-            hidden_NH, weight_VH, ids_NK, labels_N, support_NK, log_tail_N, torch.cat(normalisers)
-        )
+        ctx.save_for_backward(hidden_NH, weight_VH, ids_NK, labels_N, support_NK, log_tail_N, torch.cat(normalisers))
         ctx.chunk, ctx.dtype = chunk, dtype
         return support_NK, log_tail_N, torch.cat(label_logprobs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden_NH, weight_VH, ids_NK, labels_N, support_NK, log_tail_N, normaliser_N = ctx.saved_tensors
         g_NK, g_tail_N, g_label_N = grads
         total_N = g_NK.sum(dim=1) + g_tail_N + g_label_N

@@ -39,9 +39,7 @@ def make(config: Config, target: Path) -> None:
 def load(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal LM from a local folder of safetensors. Raises UserError where transformers can't build it."""
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False, use_safetensors=True)
     except (ValueError, OSError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path}: can't be loaded as a causal language model: {first}") from None
@@ -51,18 +49,16 @@ def keep_layers(model: PreTrainedModel, indices: list[int]) -> PreTrainedModel:
     """The model with only these of its layers, renumbered. Raises UserError for a layer it does not have."""
     decoder: Any = model.get_decoder()
     if indices[-1] >= len(decoder.layers):
-        raise UserError(
-            f"student.keep_layers names layer {indices[-1]}; the model's are 0-{len(decoder.layers) - 1}"
-        )
+        raise UserError(f"student.keep_layers names layer {indices[-1]}; the model's are 0-{len(decoder.layers) - 1}")
     config: Any = copy.deepcopy(model.config)
     config.num_hidden_layers = len(indices)
     if getattr(config, "layer_types", None):  # models that mix attention kinds
         config.layer_types = [config.layer_types[i] for i in indices]
     decoder.layers = torch.nn.ModuleList([decoder.layers[i] for i in indices])
     for position, layer in enumerate(decoder.layers):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = position
+        numbered: list[Any] = [module for module in layer.modules() if hasattr(module, "layer_idx")]
+        for module in numbered:
+            module.layer_idx = position
     model.config = decoder.config = config
     return model
 

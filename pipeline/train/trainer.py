@@ -39,9 +39,7 @@ def token_losses(model: Any, inputs: dict[str, Tensor], chunk_tokens: int) -> tu
     labels_BT = inputs["labels"][:, 1:]
     is_loss_BT = labels_BT != IGNORED
     hidden_NH = outputs.last_hidden_state[:, :-1][is_loss_BT]
-    student = support_logprobs(
-        hidden_NH, head.weight, inputs["teacher_ids_NK"], labels_BT[is_loss_BT], chunk_tokens
-    )
+    student = support_logprobs(hidden_NH, head.weight, inputs["teacher_ids_NK"], labels_BT[is_loss_BT], chunk_tokens)
     kl_N = forward_kl_nats(
         inputs["teacher_logprobs_NK"], inputs["teacher_log_tail_N"], student.support_NK, student.log_tail_N
     )
@@ -55,7 +53,7 @@ class DistillationTrainer(SFTTrainer):
         super().__init__(**kwargs)
         self._settings = settings
         self._forward_redirection = _ForwardRedirection()
-        self._sums = {"ce_nats": 0.0, "kl_nats": 0.0, "tokens": 0, "all_tokens": 0}
+        self._sums: dict[str, float] = {"ce_nats": 0.0, "kl_nats": 0.0, "tokens": 0, "all_tokens": 0}
         self._since = time.monotonic()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -72,9 +70,7 @@ class DistillationTrainer(SFTTrainer):
         num_tokens = len(ce_N) if num_items_in_batch is None else num_items_in_batch
         loss = loss_N.sum() / num_tokens
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = (
-                loss * self.accelerator.num_processes
-            )  # DDP averages; num_items_in_batch counts every process
+            loss = loss * self.accelerator.num_processes  # DDP averages; num_items_in_batch counts every process
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -117,9 +113,7 @@ class Progress(TrainerCallback):
         self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
         self._bar.start()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._bar.update(self._task, completed=state.global_step)
 
     def on_log(
@@ -181,9 +175,7 @@ def fit(
             r=lora.r,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=lora.target_modules
-            if isinstance(lora.target_modules, str)
-            else list(lora.target_modules),
+            target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
             task_type="CAUSAL_LM",
         ),
     )

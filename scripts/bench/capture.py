@@ -46,8 +46,7 @@ def time_retort(num: int, tokens: int) -> float:
     def once(count: int) -> float:
         began, packed = time.perf_counter(), []
         requests = (
-            Request(str(i), prompts[i % len(prompts)], tokens, 0.7, i, 64, ignore_eos=True)
-            for i in range(count)
+            Request(str(i), prompts[i % len(prompts)], tokens, 0.7, i, 64, ignore_eos=True) for i in range(count)
         )
         for answer in engine.answers(requests):
             packed.append(codec.encode(answer.ids_TK, answer.logprobs_TK, codec.log_tail(answer.logprobs_TK)))
@@ -113,12 +112,8 @@ def figure(values: list[float], unit: str) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="one round of few answers: a rough figure in two minutes"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round of few answers: a rough figure in two minutes")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--num", type=int, default=256, help="answers per round")
@@ -145,14 +140,10 @@ def main() -> None:
     figures = {
         "retort_tokens_per_s": figure(rates["retort"], "tokens/s"),
         "hand_tuned_tokens_per_s": figure(rates[best], "tokens/s"),
-        "retort_over_hand_tuned": figure(
-            [a / b for a, b in zip(rates["retort"], rates[best], strict=True)], "ratio"
-        ),
+        "retort_over_hand_tuned": figure([a / b for a, b in zip(rates["retort"], rates[best], strict=True)], "ratio"),
     }
     for name, values in figures.items():
-        print(
-            f"{name:>26}  {values['median']:.3f}  ({values['low']:.3f}–{values['high']:.3f}, {values['num']} rounds)"
-        )
+        print(f"{name:>26}  {values['median']:.3f}  ({values['low']:.3f}–{values['high']:.3f}, {values['num']} rounds)")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -57,9 +57,7 @@ class Runs:
         return [sys.executable, "-m", "pipeline", verb, config, *SETTINGS, f"runs_dir={self.folder}", *more]
 
     def do(self, verb: str, *more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(verb, *more), cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        return subprocess.run(self.command(verb, *more), cwd=ROOT, capture_output=True, text=True, check=False)
 
     def kill_when(self, verb: str, is_time: Callable[[], bool]) -> None:
         """Start a verb, and send SIGKILL to it (not to its child) as soon as the condition holds."""
@@ -98,9 +96,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def test_every_response_is_there_once(runs: Runs) -> None:
-    table = pa.concat_tables(
-        pq.read_table(path) for path in sorted((runs.path / "generate").glob("*.parquet"))
-    )
+    table = pa.concat_tables(pq.read_table(path) for path in sorted((runs.path / "generate").glob("*.parquet")))
     ids = table.column("response_id").to_pylist()
     prompts = pq.read_table(runs.path / "prepare/prompts-00000.parquet").column("prompt_id").to_pylist()
     assert sorted(ids) == sorted(f"{prompt}-{sample}" for prompt in prompts for sample in range(NUM_SAMPLES))
@@ -133,10 +129,7 @@ def test_scores_are_those_of_a_teacher_and_its_student(runs: Runs) -> None:
     assert abs(kl["teacher"]) < 1e-6
     assert arms["teacher"]["fidelity"]["top1_agreement_frac"]["value"] == 1
     assert kl["student"] < 0.9 * kl["untrained"]
-    assert (
-        arms["student"]["cost"]["num_parameters"]["value"]
-        < 0.7 * arms["teacher"]["cost"]["num_parameters"]["value"]
-    )
+    assert arms["student"]["cost"]["num_parameters"]["value"] < 0.7 * arms["teacher"]["cost"]["num_parameters"]["value"]
     for scores in arms.values():
         assert scores["speed"]["output_tokens_per_s"]["value"] > 0
         assert set(scores["quality"]) == {"truncated_frac", "repetition_frac", "answer_tokens"}
@@ -189,9 +182,7 @@ def test_export_writes_a_plain_model_with_a_card(runs: Runs) -> None:
 def test_a_damaged_shard_is_named_and_alone_made_anew(runs: Runs, tmp_path: Path) -> None:
     copy = copy_of(runs, tmp_path / "copy")
     shard = copy.path / "generate/responses-00001.parquet"
-    others = {
-        path.name: file_hash(path) for path in (copy.path / "generate").glob("*.parquet") if path != shard
-    }
+    others = {path.name: file_hash(path) for path in (copy.path / "generate").glob("*.parquet") if path != shard}
     shard.write_bytes(shard.read_bytes()[:-100])
     refused = copy.do("filter", "--fresh")
     assert refused.returncode == 2
@@ -214,9 +205,7 @@ def test_rows_shifted_by_one_stop_the_training_before_step_one(runs: Runs, tmp_p
         late = []
         for packed in table.column("logprobs").to_pylist():
             ids_NK, logprobs_NK, log_tail_N = codec.decode(packed)
-            late.append(
-                codec.encode(np.roll(ids_NK, 1, 0), np.roll(logprobs_NK, 1, 0), np.roll(log_tail_N, 1, 0))
-            )
+            late.append(codec.encode(np.roll(ids_NK, 1, 0), np.roll(logprobs_NK, 1, 0), np.roll(log_tail_N, 1, 0)))
         place = table.column_names.index("logprobs")
         pq.write_table(table.set_column(place, "logprobs", pa.array(late, pa.binary())), shard)
         record |= {"bytes": shard.stat().st_size, "sha256": file_hash(shard)}

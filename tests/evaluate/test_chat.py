@@ -44,9 +44,7 @@ def write(path: Path, *items: dict) -> Path:
 
 
 def test_the_second_turn_is_asked_after_the_arms_own_first_answer(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "set.jsonl", {"id": "a", "turns": ["one two", "three"]}, {"id": "b", "turns": ["four"]}
-    )
+    path = write(tmp_path / "set.jsonl", {"id": "a", "turns": ["one two", "three"]}, {"id": "b", "turns": ["four"]})
     rows = chat.answer(Echo(), chat.load(path, None), Words(), {}, Evaluate())  # type: ignore[arg-type]
     assert [(r["item_id"], r["turn"], r["answer"]) for r in rows] == [
         ("a", 0, "n2"),

@@ -33,10 +33,7 @@ TEXTS = [
 def reference(teacher: Any, student: Any, text: ForcedText) -> np.ndarray:
     """The measures' sums of one text, written out plainly in float64."""
     ids = torch.tensor([text.prompt_token_ids + text.token_ids])
-    p, q = (
-        m(ids).logits[0].double().softmax(dim=1)[len(text.prompt_token_ids) - 1 : -1]
-        for m in (teacher, student)
-    )
+    p, q = (m(ids).logits[0].double().softmax(dim=1)[len(text.prompt_token_ids) - 1 : -1] for m in (teacher, student))
     labels = torch.tensor(text.token_ids)
     return (
         torch.stack(
@@ -54,16 +51,14 @@ def reference(teacher: Any, student: Any, text: ForcedText) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 16, 1000])
-def test_sums_per_prompt_equal_a_plain_float64_forward(
-    batch_tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sums_per_prompt_equal_a_plain_float64_forward(batch_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "CHUNK_TOKENS", 3)
     teacher, student = tiny(0), tiny(1)
     sums = fidelity.measure(teacher, {"student": student}, TEXTS, batch_tokens)["student"]
     wanted = {"a": reference(teacher, student, TEXTS[0]) + reference(teacher, student, TEXTS[2])}
     wanted["b"] = reference(teacher, student, TEXTS[1])
     got = np.stack([sums.of(name) for name in MEASURES], axis=1)
-    order = {tokens: row for tokens, row in zip(sums.num_tokens(), got, strict=True)}
+    order = dict(zip(sums.num_tokens(), got, strict=True))
     np.testing.assert_allclose(order[10.0], wanted["a"], rtol=1e-4)
     np.testing.assert_allclose(order[2.0], wanted["b"], rtol=1e-4)
 

@@ -19,8 +19,8 @@ def slow_interval(numerators: np.ndarray, denominators: np.ndarray, resamples: i
 
 def test_intervals_equal_a_slow_independent_bootstrap() -> None:
     generator = np.random.default_rng(0)
-    tokens = generator.integers(5, 50, 40).astype(float)
-    values = tokens * generator.gamma(2, 0.3, 40)
+    tokens = generator.integers(5, 50, 40).astype(np.float64)
+    values = (tokens * generator.gamma(2, 0.3, 40)).astype(np.float64)
     figure = ratio(values, tokens, 10_000, seed=0)
     low, high = slow_interval(values, tokens, 10_000)
     assert figure["value"] == pytest.approx(values.sum() / tokens.sum())
@@ -33,8 +33,8 @@ def test_ninety_five_percent_intervals_cover_the_truth() -> None:
     generator = np.random.default_rng(1)
     trials, hits = 400, 0
     for trial in range(trials):
-        tokens = generator.integers(20, 60, 80).astype(float)
-        values = tokens * generator.gamma(2, 0.5, 80)  # mean 1 a token
+        tokens = generator.integers(20, 60, 80).astype(np.float64)
+        values = (tokens * generator.gamma(2, 0.5, 80)).astype(np.float64)  # mean 1 a token
         figure = ratio(values, tokens, 400, seed=trial)
         assert figure["low"] is not None
         assert figure["high"] is not None
@@ -45,7 +45,7 @@ def test_ninety_five_percent_intervals_cover_the_truth() -> None:
 def test_resamples_drawn_in_pieces_are_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.evaluate import statistics
 
-    values, tokens = np.arange(1.0, 9.0), np.full(8, 2.0)
+    values, tokens = np.arange(1.0, 9.0, dtype=np.float64), np.full(8, 2.0, np.float64)
     whole = ratio(values, tokens, 5_000, seed=0)
     monkeypatch.setattr(statistics, "MAX_WEIGHTS", 64)
     pieces = ratio(values, tokens, 5_000, seed=0)

@@ -1,7 +1,6 @@
 """Real vLLM on the demo teacher: what it gives is what a plain transformers forward gives for the same ids."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,26 +61,18 @@ def full_logprobs(reference: Any, answer: Answer) -> np.ndarray:
     return logits.double().log_softmax(dim=1).numpy()
 
 
-def test_rows_are_the_distributions_the_tokens_were_drawn_from(
-    engine: Engine, tokenizer: Any, reference: Any
-) -> None:
+def test_rows_are_the_distributions_the_tokens_were_drawn_from(engine: Engine, tokenizer: Any, reference: Any) -> None:
     for answer in engine.answers(requests(tokenizer)):
         wanted_TV = full_logprobs(reference, answer)
         T = len(answer.token_ids)
         assert answer.ids_TK.shape == answer.logprobs_TK.shape == (T, K)
-        np.testing.assert_allclose(
-            np.take_along_axis(wanted_TV, answer.ids_TK, 1), answer.logprobs_TK, atol=2e-3
-        )
-        np.testing.assert_allclose(
-            wanted_TV[np.arange(T), answer.token_ids], answer.token_logprobs, atol=2e-3
-        )
+        np.testing.assert_allclose(np.take_along_axis(wanted_TV, answer.ids_TK, 1), answer.logprobs_TK, atol=2e-3)
+        np.testing.assert_allclose(wanted_TV[np.arange(T), answer.token_ids], answer.token_logprobs, atol=2e-3)
         best = np.sort(wanted_TV, axis=1)[:, ::-1][:, :K]
         np.testing.assert_allclose(best, answer.logprobs_TK, atol=2e-3)  # the K best, best first
 
 
-def test_the_packed_tail_is_the_mass_of_everything_else(
-    engine: Engine, tokenizer: Any, reference: Any
-) -> None:
+def test_the_packed_tail_is_the_mass_of_everything_else(engine: Engine, tokenizer: Any, reference: Any) -> None:
     answer = next(iter(engine.answers(requests(tokenizer))))
     packed = codec.encode(answer.ids_TK, answer.logprobs_TK, codec.log_tail(answer.logprobs_TK))
     ids_NK, logprobs_NK, log_tail_N = codec.decode(packed)
@@ -106,9 +97,7 @@ def test_the_end_of_turn_is_a_token_with_a_row_of_its_own(engine: Engine, tokeni
     assert all(len(answer.token_logprobs) == len(answer.token_ids) for answer in ended)
 
 
-def test_a_response_is_drawn_from_its_own_stream_whatever_runs_beside_it(
-    engine: Engine, tokenizer: Any
-) -> None:
+def test_a_response_is_drawn_from_its_own_stream_whatever_runs_beside_it(engine: Engine, tokenizer: Any) -> None:
     together = by_id(engine.answers(requests(tokenizer)))
     last = list(requests(tokenizer))[-1]
     (alone,) = engine.answers([last])
@@ -152,9 +141,7 @@ def test_engine_arguments_are_checked_by_name(arguments: dict[str, Any], said: s
         check_engine_args(arguments)
 
 
-def test_the_engine_behind_a_pipe_gives_the_engines_answers(
-    engine: Engine, tokenizer: Any, demo_teacher: Path
-) -> None:
+def test_the_engine_behind_a_pipe_gives_the_engines_answers(engine: Engine, tokenizer: Any, demo_teacher: Path) -> None:
     asked = [
         {
             "request_id": r.request_id,
@@ -174,7 +161,7 @@ def test_the_engine_behind_a_pipe_gives_the_engines_answers(
         '{"max_model_len": 1024}',
         "0.1",
     ]
-    environment = {**hardware.stage_environment(), "PYTHONPATH": os.getcwd()}
+    environment = {**hardware.stage_environment(), "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(command, input=lines, env=environment, capture_output=True, text=True, check=True)
     ready, reply = (json.loads(line) for line in done.stdout.splitlines())
     assert ready["ready"]

@@ -70,8 +70,10 @@ def samples() -> list[Row]:
     return rows
 
 
-def make(folder: Path, until: str = "evaluate", teacher: str = "demo", scored: Row | None = None) -> RunDir:
-    """A run in `folder` whose stages are done up to `until`, with `scored` for its scores.json."""
+def make(
+    folder: Path, until: str = "evaluate", teacher: str = "./no-such-teacher", scored: Row | None = None
+) -> RunDir:
+    """A run in `folder` whose stages are done up to `until`; its teacher is but a name unless a folder is given."""
     settings = {"name": "trial", "runs_dir": str(folder), "teacher": {"model": teacher}}
     config = config_module.validate(settings, "test")
     run_dir = RunDir(config.run_path)

@@ -21,9 +21,7 @@ def problem(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
     return hidden_NH, weight_VH, ids_NK, labels_N
 
 
-def dense(
-    hidden_NH: Tensor, weight_VH: Tensor, ids_NK: Tensor, labels_N: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def dense(hidden_NH: Tensor, weight_VH: Tensor, ids_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logprobs_NV = (hidden_NH @ weight_VH.T).log_softmax(dim=1)
     outside_NV = torch.ones_like(logprobs_NV, dtype=torch.bool).scatter(1, ids_NK, False)
     log_tail_N = (logprobs_NV.exp() * outside_NV).sum(dim=1).log()

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipeline import codec
-from pipeline.config import Lora, Train
+from pipeline.config import Train
 from pipeline.errors import UserError
 from pipeline.train import contract, student
 from pipeline.train.batches import IGNORED, LengthGrouped, collate
@@ -20,7 +20,7 @@ from pipeline.train.trainer import fit, last_whole_checkpoint, token_losses
 VOCAB, K = 61, 8
 
 
-def tiny(seed: int = 0, layers: int = 2) -> LlamaForCausalLM:
+def tiny(seed: int = 0, layers: int = 2) -> Any:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -57,9 +57,7 @@ def captured(teacher: LlamaForCausalLM, num: int, seed: int = 0, shift: int = 0)
                 "prompt_token_ids": prompt,
                 "token_ids": tokens,
                 "token_logprobs": [float(row[t]) for row, t in zip(kept, tokens, strict=True)],
-                "logprobs": codec.encode(
-                    best.indices.numpy().astype(np.int32), values, codec.log_tail(values)
-                ),
+                "logprobs": codec.encode(best.indices.numpy().astype(np.int32), values, codec.log_tail(values)),
                 "length": len(prompt) + len(tokens),
             }
         )
@@ -208,12 +206,8 @@ def test_the_logged_loss_is_the_weighted_mean_per_token(
         assert line["loss"] == pytest.approx(0.3 * line["ce_nats"] + 0.7 * line["kl_nats"], rel=1e-4)
 
 
-def test_training_brings_the_student_to_the_teacher(
-    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
-) -> None:
-    _, lines = trained(
-        tmp_path, teacher, tokenizer, rows=24, epochs=12, learning_rate=1e-2, ce_weight=0, kd_weight=1
-    )
+def test_training_brings_the_student_to_the_teacher(tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any) -> None:
+    _, lines = trained(tmp_path, teacher, tokenizer, rows=24, epochs=12, learning_rate=1e-2, ce_weight=0, kd_weight=1)
     assert lines[-1]["kl_nats"] < 0.5 * lines[0]["kl_nats"]
 
 
@@ -239,9 +233,7 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(
 def test_lora_trains_adapters_and_hands_back_a_merged_plain_model(
     tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
 ) -> None:
-    facts, lines = trained(
-        tmp_path, teacher, tokenizer, lora=Lora(r=4, alpha=8).model_dump(), learning_rate=1e-2, epochs=4
-    )
+    facts, lines = trained(tmp_path, teacher, tokenizer, lora={"r": 4, "alpha": 8}, learning_rate=1e-2, epochs=4)
     assert lines[-1]["loss"] < lines[0]["loss"]
     merged = facts["model"].state_dict()
     assert merged.keys() == tiny().state_dict().keys()

@@ -1,0 +1,291 @@
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated_run import PLANTED, WEIGHTS_HASH, figure, make, samples, scores
+
+from pipeline.config import Filter
+from pipeline.errors import UserError
+from pipeline.filter.rules import RULES
+from pipeline.records import ARMS
+from pipeline.report import charts, figures, page
+from pipeline.rundir import RunDir, write_json
+
+
+class Reader(HTMLParser):
+    """What tests ask of a page: its tables' rows, its scripts, and the ids of its sections."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.scripts: list[str] = []
+        self.specs: dict[str, Any] = {}
+        self.sections: list[str] = []
+        self.policy = ""
+        self._inside: list[str] = []
+        self._spec: str | None = None
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "section":
+            self.sections.append(values["id"] or "")
+        elif tag == "meta" and values.get("http-equiv") == "Content-Security-Policy":
+            self.policy = values["content"] or ""
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        elif tag == "script":
+            self._spec = values.get("id")
+        if tag in ("td", "th", "script"):
+            self._inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th", "script"):
+            self._inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        where = self._inside[-1] if self._inside else ""
+        if where == "script" and self._spec:
+            self.specs[self._spec.removeprefix("spec-")] = json.loads(data)
+        elif where == "script":
+            self.scripts.append(data)
+        elif where:
+            self.rows[-1][-1] = f"{self.rows[-1][-1]} {data.strip()}".strip()
+
+    def rows_of(self, name: str) -> list[list[str]]:
+        return [row for row in self.rows if row and row[0] == name]
+
+
+def page_of(run_dir: RunDir) -> Reader:
+    return Reader(page.render(run_dir))
+
+
+def test_write_makes_report_html_of_an_evaluated_run(run_dir: RunDir) -> None:
+    path = page.write(run_dir)
+    assert path == run_dir.path / "report.html"
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_run_without_evaluate_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="evaluate has not finished"):
+        page.write(make(tmp_path, until="train"))
+
+
+def test_damaged_scores_are_a_user_error_that_names_the_file(run_dir: RunDir) -> None:
+    (run_dir.path / "evaluate" / "scores.json").write_text('{"arms":')
+    with pytest.raises(UserError, match=r"scores\.json: damaged"):
+        page.write(run_dir)
+
+
+def test_sections_come_verdict_first_and_limits_before_how_to_reproduce(run_dir: RunDir) -> None:
+    assert page_of(run_dir).sections == [
+        "verdict",
+        "training",
+        "fidelity",
+        "health",
+        "filter",
+        "answers",
+        "limits",
+        "reproduce",
+    ]
+
+
+def test_headline_has_each_arm_with_figures_and_intervals(run_dir: RunDir) -> None:
+    headline = {row[0]: row for row in page_of(run_dir).rows[1:5]}
+    assert list(headline) == ["Teacher", "Student", "SFT only", "Untrained"]
+    expected = ["1.234 1.111 – 1.357", "85.0 % 80.0 – 86.0 %", "80.0 % 75.0 – 81.0 %", "150.0 145.0 – 155.0", "134.5 M"]
+    assert headline["Student"][1:] == expected
+
+
+def test_intervals_are_told_by_what_they_are(run_dir: RunDir) -> None:
+    html = page.render(run_dir)
+    assert "95 % bootstrap interval over 48 held-out prompts" in html
+    assert "median of 3 rounds, with the slowest and the fastest (no 95 % interval)" in html
+
+
+def test_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
+    scored = scores()
+    del scored["arms"]["sft_only"], scored["arms"]["student"]["speed"], scored["arms"]["untrained"]["cost"]
+    del scored["arms"]["student"]["fidelity"]["acceptance_frac"], scored["verdict"]["kl_over_sft_only"]
+    scored["arms"]["untrained"]["fidelity"]["forward_kl_nats"] = figure(math.nan)
+    scored["arms"]["untrained"]["fidelity"]["top1_agreement_frac"] = figure(0.5, math.nan, math.nan)
+    reader = page_of(make(tmp_path, scored=scored))
+    headline = {row[0]: row[1:] for row in reader.rows[1:4]}
+    assert list(headline) == ["Teacher", "Student", "Untrained"]
+    assert headline["Student"][2:4] == ["–", "–"]
+    assert headline["Untrained"][:2] == ["–", "50.0 %"]
+    assert headline["Untrained"][4] == "–"
+
+
+@pytest.mark.parametrize("scored", [{"arms": {}, "verdict": {}}, {"arms": {"student": {}}}])
+def test_empty_scores_still_make_a_page(tmp_path: Path, scored: dict[str, Any]) -> None:
+    assert "evaluate gave no verdict" in page.render(make(tmp_path, scored=scored))
+
+
+def test_without_an_sft_only_arm_the_limits_say_what_is_unknown(tmp_path: Path) -> None:
+    sentence = "What the soft targets bought is unknown"
+    assert sentence not in page.render(make(tmp_path / "with"))
+    scored = scores()
+    del scored["arms"]["sft_only"]
+    assert sentence in page.render(make(tmp_path / "without", scored=scored))
+
+
+def test_what_models_and_prompts_say_is_text(run_dir: RunDir) -> None:
+    html = page.render(run_dir)
+    assert PLANTED not in html
+    assert "<img" not in html.replace(Reader(html).scripts[0], "")
+    assert html.count("&lt;script&gt;window.pwned=1") == 1 + 2 + 2  # summary, both questions, both answers
+    assert "The student is &lt;close&gt; to its teacher." in html
+
+
+def test_only_the_pages_own_scripts_may_run(run_dir: RunDir) -> None:
+    reader = page_of(run_dir)
+    allowed = re.search(r"script-src (.*)", reader.policy)
+    assert len(reader.scripts) == 2
+    assert allowed is not None
+    assert allowed[1].split() == [page.script_hash(script) for script in reader.scripts]
+    assert "default-src 'none'" in reader.policy
+
+
+def test_answers_stand_by_item_turn_and_arm_whatever_their_order() -> None:
+    items = page.side_by_side(list(reversed(samples())))
+    assert [item["item_id"] for item in items] == [f"item-{n}" for n in reversed(range(8))]
+    two_turns = items[-1]["turns"]
+    assert [[row["arm"] for row in turn] for turn in two_turns] == [list(ARMS), list(ARMS)]
+    assert [turn[0]["question"][:12] for turn in two_turns] == ["question 0.0", "question 0.1"]
+
+
+def test_first_items_are_open_and_cut_answers_are_marked(run_dir: RunDir) -> None:
+    html = page.render(run_dir)
+    assert html.count('<details class="item" open>') == page.NUM_OPEN_ITEMS
+    assert html.count('<details class="item">') == 2
+    assert html.count("<em>cut off</em>") == len(ARMS)  # the answers to item-1
+
+
+def test_a_run_without_chat_set_says_so(run_dir: RunDir) -> None:
+    (run_dir.path / "evaluate" / "samples.parquet").unlink()
+    assert "No chat set was answered" in page.render(run_dir)
+
+
+def test_filter_table_counts_rates_and_what_is_left(run_dir: RunDir) -> None:
+    reader = page_of(run_dir)
+    assert reader.rows_of("truncated") == [["truncated", "1", "16.7 %", "5", "on"]]
+    assert reader.rows_of("repeated ngrams") == [
+        ["repeated ngrams", "1", "16.7 %", "4", "max_duplicate_ngram_frac = 0.35"]
+    ]
+
+
+def test_reproduction_has_command_config_weights_contract_and_times(run_dir: RunDir) -> None:
+    html = page.render(run_dir)
+    reader = Reader(html)
+    assert f"retort run {run_dir.path}/config.yaml" in html
+    assert "held_out_frac: 0.1" in html
+    assert WEIGHTS_HASH in html
+    assert reader.rows_of("worst sampled difference nats") == [["worst sampled difference nats", "0.00395"]]
+    assert reader.rows_of("teacher kl nats") == [["teacher kl nats", "–"]]
+    assert [row[0] for row in reader.rows if row[0] in ("prepare", "generate", "filter", "train", "evaluate")] == [
+        "prepare",
+        "generate",
+        "filter",
+        "train",
+        "evaluate",
+    ]
+
+
+def test_accepted_changes_are_told(run_dir: RunDir) -> None:
+    assert "and accepted" not in page.render(run_dir)
+    manifest = run_dir.manifest("train")
+    manifest["accepted"] = [{"key": "train.max_length", "was": 2048, "is": 1024}]
+    write_json(run_dir.path / "train" / "manifest.json", manifest)
+    assert page_of(run_dir).rows_of("train")[-1] == ["train", "train.max_length", "2048", "1024"]
+
+
+def test_curves_have_a_line_per_arm_and_leave_out_a_cut_line(run_dir: RunDir) -> None:
+    kl = page_of(run_dir).specs["kl"]["data"]
+    assert [(line["name"], line["x"], line["y"]) for line in kl] == [
+        ("Student", [1, 5, 10], [1.9, 1.5, 1.0]),
+        ("SFT only", [1, 5, 10], [1.9, 1.5, 1.0]),
+    ]
+
+
+def test_an_arm_has_one_colour_everywhere(run_dir: RunDir) -> None:
+    html = page.render(run_dir)
+    specs = Reader(html).specs
+    colours = dict(
+        zip(specs["forward_kl"]["data"][0]["y"], specs["forward_kl"]["data"][0]["marker"]["color"], strict=True)
+    )
+    for line in specs["loss"]["data"] + specs["kl"]["data"]:
+        assert line["line"]["color"] == colours[line["name"]]
+    assert f".arm-student {{ --arm: {colours['Student']}; }}" in html
+    assert len(set(figures.ARM_COLOURS.values())) == len(ARMS)
+
+
+@pytest.mark.parametrize("ground", ["#ffffff", "#14171a"])
+def test_colours_stand_out_on_light_and_dark(ground: str) -> None:
+    def luminance(colour: str) -> float:
+        channels = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for colour in (*figures.ARM_COLOURS.values(), charts.TOTAL, charts.DROP, charts.GREY):
+        darker, lighter = sorted((luminance(colour), luminance(ground)))
+        assert (lighter + 0.05) / (darker + 0.05) >= 3, colour  # WCAG 1.4.11, graphics
+
+
+def test_bars_have_whiskers_to_the_interval_and_leave_the_teacher_out() -> None:
+    arms = {
+        "teacher": {"fidelity": {"forward_kl_nats": figure(0.0, 0.0, 0.0)}},
+        "student": {"fidelity": {"forward_kl_nats": figure(0.5, 0.4, 0.7)}},
+        "untrained": {"fidelity": {"forward_kl_nats": figure(2.0)}},
+    }
+    chart = charts.forward_kl(arms)
+    assert chart is not None
+    [bars] = chart["data"]
+    assert bars["y"] == ["Student", "Untrained"]
+    assert bars["error_x"]["array"] == pytest.approx([0.2, 0])
+    assert bars["error_x"]["arrayminus"] == pytest.approx([0.1, 0])
+    assert chart["layout"]["xaxis"]["range"][1] > 2.0
+    assert charts.forward_kl({"teacher": arms["teacher"]}) is None
+
+
+def test_waterfall_goes_from_all_to_kept_over_the_rules_that_dropped() -> None:
+    [steps] = charts.waterfall(10, [("empty", 0), ("truncated", 3), ("too long", 1)])["data"]
+    assert steps["y"] == ["all answers", "truncated", "too long", "kept"]
+    assert steps["x"] == [10, -3, -1, 6]
+    assert steps["measure"] == ["absolute", "relative", "relative", "total"]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (figures.nats(-1e-9), "0.000"),
+        (figures.percent(0.7134), "71.3 %"),
+        (figures.tokens(1234.4), "1\u202f234"),
+        (figures.milliseconds(0.0123), "12.3"),
+        (figures.scaled(134515008), "134.5 M"),
+        (figures.scaled(538e6, "B"), "538 MB"),
+        (figures.scaled(12.0), "12"),
+        (figures.seconds(3.74), "3.7 s"),
+        (figures.seconds(725), "12 min 5 s"),
+        (figures.seconds(7800), "2 h 10 min"),
+    ],
+)
+def test_numbers_as_people_read_them(written: str, expected: str) -> None:
+    assert written == expected
+
+
+def test_every_rule_is_shown_with_a_setting_that_exists() -> None:
+    assert set(figures.RULE_SETTINGS) == {*RULES, "exact_duplicate"} - {"empty"}
+    assert set(figures.RULE_SETTINGS.values()) <= set(Filter.model_fields)
+
+
+def test_settings_are_told_as_on_off_or_limit() -> None:
+    settings = {"drop_truncated": True, "min_tokens": 0, "max_tokens": None, "drop_exact_duplicates": False}
+    rules = ["truncated", "too_short", "too_long", "exact_duplicate", "empty", "unheard_of"]
+    assert [figures.setting_text(rule, settings) for rule in rules] == ["on", "min_tokens = 0", "off", "off", "–", "–"]

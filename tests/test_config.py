@@ -1,0 +1,317 @@
+"""Configuration: what a YAML file and overrides mean, and what is said about each mistake."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline import config as config_module
+from pipeline.config import Config, Source, Train, dump, dump_explained, layer_indices, output_settings, validate
+from pipeline.errors import UserError
+
+Load = Callable[..., Config]
+SETTINGS = dict(config_module.fields())
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """`load(text, *overrides)`: the config of a file `trial.yaml` with that text."""
+
+    def from_text(text: str = "", *overrides: str) -> Config:
+        path = tmp_path / "trial.yaml"
+        path.write_text(text, encoding="utf-8")
+        return config_module.load(path, overrides)
+
+    return from_text
+
+
+def refusal(load: Load, text: str = "", *overrides: str) -> str:
+    """What the user is told; one line that begins with the file."""
+    with pytest.raises(UserError) as caught:
+        load(text, *overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def config_with(**sections: object) -> Config:
+    return validate({"name": "trial", **sections}, "test")
+
+
+def test_an_empty_file_is_all_defaults_under_the_files_name(load: Load) -> None:
+    assert load("") == config_with()
+    assert load("").run_path == Path("runs/trial")
+
+
+def test_a_name_in_the_file_wins_over_the_files_own(load: Load) -> None:
+    assert load("name: other").run_path == Path("runs/other")
+
+
+def test_overrides_win_over_the_file_and_the_last_one_over_the_others(load: Load) -> None:
+    loaded = load("train:\n  epochs: 5\n  seed: 3", "train.epochs=1", "train.epochs=2.5")
+    assert loaded.train.epochs == 2.5
+    assert loaded.train.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.learning_rate=1e-5", 1e-5),
+        ("filter.min_tokens=null", None),
+        ("student.keep_layers=0-2,5", "0-2,5"),
+        ("student.keep_layers=0,3", "0,3"),
+        ("teacher.engine={dtype: bfloat16}", {"dtype": "bfloat16"}),
+        ("evaluate.chat_set=a=b.jsonl", "a=b.jsonl"),
+        ("train.report_to=[tensorboard,wandb]", ("tensorboard", "wandb")),
+        ("train.sft_only_arm=true", True),
+    ],
+)
+def test_an_override_has_the_type_of_its_setting(load: Load, override: str, value: object) -> None:
+    section, key = override.split("=")[0].split(".")
+    assert getattr(getattr(load("", override), section), key) == value
+
+
+def test_a_section_that_is_null_by_default_opens_with_its_defaults(load: Load) -> None:
+    assert load().train.lora is None
+    lora = load("", "train.lora.r=4").train.lora
+    assert lora is not None
+    assert (lora.r, lora.alpha) == (4, 32)
+
+
+def test_a_home_folder_is_expanded(load: Load) -> None:
+    assert load("", "runs_dir=~/made").run_path == Path.home() / "made/trial"
+
+
+def test_a_loaded_config_cannot_be_changed(load: Load) -> None:
+    with pytest.raises(ValidationError):
+        load().train.epochs = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "nearest"),
+    [
+        ("trian: {epochs: 1}", "trian", "train"),
+        ("train: {lerning_rate: 1}", "train.lerning_rate", "train.learning_rate"),
+        ("train: {lora: {alfa: 3}}", "train.lora.alfa", "train.lora.alpha"),
+        ("prepare: {sources: [{pth: a.jsonl}]}", "prepare.sources.0.pth", "prepare.sources.0.path"),
+        ("generate: {temprature: 1}", "generate.temprature", "generate.temperature"),
+    ],
+)
+def test_a_mistyped_key_is_told_with_the_nearest_name(load: Load, text: str, wrong: str, nearest: str) -> None:
+    message = refusal(load, text)
+    assert "trial.yaml: " in message
+    assert f"unknown key {wrong}; did you mean {nearest}?" in message
+
+
+def test_a_mistyped_key_in_an_override_is_told_with_the_nearest_name(load: Load) -> None:
+    assert "unknown key filter.max_token; did you mean filter.max_tokens?" in refusal(load, "", "filter.max_token=5")
+
+
+def test_no_name_is_guessed_for_a_key_like_no_other(load: Load) -> None:
+    message = refusal(load, "zzzzqq: 3")
+    assert "unknown key zzzzqq" in message
+    assert "did you mean" not in message
+
+
+def test_a_missing_file_is_named_with_where_others_are(tmp_path: Path) -> None:
+    for missing in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(UserError, match="no such config file.*configs/") as caught:
+            config_module.load(missing)
+        assert str(missing) in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["oops", "train.epochs", "--epochs 3", ""])
+def test_an_override_without_an_equals_sign_is_quoted_with_an_example(load: Load, override: str) -> None:
+    message = refusal(load, "", override)
+    assert repr(override) in message
+    assert "section.key=value" in message
+
+
+def test_an_override_whose_value_is_no_yaml_is_refused(load: Load) -> None:
+    assert "trial.yaml" in refusal(load, "", "train.epochs=[1")
+
+
+def test_an_override_that_puts_a_value_in_place_of_a_section_is_refused(load: Load) -> None:
+    assert "train: " in refusal(load, "", "train=3")
+
+
+@pytest.mark.parametrize("override", ["prepare.sources.0.path=b.jsonl", "prepare.sources[0].path=b.jsonl"])
+def test_an_override_inside_a_list_is_refused_or_done_but_never_crashes(load: Load, override: str) -> None:
+    text = "prepare:\n  sources:\n    - path: a.jsonl"
+    try:
+        assert load(text, override).prepare.sources[0].path == "b.jsonl"
+    except UserError as error:
+        assert "prepare.sources" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1", "line 1"),
+        ("teacher:\n\tmodel: demo", "line 2"),
+        ("name: a\nname: b", "line 2"),
+        ("- a\n- b", "mapping"),
+    ],
+    ids=["unclosed", "tab", "duplicate key", "a list"],
+)
+def test_malformed_yaml_is_told_with_its_file_and_place(load: Load, text: str, said: str) -> None:
+    message = refusal(load, text)
+    assert "trial.yaml" in message
+    assert said in message
+
+
+def test_a_file_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trial.yaml"
+    path.write_bytes(b"\xff\xfename: a")
+    with pytest.raises(UserError, match=r"trial\.yaml"):
+        config_module.load(path)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "prepare.held_out_frac=1",
+        "prepare.held_out_frac=-0.1",
+        "prepare.shard_prompts=0",
+        "prepare.bad_rows=ignore",
+        "generate.num_samples=0",
+        "generate.temperature=-1",
+        "generate.temperature=10.5",
+        "generate.top_p=0",
+        "generate.top_p=1.1",
+        "generate.top_k=-1",
+        "generate.max_tokens=0",
+        "generate.max_tokens=1.5",
+        "generate.max_tokens=many",
+        "generate.k=0",
+        "generate.seed=-1",
+        "filter.max_duplicate_ngram_frac=1.01",
+        "filter.min_tokens=-1",
+        "student.keep_layers=first half",
+        "train.epochs=0",
+        "train.epochs=.nan",
+        "train.epochs=.inf",
+        "train.learning_rate=0",
+        "train.learning_rate=.inf",
+        "train.ce_weight=-0.1",
+        "train.warmup_frac=1.5",
+        "train.dtype=float16",
+        "train.lora.dropout=2",
+        "evaluate.speed_rounds=0",
+        "export.dtype=int8",
+        "name=../elsewhere",
+        "name=..",
+        "name=with space",
+    ],
+)
+def test_a_value_out_of_range_is_told_with_its_key_and_what_was_given(load: Load, override: str) -> None:
+    key, value = override.split("=")
+    message = refusal(load, "", override)
+    assert f"trial.yaml: {key}: " in message
+    assert f"(given {value.lstrip('.')}" in message or f"(given '{value}')" in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "prepare.held_out_frac=0",
+        "generate.temperature=0",
+        "generate.temperature=10",
+        "generate.top_p=1",
+        "train.ce_weight=0",
+    ],
+)
+def test_the_ends_of_a_range_are_inside_it(load: Load, override: str) -> None:
+    section, key = override.split("=")[0].split(".")
+    assert getattr(getattr(load("", override), section), key) == float(override.split("=")[1])
+
+
+def test_all_mistakes_are_told_at_once(load: Load) -> None:
+    message = refusal(load, "", "train.epochs=0", "generate.kk=1", "generate.top_p=2")
+    for key in ("train.epochs", "generate.kk", "generate.top_p"):
+        assert key in message
+
+
+@pytest.mark.parametrize("source", [{}, {"path": "a.jsonl", "dataset": "b"}], ids=["neither", "both"])
+def test_a_source_has_exactly_one_origin(source: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"prepare\.sources\.0: give exactly one of path and dataset"):
+        config_with(prepare={"sources": [source]})
+
+
+def test_training_on_nothing_is_refused(load: Load) -> None:
+    assert "both 0: nothing would be learnt" in refusal(load, "", "train.ce_weight=0", "train.kd_weight=0")
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(system=st.text().filter(lambda text: "$" not in text), epochs=st.floats(1e-3, 1e6), limit=st.integers(1, 10**9))
+def test_a_dumped_config_loads_to_itself(
+    tmp_path_factory: pytest.TempPathFactory, system: str, epochs: float, limit: int
+) -> None:
+    sources = [{"path": "a.jsonl", "system": system, "limit": limit}]
+    config = config_with(prepare={"sources": sources}, train={"epochs": epochs, "lora": {"r": 2}})
+    path = tmp_path_factory.getbasetemp() / "dumped.yaml"
+    path.write_text(dump(config), encoding="utf-8")
+    assert config_module.load(path) == config
+
+
+def test_a_dumped_config_with_a_dollar_sign_in_a_text_loads_to_itself(tmp_path: Path) -> None:
+    config = config_with(prepare={"sources": [{"path": "a.jsonl", "system": "Fill in ${name}."}]})
+    path = tmp_path / "dumped.yaml"
+    path.write_text(dump(config), encoding="utf-8")
+    assert config_module.load(path) == config
+
+
+def test_the_explained_config_is_yaml_of_the_same_config() -> None:
+    config = config_with(prepare={"sources": [{"path": "a # b.jsonl", "system": "Two\nlines: #1"}]})
+    assert yaml.safe_load(dump_explained(config)) == config.model_dump(mode="json")
+
+
+def test_the_explained_config_has_a_line_with_the_meaning_of_every_setting() -> None:
+    lines = dump_explained(config_with()).splitlines()
+    for name, field in SETTINGS.items():
+        assert field.description, f"{name} has no description"
+        key = name.split(".")[-1]
+        assert any(line.strip().startswith(f"{key}: ") and line.endswith(f"# {field.description}") for line in lines), (
+            name
+        )
+
+
+def test_fields_are_dotted_names_of_settings_and_no_sections() -> None:
+    assert {"name", "train.learning_rate", "teacher.engine", "export.dtype"} <= SETTINGS.keys()
+    assert not {"train", "teacher", "export"} & SETTINGS.keys()
+
+
+def test_settings_of_pace_are_no_part_of_what_a_stage_writes() -> None:
+    left_out = set(Train.model_fields) - set(output_settings(Train()))
+    assert left_out == {"head_chunk_tokens", "checkpoint_steps", "log_steps", "report_to"}
+    assert output_settings(Train(checkpoint_steps=7)) == output_settings(Train())
+    assert output_settings(Train(epochs=7)) != output_settings(Train())
+
+
+def test_output_settings_are_plain_json() -> None:
+    prepare = config_with(prepare={"sources": [{"path": "a.jsonl"}]}).prepare
+    assert output_settings(prepare)["sources"] == [Source(path="a.jsonl").model_dump()]
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [("0-2,5", [0, 1, 2, 5]), ("7", [7]), (" 0 - 1 , 3 ", [0, 1, 3]), ("0,1,2", [0, 1, 2]), ("4-4", [4])],
+)
+def test_ranges_of_layers_are_listed(text: str, layers: list[int]) -> None:
+    assert layer_indices(text) == layers
+
+
+@pytest.mark.parametrize("text", ["3-1", "1,1", "5,2", "0-3,2-4"])
+def test_layers_that_do_not_ascend_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"student\.keep_layers .*must ascend"):
+        layer_indices(text)
+
+
+@pytest.mark.parametrize("text", ["", " ", "-1", "1-2-3", "2,", "a"])
+def test_what_is_no_range_of_layers_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(UserError, match=r"student\.keep_layers .*0-11,18-29"):
+        layer_indices(text)

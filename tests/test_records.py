@@ -1,0 +1,79 @@
+"""The rows that travel between stages."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import records
+from pipeline.config import Config
+
+ROWS: dict[str, dict[str, Any]] = {
+    "PROMPTS": {
+        "prompt_id": "p",
+        "messages": [{"role": "system", "content": "Kurz."}, {"role": "user", "content": "你好 🙂"}],
+        "category": "chat",
+        "split": "train",
+        "source": "a.jsonl:1",
+        "prompt_token_ids": [1, 200_000],
+    },
+    "RESPONSES": {
+        "response_id": "p-0",
+        "prompt_id": "p",
+        "sample": 0,
+        "split": "held_out",
+        "category": "chat",
+        "text": "",
+        "finish_reason": "stop",
+        "prompt_token_ids": [],
+        "token_ids": [7],
+        "token_logprobs": [-0.5],
+        "logprobs": b"RTL1\x00\xff",
+    },
+    "DECISIONS": {"response_id": "p-0", "kept": False, "reasons": ["truncated"], "scores": [("too_long", 3.0)]},
+    "SAMPLES": {
+        "item_id": "i",
+        "category": "code",
+        "turn": 1,
+        "arm": "sft_only",
+        "question": "q",
+        "answer": "a",
+        "finish_reason": "length",
+        "num_tokens": 2,
+        "prompt_token_ids": [1],
+        "token_ids": [2, 3],
+    },
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_comes_back_from_parquet_as_it_went_in(name: str, tmp_path: Path) -> None:
+    schema: pa.Schema = getattr(records, name)
+    assert schema.names == list(ROWS[name])
+    pq.write_table(pa.Table.from_pylist([ROWS[name]], schema=schema), tmp_path / "rows.parquet")
+    read = pq.read_table(tmp_path / "rows.parquet")
+    assert read.schema.equals(schema)
+    assert read.to_pylist() == [ROWS[name]]
+
+
+@pytest.mark.parametrize("name", ["PROMPTS", "RESPONSES", "SAMPLES"])
+def test_token_ids_above_two_bytes_fit(name: str) -> None:
+    schema: pa.Schema = getattr(records, name)
+    for column in [field.name for field in schema if field.name.endswith("token_ids")]:
+        row = {**ROWS[name], column: [0, 65_536, 262_143]}
+        assert pa.Table.from_pylist([row], schema=schema).column(column).to_pylist() == [[0, 65_536, 262_143]]
+
+
+def test_the_alignment_contract_speaks_of_columns_that_responses_have() -> None:
+    for column in ("logprobs", "prompt_token_ids", "token_ids"):
+        assert column in records.ALIGNMENT
+        assert column in records.RESPONSES.names
+
+
+@pytest.mark.parametrize("stage", records.STAGES)
+def test_a_stage_is_one_word_for_its_module_and_its_settings(stage: str) -> None:
+    assert importlib.util.find_spec(f"pipeline.{stage}") is not None
+    assert stage in Config.model_fields
