@@ -29,7 +29,8 @@ def stage_environment() -> dict[str, str]:
 
     A library can be preloaded only when a process starts; both together make vLLM about three times faster on a CPU.
     """
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    quiet = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**quiet, **os.environ}
     preload = [library for library in _preloads() if library not in environment.get("LD_PRELOAD", "")]
     if is_cpu() and preload:
         environment["LD_PRELOAD"] = ":".join([*filter(None, [environment.get("LD_PRELOAD")]), *preload])

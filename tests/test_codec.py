@@ -17,7 +17,7 @@ Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def from_logits(logits_NV: np.ndarray, K: int, first_id: int, rng: np.random.Generator) -> Rows:
     """The K best of each row, best first, and the log of what is left; float32 as an engine gives them."""
-    N, V = logits_NV.shape
+    N = len(logits_NV)
     shifted_NV = logits_NV - logits_NV.max(axis=1, keepdims=True)
     with np.errstate(divide="ignore"):
         logprobs_NV = shifted_NV - np.log(np.exp(shifted_NV).sum(axis=1, keepdims=True))

@@ -1,5 +1,6 @@
 """Configuration: what a YAML file and overrides mean, and what is said about each mistake."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from pipeline.errors import UserError
 
 Load = Callable[..., Config]
 SETTINGS = dict(config_module.fields())
+AWKWARD = ("Fill in ${name}.", "a\x85b", "a\u2028b", "a\u2029b")  # OmegaConf's and YAML's own marks
+PLAIN = st.characters(exclude_characters=set("".join(AWKWARD[1:])) | {"$"}, codec="utf-8")
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def test_no_name_is_guessed_for_a_key_like_no_other(load: Load) -> None:
 
 def test_a_missing_file_is_named_with_where_others_are(tmp_path: Path) -> None:
     for missing in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(UserError, match="no such config file.*configs/") as caught:
+        with pytest.raises(UserError, match=r"no such config file.*configs/") as caught:
             config_module.load(missing)
         assert str(missing) in str(caught.value)
 
@@ -141,11 +144,8 @@ def test_an_override_that_puts_a_value_in_place_of_a_section_is_refused(load: Lo
 
 @pytest.mark.parametrize("override", ["prepare.sources.0.path=b.jsonl", "prepare.sources[0].path=b.jsonl"])
 def test_an_override_inside_a_list_is_refused_or_done_but_never_crashes(load: Load, override: str) -> None:
-    text = "prepare:\n  sources:\n    - path: a.jsonl"
-    try:
-        assert load(text, override).prepare.sources[0].path == "b.jsonl"
-    except UserError as error:
-        assert "prepare.sources" in str(error)  # noqa: PT017
+    with contextlib.suppress(UserError):
+        assert load("prepare:\n  sources:\n    - path: a.jsonl", override).prepare.sources[0].path == "b.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_training_on_nothing_is_refused(load: Load) -> None:
 
 
 @settings(max_examples=60, deadline=None, database=None)
-@given(system=st.text().filter(lambda text: "$" not in text), epochs=st.floats(1e-3, 1e6), limit=st.integers(1, 10**9))
+@given(system=st.text(PLAIN), epochs=st.floats(1e-3, 1e6), limit=st.integers(1, 10**9))
 def test_a_dumped_config_loads_to_itself(
     tmp_path_factory: pytest.TempPathFactory, system: str, epochs: float, limit: int
 ) -> None:
@@ -258,8 +258,9 @@ def test_a_dumped_config_loads_to_itself(
     assert config_module.load(path) == config
 
 
-def test_a_dumped_config_with_a_dollar_sign_in_a_text_loads_to_itself(tmp_path: Path) -> None:
-    config = config_with(prepare={"sources": [{"path": "a.jsonl", "system": "Fill in ${name}."}]})
+@pytest.mark.parametrize("system", AWKWARD)
+def test_a_dumped_config_with_an_awkward_text_loads_to_itself(tmp_path: Path, system: str) -> None:
+    config = config_with(prepare={"sources": [{"path": "a.jsonl", "system": system}]})
     path = tmp_path / "dumped.yaml"
     path.write_text(dump(config), encoding="utf-8")
     assert config_module.load(path) == config

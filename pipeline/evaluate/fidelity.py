@@ -53,7 +53,10 @@ def measure(teacher: Any, arms: dict[str, Any], texts: list[ForcedText], batch_t
     device = next(teacher.parameters()).device
     for batch in batches(texts, batch_tokens):
         teacher_NH, owners = answer_states(teacher, batch, device)
-        states = {name: answer_states(model, batch, device)[0] for name, model in arms.items()}
+        states = {
+            name: teacher_NH if model is teacher else answer_states(model, batch, device)[0]
+            for name, model in arms.items()
+        }
         labels_N = torch.tensor([token for text in batch for token in text.token_ids], device=device)
         for start in range(0, len(labels_N), CHUNK_TOKENS):
             rows = slice(start, start + CHUNK_TOKENS)

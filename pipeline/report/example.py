@@ -17,13 +17,8 @@ Row = dict[str, Any]
 NUM_TOKENS = 12
 NUM_ALTERNATIVES = 5
 HARMLESS = "\u200c\u200d"  # joiners: invisible, but emoji and several scripts are made with them
-UNSAFE = {
-    "Cc",
-    "Cf",
-    "Cs",
-    "Zl",
-    "Zp",
-}  # control, format (bidi), lone surrogates, line and paragraph separators
+# control, format (bidi), lone surrogates, line and paragraph separators
+UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def describe(run_dir: RunDir, response_id: str | None) -> str:

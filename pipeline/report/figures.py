@@ -159,12 +159,13 @@ def lookup(arms: dict[str, Any], arm: str, column: Column) -> dict[str, Any] | N
 
 
 def cell(figure: dict[str, Any] | None, write: Callable[[float], str]) -> Cell:
+    """A figure and its interval; an interval that reads like the value itself is left out."""
     if not figure or not is_number(figure.get("value")):
         return Cell(NONE)
-    low, high = figure.get("low"), figure.get("high")
-    if not is_number(low) or not is_number(high) or low == high:
-        return Cell(write(figure["value"]))
-    return Cell(write(figure["value"]), f"{write(low).removesuffix(' %').removesuffix('×')} – {write(high)}")
+    value, low, high = write(figure["value"]), figure.get("low"), figure.get("high")
+    if not is_number(low) or not is_number(high) or {write(low), write(high)} == {value}:
+        return Cell(value)
+    return Cell(value, f"{write(low).removesuffix(' %').removesuffix('×')} – {write(high)}")
 
 
 def verdict_cells(verdict: dict[str, Any]) -> list[tuple[Cell, str]]:

