@@ -70,12 +70,13 @@ def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False
 
 def _stage_command(stage: str, summary: str) -> None:
     def command(config: ConfigPath, overrides: Overrides = None, fresh: Fresh = False, accept: Accept = None) -> None:
-        loaded = config_module.load(config, overrides or [])
-        if fresh and os.environ.get(RAN_BY_PARENT) is None:
-            with RunDir(loaded.run_path).lock():
-                RunDir(loaded.run_path).discard_from(stage)
         if os.environ.get(RAN_BY_PARENT) is None:
+            loaded = config_module.load(config, overrides or [])
+            if fresh:
+                with RunDir(loaded.run_path).lock():
+                    RunDir(loaded.run_path).discard_from(stage)
             raise SystemExit(_in_child(stage, loaded, fresh, accept or []))
+        loaded = config_module.load_resolved(config)
         target = RunDir(loaded.run_path, fresh, tuple(accept or ()))
         with target.lock(), user_disk_errors(target.path):
             importlib.import_module(f"pipeline.{stage}").run(loaded, target)
@@ -147,15 +148,12 @@ def report(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit code 2; ctrl-C is 130."""
+    """Entry point: a user's mistake is one line and exit code 2."""
     try:
         app(standalone_mode=True)
     except UserError as error:
         console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on from here")
-        raise SystemExit(130) from None
 
 
 def _report(path: Path) -> None:
@@ -173,18 +171,23 @@ def _existing(path: Path) -> RunDir:
 def _in_child(stage: str, config: Config, fresh: bool, accept: list[str]) -> int:
     """Run one stage in a process of its own, which dies with this one. Returns its exit code."""
     run_path = config.run_path
-    with user_disk_errors(run_path):
+    try:
         run_path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run_path}: the run's folder can't be made ({error.strerror}); see runs_dir") from None
     settings = run_path / f".{stage}-{os.getpid()}.yaml"
     rundir.write_text(settings, config_module.dump(config))
-    command = [sys.executable, "-m", "pipeline", stage, str(settings), *(["--fresh"] if fresh else [])]
+    # -P: a folder called pipeline/ where the user stands is not ours
+    command = [sys.executable, "-P", "-m", "pipeline", stage, str(settings), *(["--fresh"] if fresh else [])]
     command += [argument for key in accept for argument in ("--accept", key)]
     environment = {**hardware.stage_environment(), RAN_BY_PARENT: stage}
     child = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)
     try:
         code = child.wait()
     except KeyboardInterrupt:
-        code = child.wait()  # the terminal's ctrl-C reached the child too
+        child.wait()  # the terminal's ctrl-C reached the child too
+        say("stopped; the same command goes on from what is committed")
+        return 130
     finally:
         settings.unlink(missing_ok=True)
     if code < 0:

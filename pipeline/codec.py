@@ -27,13 +27,14 @@ FloatArray = npt.NDArray[np.float32]
 IdArray = npt.NDArray[np.int32]
 
 
-def log_tail(logprobs_NK: npt.NDArray[np.floating]) -> FloatArray:
+def log_tail(logprobs_NK: npt.NDArray[np.floating], vocab_size: int) -> FloatArray:
     """Log of the mass outside each row, nats, shape N: log(1 − Σ exp) in float64; −inf where the row holds it all.
 
     The rows come from float32 logits, which know a probability near 1 to about 1e-7: a smaller tail is 0 to them.
     """
     mass_N = np.exp(logprobs_NK.astype(np.float64)).sum(axis=1)
-    tail_N = np.where(mass_N < 1 - 1e-7, 1 - mass_N, 0.0)
+    is_whole = logprobs_NK.shape[1] >= vocab_size
+    tail_N = np.where((mass_N < 1 - 1e-7) & (not is_whole), 1 - mass_N, 0.0)
     with np.errstate(divide="ignore"):
         return np.log(tail_N).astype(np.float32)
 

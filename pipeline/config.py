@@ -45,6 +45,16 @@ class Teacher(Section):
         description="Passed to vLLM's engine as they stand: tensor_parallel_size, quantization, max_model_len, ...",
     )
 
+    @field_validator("engine")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "hf_token" in value:
+            raise ValueError("hf_token would be written to disk: set HF_TOKEN in the environment instead")
+        length = value.get("max_model_len")
+        if length is not None and (not isinstance(length, int) or length < 1):
+            raise ValueError("max_model_len is a number of tokens, at least 1")
+        return value
+
 
 class Source(Section):
     """One place prompts come from: exactly one of `path` and `dataset`."""
@@ -254,15 +264,21 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
         if "=" not in override:
             raise UserError(f"{override!r} is no override: write section.key=value, e.g. train.learning_rate=1e-5")
     try:
-        tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise UserError(f"{path}: a config is a mapping of sections, such as `teacher:` and `train:`")
+        tree = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         data = OmegaConf.to_container(tree, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: {_one_line(error)}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: a config is a mapping of sections, such as `teacher:` and `train:`")
     data = cast(dict[str, Any], data)
     data.setdefault("name", path.stem)
     return validate(data, str(path))
+
+
+def load_resolved(path: Path) -> Config:
+    """A config that `dump` wrote, taken literally: nothing in it is interpolated a second time."""
+    return validate(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
 
 
 def validate(data: dict[str, Any], origin: str) -> Config:
@@ -275,7 +291,11 @@ def validate(data: dict[str, Any], origin: str) -> Config:
 
 def dump(config: Config) -> str:
     """The resolved config as YAML, that `load` reads back to the same config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_plain(config.model_dump(mode="json"))
+
+
+def dump_plain(data: dict[str, Any]) -> str:
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
 def dump_explained(config: Config) -> str:

@@ -11,12 +11,13 @@ from typing import Any
 
 from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.rundir import file_hash, text_hash
+from pipeline.rundir import RunDir, file_hash, text_hash
 
 DEMO = "demo"
 DEMO_NAME = "SmolLM2-135M-Instruct"
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # safetensors only: no pickles
+UNWANTED_FILES = ["consolidated*", "original/*"]  # second copies of the weights
 PROBE = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi, 你好 🙂!"},
@@ -53,12 +54,25 @@ class Model:
         config = self.config()
         return int(config.get("text_config", config)["vocab_size"])
 
+    def weight_files(self) -> list[Path]:
+        """The files that transformers loads: those of the index where there is one (a repository may hold copies)."""
+        index = self.path / "model.safetensors.index.json"
+        if index.is_file():
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return sorted(self.path / name for name in names)
+        single = self.path / "model.safetensors"
+        return [single] if single.is_file() else sorted(self.path.glob("*.safetensors"))
+
     def weights_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.path.glob("*.safetensors"))
+        return sum(path.stat().st_size for path in self.weight_files())
 
     def weights_hash(self) -> str:
-        """One hash over config and weights. In the hub's cache a large file's name is its hash already."""
-        files = sorted([*self.path.glob("*.safetensors"), self.path / "config.json"])
+        """One hash over weights, config and generation config (its end-of-turn ids stop vLLM).
+
+        In the hub's cache a large file's name is its hash already.
+        """
+        names = ("config.json", "generation_config.json")
+        files = [*self.weight_files(), *(self.path / name for name in names if (self.path / name).is_file())]
         return text_hash(json.dumps([[f.name, _content_hash(f)] for f in files]))
 
 
@@ -87,6 +101,17 @@ def quiet_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def teacher_of(run_dir: RunDir) -> Model:
+    """The teacher that a run's prompts were prepared for, whatever a later config says."""
+    made = run_dir.manifest("prepare")["fingerprint"]
+    return find(made["teacher.model"], made["teacher.revision"])
+
+
+def template_kwargs_of(run_dir: RunDir) -> dict[str, Any]:
+    """What the run's chat template was rendered with."""
+    return run_dir.manifest("prepare")["fingerprint"]["teacher.chat_template_kwargs"]
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -173,7 +198,9 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED_FILES))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=WANTED_FILES, ignore_patterns=UNWANTED_FILES)
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"model {name}: neither a local folder nor to be had from the hub ({_first_line(error)});"

@@ -40,7 +40,7 @@ RESPONSES = pa.schema(
         ("prompt_token_ids", TOKEN_IDS),
         ("token_ids", TOKEN_IDS),
         ("token_logprobs", pa.list_(pa.float32())),  # nats, of the sampled tokens
-        ("logprobs", pa.binary()),  # generate/codec.py
+        ("logprobs", pa.binary()),  # pipeline/codec.py
     ]
 )
 

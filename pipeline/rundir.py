@@ -21,6 +21,7 @@ from typing import Any
 import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from pipeline import config as config_module
 from pipeline.config import Config
@@ -28,6 +29,8 @@ from pipeline.errors import UserError
 from pipeline.records import STAGES
 
 SCHEMA_VERSION = 1
+FULL_DISK_BYTES = 16 << 20
+SECTIONS = {"prepare": ("name", "runs_dir", "teacher", "prepare"), "train": ("student", "train")}  # others: their own
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "pyarrow")
 
 
@@ -65,6 +68,20 @@ class RunDir:
             )
         return read_json(path)
 
+    def check_files(self, stage: str) -> None:
+        """Raises UserError for a file of a complete stage that is missing or altered."""
+        for record in self.manifest(stage)["files"]:
+            self._check_file(stage, record)
+
+    def _check_file(self, stage: str, record: dict[str, Any]) -> Path:
+        path = self.stage_path(stage) / record["name"]
+        if not path.is_file() or path.stat().st_size != record["bytes"] or file_hash(path) != record["sha256"]:
+            raise UserError(
+                f"{path}: damaged (it is not the file that {stage} wrote); delete it and do"
+                f" `retort {stage} {self.path}/config.yaml` again: only what is missing is made anew"
+            )
+        return path
+
     def output_hash(self, stage: str) -> str:
         """One hash over all files that a complete stage wrote: the input of the next."""
         files = self.manifest(stage)["files"]
@@ -73,22 +90,38 @@ class RunDir:
     def discard_from(self, stage: str) -> None:
         """Delete a stage's output and that of all later stages."""
         for later in STAGES[STAGES.index(stage) :]:
-            shutil.rmtree(self.stage_path(later), ignore_errors=True)
+            discarded = self.path / f".discarded-{later}"
+            shutil.rmtree(discarded, ignore_errors=True)
+            if self.stage_path(later).exists():
+                self.stage_path(later).rename(discarded)  # at once: a kill must not leave shards without their settings
+                shutil.rmtree(discarded)
         (self.path / "report.html").unlink(missing_ok=True)
 
-    def begin(self, stage: str, config: Config, fingerprint: dict[str, Any]) -> "Stage":
+    def begin(self, stage: str, config: Config, fingerprint: dict[str, Any], in_one_piece: bool = False) -> "Stage":
         """Open a stage to be done, gone on with, or found complete.
+
+        A stage done `in_one_piece` starts anew where it has not finished, so its settings may change until then; and
+        so may those of any stage that has committed nothing yet.
 
         Raises UserError where it was made with other settings, naming each, unless `fresh` or `accept` says what to do.
         """
         folder = self.stage_path(stage)
         manifest, started = folder / "manifest.json", folder / "started.json"
+        if folder.exists() and not manifest.exists():
+            committed = [p for p in folder.iterdir() if p != started and not p.name.startswith(".")]
+            if in_one_piece or not committed:
+                self.discard_from(stage)
         earlier = read_json(manifest) if manifest.exists() else read_json(started) if started.exists() else None
         accepted: list[dict[str, Any]] = []
         if earlier is not None:
             accepted = earlier.get("accepted", [])
             changed = _changes(earlier["fingerprint"], fingerprint, accepted)
             refused = [c for c in changed if c["key"] not in self.accept]
+            if changed and not refused and not _is_whole(folder):
+                raise UserError(
+                    f"{folder}: not finished, so its settings can't be changed half-way (--accept keeps the output of"
+                    " finished stages); do it again with --fresh, or give the run a new name"
+                )
             if refused and self.fresh:
                 self.discard_from(stage)
                 earlier, accepted = None, []
@@ -97,17 +130,27 @@ class RunDir:
             else:
                 accepted = accepted + changed
                 if changed:
-                    target = manifest if manifest.exists() else started
-                    write_json(target, {**earlier, "accepted": accepted})
+                    write_json(manifest, {**earlier, "accepted": accepted})
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "config.yaml", _config_header(self.path) + config_module.dump(config))
         opened = Stage(self, stage, folder, earlier["fingerprint"] if earlier else fingerprint, accepted)
         if earlier is None:
-            write_json(started, {"fingerprint": fingerprint, "accepted": accepted, "started": now()})
-        elif manifest.exists():
-            missing = [f["name"] for f in earlier["files"] if not (folder / f["name"]).exists()]
-            opened.complete = not missing
+            leftovers = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+            if leftovers:
+                raise UserError(f"{folder}: holds {leftovers[0]} but not the settings it was made with; delete it")
+            self._write_config(stage, config)
+            write_json(started, {"fingerprint": fingerprint, "accepted": accepted, "started": now(), "facts": {}})
+        else:
+            opened.complete = _is_whole(folder)
         return opened
+
+    def _write_config(self, stage: str, config: Config) -> None:
+        """Put the stage's sections into the run's config.yaml; those of earlier stages stay as they were run."""
+        path, new = self.path / "config.yaml", config.model_dump(mode="json")
+        old = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else new
+        keys = SECTIONS.get(stage, (stage,))
+        merged = {key: new[key] if key in keys or key not in old else old[key] for key in new}
+        header = f"# Written by retort: the settings that {self.path.name} was run with.\n"
+        write_text(path, header + config_module.dump_plain(merged))
 
 
 @dataclass
@@ -130,6 +173,19 @@ class Stage:
         """Names of the files committed so far, in order."""
         return sorted(p.name for p in self.path.glob(f"{prefix}-*.parquet"))
 
+    def remember(self, **facts: Any) -> None:
+        """Keep facts that a later try could not find out again, until the manifest has them."""
+        started = read_json(self.path / "started.json")
+        write_json(self.path / "started.json", {**started, "facts": {**self.facts(), **facts}})
+
+    def facts(self) -> dict[str, Any]:
+        """What was remembered, in this try or an earlier one."""
+        return read_json(self.path / "started.json").get("facts", {})
+
+    def missing(self) -> list[str]:
+        """Files that the manifest names and that are gone; none where there is no manifest yet."""
+        return _missing(self.path)
+
     def finish(self, files: list[Path], counts: dict[str, Any], **facts: Any) -> None:
         """Write the manifest: the stage is complete."""
         write_json(
@@ -141,6 +197,7 @@ class Stage:
                 "accepted": self.accepted,
                 "files": [self._file_record(path) for path in files],
                 "counts": counts,
+                **self.facts(),
                 **facts,
                 "versions": versions(),
                 "elapsed_s": round(time.monotonic() - self.began, 3),
@@ -161,14 +218,23 @@ def read_shards(run: RunDir, stage: str, columns: list[str] | None = None) -> It
     Raises UserError that names a file which is missing, truncated or altered.
     """
     for record in run.manifest(stage)["files"]:
-        path = run.stage_path(stage) / record["name"]
-        if path.suffix == ".parquet":
-            if not path.is_file() or path.stat().st_size != record["bytes"] or file_hash(path) != record["sha256"]:
-                raise UserError(
-                    f"{path}: damaged (it is not the file that {stage} wrote); delete it and do"
-                    f" `retort {stage} {run.path}/config.yaml` again: only this file is made anew"
-                )
-            yield pq.read_table(path, columns=columns)
+        if record["name"].endswith(".parquet"):
+            yield pq.read_table(run._check_file(stage, record), columns=columns)
+
+
+def read_answers(run: RunDir, columns: list[str]) -> Iterator[tuple[pa.Table, pa.ChunkedArray]]:
+    """`(answers, kept)` of each shard: generate's rows, and filter's decision about each.
+
+    Raises UserError where a file is damaged, or filter decided about other answers than those that are there.
+    """
+    if run.manifest("filter")["fingerprint"]["input.generate"] != run.output_hash("generate"):
+        raise UserError(
+            f"{run.path}: filter decided about other answers than generate has now; filter again:"
+            f" retort filter {run.path}/config.yaml --fresh"
+        )
+    decisions = read_shards(run, "filter", ["kept"])
+    for answers, decided in zip(read_shards(run, "generate", columns), decisions, strict=True):
+        yield answers, decided.column("kept")
 
 
 def read_committed(path: Path, columns: list[str]) -> pa.Table:
@@ -210,14 +276,16 @@ def user_disk_errors(path: Path) -> Iterator[None]:
     """Turn `no space left` into one clear line; what was committed before stays."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
-            raise UserError(
-                f"{path}: no disk space ({free / 1e6:.0f} MB free); free some and run the same command again:"
-                " what is committed is kept"
-            ) from None
-        raise
+    except Exception as error:  # torch and safetensors have exceptions of their own for a failed write
+        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
+        by_number = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        by_text = "No space left" in str(error) or ("write" in str(error) and free < FULL_DISK_BYTES)
+        if isinstance(error, UserError) or not (by_number or by_text):
+            raise
+        raise UserError(
+            f"{path}: no disk space ({free / 1e6:.0f} MB free); free some and run the same command again:"
+            " what is committed is kept"
+        ) from None
 
 
 def file_hash(path: Path) -> str:
@@ -297,5 +365,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
-def _config_header(path: Path) -> str:
-    return f"# Written by retort: the settings that {path.name} was run with.\n"
+def _missing(folder: Path) -> list[str]:
+    manifest = folder / "manifest.json"
+    files = read_json(manifest)["files"] if manifest.exists() else []
+    return [record["name"] for record in files if not (folder / record["name"]).exists()]
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a stage has its manifest, and every file that it names."""
+    return (folder / "manifest.json").exists() and not _missing(folder)

@@ -144,13 +144,19 @@ def test_float16_error_is_taken_out_of_the_row_and_its_tail_alike() -> None:
 def test_the_tail_is_what_is_left_of_the_mass(probabilities: list[float], tail: float) -> None:
     with np.errstate(divide="ignore"):
         logprobs_NK = np.log(np.array([probabilities])).astype(np.float32)
-    np.testing.assert_allclose(np.exp(codec.log_tail(logprobs_NK)), [tail], atol=1e-6)
+    np.testing.assert_allclose(np.exp(codec.log_tail(logprobs_NK, 1000)), [tail], atol=1e-6)
 
 
 @pytest.mark.parametrize("over", [0.0, 1e-8, 1e-6, 1e-3])
 def test_a_row_with_all_the_mass_or_a_rounding_more_has_no_tail(over: float) -> None:
     logprobs_NK = np.log([[0.75 + over, 0.25]])
-    assert codec.log_tail(logprobs_NK).tolist() == [-np.inf]
+    assert codec.log_tail(logprobs_NK, 1000).tolist() == [-np.inf]
+
+
+def test_rows_that_hold_the_whole_vocabulary_have_no_tail() -> None:
+    logprobs_NK = np.log([[0.6, 0.3999]])
+    assert codec.log_tail(logprobs_NK, 2).tolist() == [-np.inf]
+    assert np.isfinite(codec.log_tail(logprobs_NK, 3)).all()
 
 
 @pytest.mark.parametrize("shapes", [((2, 3), (2, 4), 2), ((2, 3), (3, 3), 2), ((2, 3), (2, 3), 3)])

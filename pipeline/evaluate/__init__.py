@@ -2,6 +2,7 @@
 
 import gc
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,42 @@ from pipeline.evaluate.fidelity import ForcedText, Sums
 from pipeline.evaluate.served import Served
 from pipeline.evaluate.statistics import Figure, exact, ratio
 from pipeline.records import ARMS, SAMPLES
-from pipeline.rundir import RunDir, Stage, file_hash, read_committed, read_shards, write_json
+from pipeline.rundir import RunDir, Stage, file_hash, read_answers, read_committed, write_json
 
 Rows = list[dict[str, Any]]
 SPEED_FALLBACK_PROMPT = "Tell me something about the sea."
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What every arm is asked, and how the teacher was set up when it answered in generate."""
+
+    items: list[chat.Item]
+    tokenizer: Any
+    template_kwargs: dict[str, Any]
+    engine_args: dict[str, Any]
+
+
 def run(config: Config, run_dir: RunDir) -> None:
     """Write evaluate/scores.json and samples.parquet."""
     models.quiet_transformers()
-    generated, trained = run_dir.manifest("generate"), run_dir.manifest("train")
+    generated = run_dir.manifest("generate")
     stage = run_dir.begin("evaluate", config, _fingerprint(config, run_dir))
     if stage.complete:
         return
-    teacher = models.find(generated["fingerprint"]["teacher.model"], config.teacher.revision)
+    run_dir.check_files("train")
+    teacher = models.teacher_of(run_dir)
     folders = {"teacher": teacher.path, **{arm: run_dir.stage_path("train") / arm for arm in ARMS[1:]}}
     folders = {arm: folder for arm, folder in folders.items() if folder.is_dir()}
-    rows, rounds = _serve(config, stage, folders, teacher, generated["fingerprint"]["teacher.engine"])
+    together = hardware.is_cpu() if config.evaluate.interleave_speed is None else config.evaluate.interleave_speed
+    groups = [list(folders)] if together else [[arm] for arm in folders]
+    asked = _Asked(
+        items=_items(config),
+        tokenizer=teacher.tokenizer(),
+        template_kwargs=models.template_kwargs_of(run_dir),
+        engine_args=generated["fingerprint"]["teacher.engine"],
+    )
+    rows, rounds = _serve(config, stage, folders, groups, asked)
     texts = {"fidelity": _held_out(config, run_dir), "fidelity_chat": _chat_texts(rows)}
     sums = _fidelity(config, folders, texts, generated.get("teacher_dtype", "float32"))
     arms = {
@@ -46,8 +66,8 @@ def run(config: Config, run_dir: RunDir) -> None:
         }
         for arm, folder in folders.items()
     }
-    comparisons = _comparisons(config, sums["fidelity"], rounds, arms)
-    sentences = verdict.sentences(arms, comparisons, trained)
+    comparisons = _comparisons(config, sums, rounds, arms, together)
+    sentences = verdict.sentences(arms, comparisons)
     stage.commit(pa.Table.from_pylist(rows, schema=SAMPLES), "samples.parquet")
     write_json(stage.path / "scores.json", {"arms": arms, "verdict": {"sentences": sentences, **comparisons}})
     for sentence in sentences:
@@ -59,34 +79,30 @@ def run(config: Config, run_dir: RunDir) -> None:
 
 
 def _serve(
-    config: Config, stage: Stage, folders: dict[str, Path], teacher: models.Model, engine_args: dict[str, Any]
+    config: Config, stage: Stage, folders: dict[str, Path], groups: list[list[str]], asked: _Asked
 ) -> tuple[Rows, dict[str, list[speed.Round]]]:
-    """Chat answers and timings of every arm, through vLLM: all arms up at once to be timed in turn, or one by one."""
-    items = _items(config)
-    tokenizer = teacher.tokenizer()
-    interleave = config.evaluate.interleave_speed
-    together = hardware.is_cpu() if interleave is None else interleave
+    """Chat answers and timings of every arm, through vLLM; the arms of a group are up at once, and timed in turn."""
     rows: Rows = []
     rounds: dict[str, list[speed.Round]] = {}
-    for group in [list(folders)] if together else [[arm] for arm in folders]:
+    for group in groups:
         say(f"evaluate: starting vLLM with {', '.join(group)}")
         with ExitStack() as stack:
             share = 0.4 / len(group)
             served = [
-                stack.enter_context(Served(arm, str(folders[arm]), _arm_engine(arm, engine_args), share))
+                stack.enter_context(Served(arm, str(folders[arm]), _arm_engine(arm, asked.engine_args), share))
                 for arm in group
             ]
             for arm in served:
                 arm.wait_until_ready()
-            rows += _chat_answers(config, stage, served, items, tokenizer)
+            rows += _chat_answers(config, stage, served, asked)
             say(f"evaluate: timing {', '.join(group)}")
-            prompts = _speed_prompts(config, items, tokenizer)
+            prompts = _speed_prompts(config, asked)
             settings = config.evaluate
             rounds |= speed.time_arms(served, prompts, settings.speed_tokens, settings.speed_rounds)
     return rows, rounds
 
 
-def _chat_answers(config: Config, stage: Stage, served: list[Served], items: list[chat.Item], tokenizer: Any) -> Rows:
+def _chat_answers(config: Config, stage: Stage, served: list[Served], asked: _Asked) -> Rows:
     """The arms' answers; those of an arm that a stopped try finished are read back."""
     rows: Rows = []
     with progress("arms") as bar:
@@ -95,8 +111,8 @@ def _chat_answers(config: Config, stage: Stage, served: list[Served], items: lis
             path = _answers_path(stage, arm.name)
             if path.exists():
                 rows += read_committed(path, SAMPLES.names).to_pylist()
-            elif items:
-                answers = chat.answer(arm, items, tokenizer, config.teacher.chat_template_kwargs, config.evaluate)
+            elif asked.items:
+                answers = chat.answer(arm, asked.items, asked.tokenizer, asked.template_kwargs, config.evaluate)
                 stage.commit(pa.Table.from_pylist(answers, schema=SAMPLES), path.name)
                 rows += answers
             bar.update(task, advance=1, note=arm.name)
@@ -106,14 +122,16 @@ def _chat_answers(config: Config, stage: Stage, served: list[Served], items: lis
 def _fidelity(
     config: Config, folders: dict[str, Path], texts: dict[str, list[ForcedText]], dtype: str
 ) -> dict[str, dict[str, Sums]]:
-    """Sums per prompt of every arm on every set of texts; the teacher is an arm too, and must come out as itself."""
+    """Sums per prompt of every arm on every set of texts, against the teacher."""
     from transformers import AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # several GPUs share a model that is too large for one
+    spread = {"device_map": "auto"} if torch.cuda.is_available() else {}
     loaded: dict[str, Any] = {}
     for arm, folder in folders.items():
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-        loaded[arm] = model.eval().to(device)
+        loaded[arm] = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **spread
+        ).eval()
     sums: dict[str, dict[str, Sums]] = {}
     for section, forced in texts.items():
         say(f"evaluate: {section} on {len(forced)} answers of the teacher")
@@ -152,16 +170,22 @@ def _quality(config: Config, rows: Rows) -> dict[str, Figure]:
 
 
 def _comparisons(
-    config: Config, sums: dict[str, Sums], rounds: dict[str, list[speed.Round]], arms: dict[str, Any]
+    config: Config,
+    sums: dict[str, dict[str, Sums]],
+    rounds: dict[str, list[speed.Round]],
+    arms: dict[str, Any],
+    together: bool,
 ) -> dict[str, Figure]:
-    """What the verdict rests on, each paired: by prompt, or by round."""
+    """What the verdict rests on: KLs paired by prompt; throughputs paired by round where they were timed in turn."""
     settings = config.evaluate
     compared: dict[str, Figure] = {}
-    for other in ("untrained", "sft_only"):
-        if other in sums:
-            student_kl, other_kl = sums["student"].of("forward_kl_nats"), sums[other].of("forward_kl_nats")
-            compared[f"kl_over_{other}"] = ratio(student_kl, other_kl, settings.bootstrap, settings.seed)
-    compared["speed_over_teacher"] = speed.over(rounds["student"], rounds["teacher"])
+    for prefix, section in (("", "fidelity"), ("chat_", "fidelity_chat")):
+        for other in ("untrained", "sft_only"):
+            if other in sums[section]:
+                student_kl, other_kl = (sums[section][arm].of("forward_kl_nats") for arm in ("student", other))
+                name = f"{prefix}kl_over_{other}"
+                compared[name] = ratio(student_kl, other_kl, settings.bootstrap, settings.seed)
+    compared["speed_over_teacher"] = speed.over(rounds["student"], rounds["teacher"], together)
     sizes = {arm: arms[arm]["cost"]["num_parameters"]["value"] for arm in ("student", "teacher")}
     compared["parameters_over_teacher"] = exact(sizes["student"] / sizes["teacher"])
     return compared
@@ -171,9 +195,8 @@ def _held_out(config: Config, run_dir: RunDir) -> list[ForcedText]:
     """The teacher's answers to held-out prompts that filter kept."""
     texts: list[ForcedText] = []
     columns = ["prompt_id", "split", "prompt_token_ids", "token_ids"]
-    decisions = read_shards(run_dir, "filter", ["kept"])
-    for answers, decided in zip(read_shards(run_dir, "generate", columns), decisions, strict=True):
-        for row in answers.filter(decided.column("kept")).to_pylist():
+    for answers, kept in read_answers(run_dir, columns):
+        for row in answers.filter(kept).to_pylist():
             if row["split"] == "held_out":
                 texts.append(ForcedText(row["prompt_id"], row["prompt_token_ids"], row["token_ids"]))
     if not texts:
@@ -192,11 +215,13 @@ def _items(config: Config) -> list[chat.Item]:
     return chat.load(Path(chosen), config.evaluate.chat_items) if chosen else []
 
 
-def _speed_prompts(config: Config, items: list[chat.Item], tokenizer: Any) -> list[list[int]]:
-    questions = [item.turns[0] for item in items] or [SPEED_FALLBACK_PROMPT]
+def _speed_prompts(config: Config, asked: _Asked) -> list[list[int]]:
+    questions = [item.turns[0] for item in asked.items] or [SPEED_FALLBACK_PROMPT]
     chosen = [questions[n % len(questions)] for n in range(config.evaluate.speed_prompts)]
-    kwargs = config.teacher.chat_template_kwargs
-    return [models.render(tokenizer, [{"role": "user", "content": question}], kwargs) for question in chosen]
+    return [
+        models.render(asked.tokenizer, [{"role": "user", "content": question}], asked.template_kwargs)
+        for question in chosen
+    ]
 
 
 def _arm_engine(arm: str, engine_args: dict[str, Any]) -> dict[str, Any]:
@@ -210,7 +235,7 @@ def _arm_engine(arm: str, engine_args: dict[str, Any]) -> dict[str, Any]:
 def _size(folder: Path) -> dict[str, Figure]:
     """Parameters, shared ones once, and bytes of the weights on disk."""
     num_parameters = num_bytes = 0
-    for path in folder.glob("*.safetensors"):
+    for path in models.Model(folder.name, folder).weight_files():
         num_bytes += path.stat().st_size
         with safe_open(path, framework="pt") as tensors:
             shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 - no mapping
@@ -230,5 +255,6 @@ def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
         **{f"evaluate.{key}": value for key, value in output_settings(config.evaluate).items()},
         "evaluate.chat_set.hash": file_hash(Path(chat_set)) if chat_set else None,
         "input.generate": run_dir.output_hash("generate"),
+        "input.filter": run_dir.output_hash("filter"),
         "input.train": run_dir.output_hash("train"),
     }

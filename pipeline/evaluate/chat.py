@@ -57,6 +57,7 @@ def answer(arm: Served, items: list[Item], tokenizer: Any, template_kwargs: dict
         for item in asked:
             history[item.id].append({"role": "user", "content": item.turns[turn]})
         prompts = {item.id: models.render(tokenizer, history[item.id], template_kwargs) for item in asked}
+        asked = [item for item in asked if len(prompts[item.id]) < arm.context_tokens]  # a talk may outgrow the context
         reply = arm.ask(
             [
                 {

@@ -51,6 +51,8 @@ def measure(teacher: Any, arms: dict[str, Any], texts: list[ForcedText], batch_t
     """Every arm against the teacher on the same texts, one teacher pass; the arms are `transformers` causal LMs."""
     sums = {name: Sums() for name in arms}
     device = next(teacher.parameters()).device
+    # models of one family pad the same vocabulary differently; no text has the ids beyond
+    vocab_size = min(len(model.get_output_embeddings().weight) for model in (teacher, *arms.values()))
     for batch in batches(texts, batch_tokens):
         teacher_NH, owners = answer_states(teacher, batch, device)
         states = {
@@ -60,9 +62,9 @@ def measure(teacher: Any, arms: dict[str, Any], texts: list[ForcedText], batch_t
         labels_N = torch.tensor([token for text in batch for token in text.token_ids], device=device)
         for start in range(0, len(labels_N), CHUNK_TOKENS):
             rows = slice(start, start + CHUNK_TOKENS)
-            teacher_NV = _logprobs(teacher, teacher_NH[rows])
+            teacher_NV = _logprobs(teacher, teacher_NH[rows], vocab_size)
             for name, model in arms.items():
-                values_NM = compare(teacher_NV, _logprobs(model, states[name][rows]), labels_N[rows])
+                values_NM = compare(teacher_NV, _logprobs(model, states[name][rows], vocab_size), labels_N[rows])
                 _share_out(sums[name], batch, owners[rows], values_NM)
     return sums
 
@@ -80,7 +82,7 @@ def compare(teacher_NV: Tensor, student_NV: Tensor, labels_N: Tensor) -> Tensor:
             (p_NV * difference_NV).sum(dim=1),
             -(q_NV * difference_NV).sum(dim=1),
             (teacher_NV.argmax(dim=1) == student_NV.argmax(dim=1)).to(p_NV.dtype),
-            torch.minimum(p_NV, q_NV).sum(dim=1),
+            torch.minimum(p_NV, q_NV).sum(dim=1).clamp(max=1),
             -student_NV.gather(1, labels_N[:, None]).squeeze(1),
         ],
         dim=1,
@@ -114,11 +116,13 @@ def answer_states(model: Any, batch: list[ForcedText], device: torch.device) -> 
     hidden_BTH = model.get_decoder()(
         input_ids=input_ids_BT.to(device), attention_mask=attention_BT.to(device), use_cache=False
     ).last_hidden_state
-    return hidden_BTH[predicts_BT.to(device)], predicts_BT.nonzero()[:, 0].numpy()
+    return hidden_BTH[predicts_BT.to(hidden_BTH.device)], predicts_BT.nonzero()[:, 0].numpy()
 
 
-def _logprobs(model: Any, hidden_NH: Tensor) -> Tensor:
-    return model.get_output_embeddings()(hidden_NH).float().log_softmax(dim=1)
+def _logprobs(model: Any, hidden_NH: Tensor, vocab_size: int) -> Tensor:
+    head = model.get_output_embeddings()
+    logits_NV = head(hidden_NH.to(head.weight.device))[:, :vocab_size]
+    return logits_NV.to(next(model.parameters()).device).float().log_softmax(dim=1)
 
 
 def _share_out(sums: Sums, batch: list[ForcedText], owners_N: npt.NDArray[np.int64], values_NM: Tensor) -> None:

@@ -1,5 +1,6 @@
 """An arm served by vLLM in a process of its own, asked through a pipe (generate/answer.py)."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ class Served:
         self.name = name
         command = [
             sys.executable,
+            "-P",
             "-m",
             "pipeline.generate.answer",
             path,
@@ -38,15 +40,16 @@ class Served:
     def wait_until_ready(self) -> None:
         """Raises UserError where the engine does not start."""
         if not self._is_ready:
-            self._read()
+            self.context_tokens: int = self._read()["context_tokens"]
             self._is_ready = True
 
     def ask(self, requests: list[dict[str, Any]], timed: bool = False) -> Reply:
         """`{"answers": [...], "elapsed_s": ...}`, the answers in the order of the requests."""
         self.wait_until_ready()
         assert self._process.stdin is not None  # noqa: S101 - it was opened as a pipe
-        self._process.stdin.write(json.dumps({"requests": requests, "timed": timed}) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it died: _read says so
+            self._process.stdin.write(json.dumps({"requests": requests, "timed": timed}) + "\n")
+            self._process.stdin.flush()
         reply = self._read()
         by_id = {answer["request_id"]: answer for answer in reply["answers"]}
         return {**reply, "answers": [by_id[request["request_id"]] for request in requests]}

@@ -1,7 +1,7 @@
 """How fast the arms answer when vLLM serves them, timed in turn so that a slow moment hits all alike."""
 
 from pipeline.evaluate.served import Served
-from pipeline.evaluate.statistics import Figure, repeated
+from pipeline.evaluate.statistics import Figure, exact, repeated
 
 Round = dict[str, float]
 
@@ -22,9 +22,9 @@ def measure(arm: Served, prompts: list[list[int]], output_tokens: int) -> Round:
     batch = arm.ask([_request(number, prompt, output_tokens) for number, prompt in enumerate(prompts)])
     alone = arm.ask([_request(0, prompts[0], output_tokens)], timed=True)["answers"][0]
     return {
-        "output_tokens_per_s": len(prompts) * output_tokens / batch["elapsed_s"],
+        "output_tokens_per_s": sum(len(a["token_ids"]) for a in batch["answers"]) / batch["elapsed_s"],
         "first_token_s": alone["first_token_s"],
-        "time_per_token_s": (alone["total_s"] - alone["first_token_s"]) / max(1, output_tokens - 1),
+        "time_per_token_s": (alone["total_s"] - alone["first_token_s"]) / max(1, len(alone["token_ids"]) - 1),
     }
 
 
@@ -33,10 +33,12 @@ def figures(rounds: list[Round]) -> dict[str, Figure]:
     return {name: repeated([measured[name] for measured in rounds]) for name in rounds[0]}
 
 
-def over(rounds: list[Round], others: list[Round]) -> Figure:
-    """Throughput ÷ the other arm's, round by round."""
+def over(rounds: list[Round], others: list[Round], together: bool) -> Figure:
+    """Throughput ÷ the other arm's: round by round where they were timed in turn, else of the medians alone."""
     name = "output_tokens_per_s"
-    return repeated([a[name] / b[name] for a, b in zip(rounds, others, strict=True)])
+    if together:
+        return repeated([a[name] / b[name] for a, b in zip(rounds, others, strict=True)])
+    return exact(figures(rounds)[name]["value"] / figures(others)[name]["value"])
 
 
 def _request(number: int, prompt: list[int], output_tokens: int) -> dict:

@@ -10,7 +10,7 @@ OTHERS = {
 }
 
 
-def sentences(arms: dict[str, Any], comparisons: dict[str, Figure], trained: dict[str, Any]) -> list[str]:
+def sentences(arms: dict[str, Any], comparisons: dict[str, Figure]) -> list[str]:
     """Fidelity first, then what training and KD bought, then speed and size, then health."""
     own = arms["student"]["fidelity"]
     told = [
@@ -21,14 +21,19 @@ def sentences(arms: dict[str, Any], comparisons: dict[str, Figure], trained: dic
     for other, name in OTHERS.items():
         if f"kl_over_{other}" in comparisons:
             told.append(_kl_sentence(comparisons[f"kl_over_{other}"], name))
-    speed, size = comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]
-    told.append(
-        f"Served by vLLM, in turn with the teacher, it writes {speed['value']:.2f}× as many tokens a second"
-        f" ({speed['low']:.2f}–{speed['high']:.2f} over {speed['num']} rounds),"
-        f" with {size['value']:.2f}× its parameters."
-    )
-    told += _health(arms)
-    return told
+    if "chat_kl_over_sft_only" in comparisons:
+        told.append("On the chat set: " + _kl_sentence(comparisons["chat_kl_over_sft_only"], OTHERS["sft_only"]))
+    told.append(_speed_sentence(comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]))
+    return told + _health(arms)
+
+
+def _speed_sentence(speed: Figure, size: Figure) -> str:
+    told = f"Served by vLLM it writes {speed['value']:.2f}× as many tokens a second as the teacher"
+    if speed["low"] is not None and speed["high"] is not None:
+        told += f" (timed in turn, {speed['num']} rounds from {speed['low']:.2f} to {speed['high']:.2f})"
+    else:
+        told += " (timed one after the other)"
+    return f"{told}, with {size['value']:.2f}× its parameters."
 
 
 def _kl_sentence(over: Figure, name: str) -> str:

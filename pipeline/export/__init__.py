@@ -15,6 +15,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     """Write export/model: weights in `export.dtype`, tokenizer, chat template, README.md."""
     models.quiet_transformers()
     trained, evaluated = run_dir.manifest("train"), run_dir.manifest("evaluate")
+    run_dir.check_files("train")
     fingerprint = {
         **{f"export.{key}": value for key, value in output_settings(config.export).items()},
         "input.train": run_dir.output_hash("train"),
@@ -27,37 +28,38 @@ def run(config: Config, run_dir: RunDir) -> None:
 
         source = run_dir.stage_path("train") / "student"
         dtype: torch.dtype = getattr(torch, config.export.dtype)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
         model.save_pretrained(target)
-        AutoTokenizer.from_pretrained(source).save_pretrained(target)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
         scores = read_json(run_dir.stage_path("evaluate") / "scores.json")
-        _card(config, run_dir, scores, trained).save(target / "README.md")
+        _card(run_dir, scores, trained).save(target / "README.md")
         files = [path for path in sorted(target.iterdir()) if path.is_file()]
         stage.finish(files, {"files": len(files)}, evaluated=evaluated["finished"])
     say(f"export: {target.resolve()}")
 
 
-def _card(config: Config, run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> ModelCard:
+def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> ModelCard:
     """A card that says what the student is, what it was made from, and what was measured."""
     generated = run_dir.manifest("generate")
     data = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", tags=["distillation"], language="en"
     )
-    layers = f"layers {config.student.keep_layers} of it" if config.student.keep_layers else "all its layers"
-    start = config.student.model or f"the teacher, {layers}"
+    made = trained["fingerprint"]
+    layers = f"layers {made['student.keep_layers']}" if made["student.keep_layers"] else "all layers"
+    start = f"{made['student.model'] or 'the teacher'}, {layers}"
     verdict = "\n".join(f"- {sentence}" for sentence in scores["verdict"]["sentences"])
     body = f"""---
 {data.to_yaml()}
 ---
 
-# {config.name}
+# {run_dir.path.name}
 
 A student of `{generated["fingerprint"]["teacher.model"]}`, distilled with Retort.
 
 - Started from: {start}
 - Learnt from: {trained["counts"]["rows"]} answers of the teacher, {trained["counts"]["answer_tokens"]} tokens,
   with the {generated["k"]} best log-probs behind each
-- Loss: {config.train.ce_weight:g} × cross-entropy + {config.train.kd_weight:g} × forward KL
+- Loss: {made["train.ce_weight"]:g} × cross-entropy + {made["train.kd_weight"]:g} × forward KL
 - Teacher weights: `{generated["fingerprint"]["teacher.weights"]}`
 
 ## What was measured

@@ -22,11 +22,12 @@ def run(config: Config, run_dir: RunDir) -> None:
         **{f"filter.{key}": value for key, value in output_settings(config.filter).items()},
         "input.generate": run_dir.output_hash("generate"),
     }
-    stage = run_dir.begin("filter", config, fingerprint)
+    stage = run_dir.begin("filter", config, fingerprint, in_one_piece=True)
     if stage.complete:
         return
-    tokenizer = models.find(config.teacher.model, config.teacher.revision).tokenizer()
-    special_ids = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+    tokenizer = models.teacher_of(run_dir).tokenizer()
+    added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special_ids = frozenset(tokenizer.all_special_ids) | added
     seen: set[bytes] = set()
     waterfall: Counter[str] = Counter()
     counts: Counter[str] = Counter(responses=0, kept=0, kept_train=0)

@@ -34,15 +34,14 @@ def run(config: Config, run_dir: RunDir) -> None:
     todo = {name: rows for name, rows in plan.items() if name not in done}
     if done:
         say(f"generate: {len(done)} of {len(plan)} shards are there; going on")
-    facts: dict[str, Any] = {}
     if todo:
         began = time.monotonic()
         say(f"generate: starting vLLM with {teacher.name}")
         engine = Engine(str(teacher.path), config.teacher.engine, config.generate.k)
-        facts = {"engine_start_s": round(time.monotonic() - began, 1), "teacher_dtype": engine.dtype}
-        facts |= _generate(stage, engine, config, teacher.tokenizer(), todo)
+        stage.remember(engine_start_s=round(time.monotonic() - began, 1), teacher_dtype=engine.dtype)
+        stage.remember(**_generate(stage, engine, config, teacher.tokenizer(), todo))
     counts = _counts(stage, list(plan))
-    stage.finish([stage.path / name for name in plan], counts, alignment=ALIGNMENT, k=config.generate.k, **facts)
+    stage.finish([stage.path / name for name in plan], counts, alignment=ALIGNMENT, k=config.generate.k)
 
 
 def response_seed(seed: int, response_id: str) -> int:
@@ -82,7 +81,7 @@ def _generate(stage: Stage, engine: Engine, config: Config, tokenizer: Any, todo
         task = bar.add_task("generate", total=len(place), note="")
         for answer in engine.answers(_requests(todo, config)):
             name, row = place[answer.request.request_id]
-            open_shards[name][row["response_id"]] = _response(row, answer, tokenizer)
+            open_shards[name][row["response_id"]] = _response(row, answer, tokenizer, engine.vocab_size)
             num_tokens += len(answer.token_ids)
             if len(open_shards[name]) == len(todo[name]):
                 rows = open_shards.pop(name)
@@ -111,7 +110,7 @@ def _requests(todo: dict[str, list[Row]], config: Config) -> Iterator[Request]:
             )
 
 
-def _response(row: Row, answer: Answer, tokenizer: Any) -> Row:
+def _response(row: Row, answer: Answer, tokenizer: Any, vocab_size: int) -> Row:
     """One row of RESPONSES."""
     return {
         **row,
@@ -119,7 +118,7 @@ def _response(row: Row, answer: Answer, tokenizer: Any) -> Row:
         "finish_reason": answer.finish_reason,
         "token_ids": answer.token_ids,
         "token_logprobs": answer.token_logprobs,
-        "logprobs": codec.encode(answer.ids_TK, answer.logprobs_TK, codec.log_tail(answer.logprobs_TK)),
+        "logprobs": codec.encode(answer.ids_TK, answer.logprobs_TK, codec.log_tail(answer.logprobs_TK, vocab_size)),
     }
 
 

@@ -1,6 +1,6 @@
 """A vLLM engine behind a pipe: `python -m pipeline.generate.answer MODEL ENGINE_ARGS_JSON MEMORY_SHARE`.
 
-One JSON object a line. It writes `{"ready": true, "start_s": ...}`, then for each line
+One JSON object a line. It writes `{"context_tokens": ..., "start_s": ...}` when it is ready, then for each line
 `{"requests": [Request fields, ...], "timed": bool}` on standard input one line
 `{"answers": [{"request_id", "token_ids", "finish_reason", "first_token_s", "total_s"}, ...], "elapsed_s": ...}`.
 It ends with its input. Logs go to standard error.
@@ -21,7 +21,7 @@ def serve(model: str, engine_args: dict[str, Any], memory_share: float, replies:
     began = time.monotonic()
     try:
         engine = Engine(model, engine_args, memory_share=memory_share)
-        _reply(replies, {"ready": True, "start_s": time.monotonic() - began})
+        _reply(replies, {"context_tokens": engine.max_model_len, "start_s": time.monotonic() - began})
         for line in sys.stdin:
             asked = json.loads(line)
             began = time.perf_counter()

@@ -22,6 +22,7 @@ OURS = (
     "max_logprobs",
     "trust_remote_code",
     "load_format",
+    "hf_token",
 )
 
 

@@ -22,13 +22,14 @@ def run(config: Config, run_dir: RunDir) -> None:
     """Write prepare/prompts-*.parquet. Raises UserError at the first bad row, unless `prepare.bad_rows` is skip."""
     teacher = models.find(config.teacher.model, config.teacher.revision)
     tokenizer = teacher.tokenizer()
-    stage = run_dir.begin("prepare", config, _fingerprint(config, tokenizer))
+    context = _context_tokens(config, teacher)
+    stage = run_dir.begin("prepare", config, _fingerprint(config, tokenizer, context), in_one_piece=True)
     if stage.complete:
         return
     counts: Counter[str] = Counter(prompts=0, held_out=0, duplicates=0, bad_rows=0)
     files: list[Path] = []
     rows: list[dict[str, Any]] = []
-    for row in _prompts(config, tokenizer, _context_tokens(config, teacher), counts):
+    for row in _prompts(config, tokenizer, context, counts):
         rows.append(row)
         if len(rows) == config.prepare.shard_prompts:
             files.append(_commit(stage, rows, len(files)))
@@ -61,7 +62,11 @@ def _prompts(config: Config, tokenizer: Any, context: int, counts: Counter[str])
         if identifier in seen:
             counts["duplicates"] += 1
             continue
-        token_ids = models.render(tokenizer, messages, config.teacher.chat_template_kwargs)
+        try:
+            token_ids = models.render(tokenizer, messages, config.teacher.chat_template_kwargs)
+        except UserError as problem:
+            _refuse(config, place, str(problem), counts)
+            continue
         if len(token_ids) + config.generate.max_tokens > context:
             problem = (
                 f"prompt too long: its {len(token_ids)} tokens and generate.max_tokens={config.generate.max_tokens}"
@@ -116,19 +121,27 @@ def _commit(stage: Stage, rows: list[dict[str, Any]], number: int) -> Path:
     return stage.path / name
 
 
-def _fingerprint(config: Config, tokenizer: Any) -> dict[str, Any]:
+def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]:
     prepare = output_settings(config.prepare)
     paths = [path for source in config.prepare.sources for path in (source.path, source.template) if path]
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file of prompts (prepare.sources)")
+    folders = [s.dataset for s in config.prepare.sources if s.dataset and Path(s.dataset).is_dir()]
     return {
         **{f"prepare.{key}": value for key, value in prepare.items()},
         "generate.max_tokens": config.generate.max_tokens,  # it decides which prompts fit the context
         **{f"prepare.file.{path}": file_hash(Path(path)) for path in paths},
+        **{f"prepare.folder.{folder}": _folder_hash(Path(folder)) for folder in folders},
+        "teacher.context_tokens": context,
         "teacher.model": config.teacher.model,
         "teacher.revision": config.teacher.revision,
         "teacher.chat_template_kwargs": config.teacher.chat_template_kwargs,
         "teacher.chat_template": text_hash(tokenizer.chat_template or ""),
         "teacher.tokenizer": models.tokenizer_hash(tokenizer),
     }
+
+
+def _folder_hash(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return text_hash(json.dumps([[str(path.relative_to(folder)), file_hash(path)] for path in files]))

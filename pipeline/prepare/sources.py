@@ -44,6 +44,8 @@ def load_template(path: str | None) -> Template | None:
         return SandboxedEnvironment(undefined=StrictUndefined).from_string(text)
     except OSError:
         raise UserError(f"{path}: no such prompt template") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a prompt template in UTF-8") from None
     except TemplateError as error:
         raise UserError(f"{path}: malformed Jinja template: {error}") from None
 
@@ -55,8 +57,8 @@ def messages_of(row: Row, source: Source, template: Template | None) -> Messages
     """
     if template is not None:
         try:
-            messages: Any = [{"role": "user", "content": template.render(**row)}]
-        except TemplateError as error:
+            messages: Any = [{"role": "user", "content": template.render(row)}]
+        except Exception as error:  # a template is a program: a filter may raise anything
             raise BadRowError(f"the template can't be filled: {error}") from None
     elif row.get(source.messages) is not None:
         messages = row[source.messages]
@@ -91,6 +93,16 @@ def _check_messages(messages: Any) -> None:
             raise BadRowError(f"a message's role must be one of {', '.join(ROLES)}")
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise BadRowError(f"empty prompt: a {message['role']} message has no text")
+        if not message["content"].isprintable() and not _is_encodable(message["content"]):
+            raise BadRowError("a message is not valid Unicode (half of a surrogate pair)")
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
@@ -109,7 +121,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
                 continue
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
                 yield f"{path}:{number}", BadRowError(f"malformed JSON ({error})")
                 continue
             yield f"{path}:{number}", row if isinstance(row, dict) else BadRowError("not a JSON object")
@@ -122,7 +134,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:{number}", row
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from None
 
 
@@ -140,7 +152,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
 
 
 def _text(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
-    with path.open(encoding="utf-8", errors="strict") as stream:
+    with path.open(encoding="utf-8-sig") as stream:
         try:
             for number, line in enumerate(stream, 1):
                 if line.strip():

@@ -24,10 +24,12 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage = run_dir.begin("train", config, _fingerprint(config, run_dir))
     if stage.complete:
         return
-    teacher = models.find(generated["fingerprint"]["teacher.model"], config.teacher.revision)
+    for name in stage.missing():  # an arm that lost a file is made anew as a whole
+        shutil.rmtree(stage.path / Path(name).parts[0], ignore_errors=True)
+    teacher = models.teacher_of(run_dir)
     rows, too_long = kept_rows(run_dir, "train", config.train.max_length)
     untrained = stage.path / "untrained"
-    _once(untrained, lambda target: student.make(config, target))
+    _once(untrained, lambda target: student.make(config, teacher, target))
     tokenizer = teacher.tokenizer()
     say("train: proving that tokens and log-probs are aligned")
     facts = contract.prove(
@@ -40,17 +42,19 @@ def run(config: Config, run_dir: RunDir) -> None:
     arms = {"student": config.train}
     if config.train.sft_only_arm:
         arms["sft_only"] = config.train.model_copy(update={"ce_weight": 1.0, "kd_weight": 0.0})
-    trained = {arm: _train_arm(stage, arm, settings, rows, tokenizer) for arm, settings in arms.items()}
+    for arm, settings in arms.items():
+        _train_arm(stage, arm, settings, rows, tokenizer)
+    trained = stage.facts()["arms"]
     shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
     counts = {
         "rows": len(rows),
         "too_long": too_long,
         "answer_tokens": sum(map(len, rows["token_ids"])),
-        "steps": max((fitted.get("steps", 0) for fitted in trained.values()), default=0),
+        "steps": max(fitted["steps"] for fitted in trained.values()),
     }
     folders = [untrained, *(stage.path / arm for arm in arms)]
     files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
-    stage.finish(files, counts, contract=facts, arms=trained)
+    stage.finish(files, counts, contract=facts, dtype=config.train.dtype)
 
 
 def with_dtype(settings: Train) -> Train:
@@ -62,19 +66,18 @@ def with_dtype(settings: Train) -> Train:
     return settings.model_copy(update={"dtype": "bfloat16" if native else "float32"})
 
 
-def _train_arm(stage: Stage, arm: str, settings: Train, rows: Dataset, tokenizer: Any) -> dict[str, Any]:
+def _train_arm(stage: Stage, arm: str, settings: Train, rows: Dataset, tokenizer: Any) -> None:
     """Train one student from the untrained one; nothing to do where its folder is there already."""
-    fitted: dict[str, Any] = {}
 
     def train_into(target: Path) -> None:
         model = student.load(stage.path / "untrained")
         checkpoints = stage.path / "checkpoints" / arm
-        fitted.update(fit(settings, arm, model, tokenizer, rows, stage.path, checkpoints))
+        fitted = fit(settings, arm, model, tokenizer, rows, stage.path, checkpoints)
         fitted.pop("model").save_pretrained(target)
         tokenizer.save_pretrained(target)
+        stage.remember(arms={**stage.facts().get("arms", {}), arm: fitted})
 
     _once(stage.path / arm, train_into)
-    return fitted
 
 
 def _once(folder: Path, write: Any) -> None:
@@ -95,6 +98,7 @@ def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
         **{f"train.{key}": value for key, value in output_settings(config.train).items()},
         **{f"student.{key}": value for key, value in output_settings(config.student).items()},
         "student.weights": origin.weights_hash() if origin else "the teacher's",
+        "teacher.weights": run_dir.manifest("generate")["fingerprint"]["teacher.weights"],
         "input.generate": run_dir.output_hash("generate"),
         "input.filter": run_dir.output_hash("filter"),
     }

@@ -19,7 +19,7 @@ from torch.utils.data import Sampler
 
 from pipeline import codec
 from pipeline.errors import UserError
-from pipeline.rundir import RunDir, read_shards
+from pipeline.rundir import RunDir, read_answers
 
 IGNORED = -100  # label of a position without loss, as transformers has it
 GROUPED_BATCHES = 50  # batches' worth of shuffled rows among which like lengths are put together
@@ -29,13 +29,8 @@ COLUMNS = ["response_id", "split", "prompt_token_ids", "token_ids", "token_logpr
 def kept_rows(run_dir: RunDir, split: str, max_length: int) -> tuple[Dataset, int]:
     """The answers of a split that filter kept, and how many of those were left out as longer than `max_length`."""
     tables, too_long = [], 0
-    decisions = read_shards(run_dir, "filter", ["response_id", "kept"])
-    for answers, decided in zip(read_shards(run_dir, "generate", COLUMNS), decisions, strict=True):
-        if not answers.column("response_id").equals(decided.column("response_id")):
-            raise UserError(
-                f"{run_dir.path}: filter's decisions are not about generate's answers; filter again: --fresh"
-            )
-        table = answers.filter(pc.and_(decided.column("kept"), pc.equal(answers.column("split"), split)))
+    for answers, kept in read_answers(run_dir, COLUMNS):
+        table = answers.filter(pc.and_(kept, pc.equal(answers.column("split"), split)))
         lengths = pc.add(
             pc.list_value_length(table.column("prompt_token_ids")),
             pc.list_value_length(table.column("token_ids")),

@@ -12,12 +12,11 @@ from pipeline.config import Config, layer_indices
 from pipeline.errors import UserError
 
 
-def make(config: Config, target: Path) -> None:
+def make(config: Config, teacher: models.Model, target: Path) -> None:
     """Save the untrained student as a plain transformers folder, with the teacher's tokenizer and template.
 
     Raises UserError where tokenizer, vocabulary or layers do not fit.
     """
-    teacher = models.find(config.teacher.model, config.teacher.revision)
     chosen = config.student.model
     origin = models.find(chosen, config.student.revision) if chosen else teacher
     tokenizer = teacher.tokenizer()

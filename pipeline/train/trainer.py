@@ -23,6 +23,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from pipeline.config import Train
 from pipeline.console import progress
+from pipeline.rundir import write_text
 from pipeline.train.batches import IGNORED, LengthGrouped, collate
 from pipeline.train.divergences import forward_kl_nats
 from pipeline.train.head import support_logprobs
@@ -52,6 +53,7 @@ class DistillationTrainer(SFTTrainer):
     def __init__(self, settings: Train, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._settings = settings
+        self.model_accepts_loss_kwargs = True  # so that Trainer counts the optimizer step's tokens for our loss
         self._forward_redirection = _ForwardRedirection()
         self._sums: dict[str, float] = {"ce_nats": 0.0, "kl_nats": 0.0, "tokens": 0, "all_tokens": 0}
         self._since = time.monotonic()
@@ -148,7 +150,7 @@ class Progress(TrainerCallback):
                 continue
             if row["arm"] != self._arm or row["step"] <= step:
                 kept.append(line)
-        self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(self._path, "".join(f"{line}\n" for line in kept))
 
 
 def fit(
@@ -205,7 +207,7 @@ def last_whole_checkpoint(folder: Path) -> str | None:
 
 
 def _arguments(settings: Train, checkpoints: Path) -> SFTConfig:
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(checkpoints),
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
@@ -232,3 +234,5 @@ def _arguments(settings: Train, checkpoints: Path) -> SFTConfig:
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_num_workers=0,
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would scatter tokens and soft targets differently
+    return arguments

@@ -49,7 +49,9 @@ def time_retort(num: int, tokens: int) -> float:
             Request(str(i), prompts[i % len(prompts)], tokens, 0.7, i, 64, ignore_eos=True) for i in range(count)
         )
         for answer in engine.answers(requests):
-            packed.append(codec.encode(answer.ids_TK, answer.logprobs_TK, codec.log_tail(answer.logprobs_TK)))
+            packed.append(
+                codec.encode(answer.ids_TK, answer.logprobs_TK, codec.log_tail(answer.logprobs_TK, engine.vocab_size))
+            )
         with tempfile.TemporaryDirectory() as folder:
             write_table(pa.table({"logprobs": pa.array(packed, pa.binary())}), Path(folder) / "rows.parquet")
         return count * tokens / (time.perf_counter() - began)

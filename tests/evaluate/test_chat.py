@@ -12,6 +12,7 @@ class Echo:
     """Stands in for a served arm: answers with the number of tokens it was given."""
 
     name = "student"
+    context_tokens = 1000
 
     def ask(self, requests: list[dict], timed: bool = False) -> dict:
         return {

@@ -155,7 +155,7 @@ def _response(number: int) -> Row:
         "prompt_token_ids": [0, 2, 3],
         "token_ids": tokens,
         "token_logprobs": logprobs_NK[:, 0].tolist(),
-        "logprobs": codec.encode(ids_NK, logprobs_NK, codec.log_tail(logprobs_NK)),
+        "logprobs": codec.encode(ids_NK, logprobs_NK, codec.log_tail(logprobs_NK, 1000)),
     }
 
 
