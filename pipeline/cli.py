@@ -115,7 +115,10 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def status(run: RunPath) -> None:
-    """What each stage of a run has done, and what is left."""
+    """What each stage of a run has done, and what is left.
+
+    Example: retort status runs/quickstart
+    """
     target = _existing(run)
     table = Table("stage", "state", "finished", "seconds", "counts", title=str(target.path), title_justify="left")
     for stage in STAGES:
@@ -132,7 +135,10 @@ def status(run: RunPath) -> None:
 
 @app.command()
 def show(run: RunPath, response_id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None) -> None:
-    """One example carried through every stage: prompt, answer, log-probs, decision. ID is a response or prompt id."""
+    """One example carried through every stage: prompt, answer, log-probs, decision. ID is a response or prompt id.
+
+    Example: retort show runs/quickstart
+    """
     from pipeline.report import example
 
     sys.stdout.write(example.describe(_existing(run), response_id))
@@ -142,7 +148,10 @@ def show(run: RunPath, response_id: Annotated[str | None, typer.Argument(metavar
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs.")],
 ) -> None:
-    """Write report.html into each run: one self-contained page."""
+    """Write report.html into each run: one self-contained page.
+
+    Example: retort report runs/quickstart
+    """
     for path in runs:
         _report(_existing(path).path)
 

@@ -27,7 +27,7 @@ def runtime(default: Any, description: str, **kwargs: Any) -> Any:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Teacher(Section):
@@ -268,8 +268,8 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
         if not OmegaConf.is_dict(loaded):
             raise UserError(f"{path}: a config is a mapping of sections, such as `teacher:` and `train:`")
         tree = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
-        data = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        data = OmegaConf.to_container(tree, resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(f"{path}: {_one_line(error)}") from error
     data = cast(dict[str, Any], data)
     data.setdefault("name", path.stem)

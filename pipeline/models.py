@@ -42,7 +42,7 @@ class Model:
 
         try:
             return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged file fails in ways of its own
             raise UserError(f"model {self.name}: its tokenizer can't be loaded: {_first_line(error)}") from None
 
     def context_tokens(self) -> int:

@@ -63,9 +63,7 @@ class RunDir:
         """The manifest of a complete stage. Raises UserError where the stage has not finished."""
         path = self.stage_path(stage) / "manifest.json"
         if not path.is_file():
-            raise UserError(
-                f"{self.path}: {stage} has not finished; run it first: retort {stage} {self.path}/config.yaml"
-            )
+            raise UserError(f"{self.path}: {stage} has not finished; run it first: retort {stage} CONFIG")
         return read_json(path)
 
     def check_files(self, stage: str) -> None:
@@ -126,7 +124,7 @@ class RunDir:
                 self.discard_from(stage)
                 earlier, accepted = None, []
             elif refused:
-                raise UserError(_refusal(self.path, stage, refused))
+                raise UserError(_refusal(self.path, stage, refused, _is_whole(folder)))
             else:
                 accepted = accepted + changed
                 if changed:
@@ -347,13 +345,13 @@ def _changes(old: dict[str, Any], new: dict[str, Any], accepted: list[dict[str, 
     ]
 
 
-def _refusal(path: Path, stage: str, changes: list[dict[str, Any]]) -> str:
+def _refusal(path: Path, stage: str, changes: list[dict[str, Any]], is_whole: bool) -> str:
     listed = "; ".join(f"{c['key']} was {_short(c['was'])}, is {_short(c['is'])}" for c in changes)
     accepts = " ".join(f"--accept {c['key']}" for c in changes)
-    return (
-        f"{path}/{stage} was made with other settings: {listed}. Give the run a new name (name=...), do {stage} and"
-        f" what follows again (--fresh), or keep its output as it is ({accepts})"
-    )
+    ways = [f"give the run a new name (name=...), do {stage} and what follows again (--fresh)"]
+    if is_whole:
+        ways.append(f"keep its output as it is ({accepts})")
+    return f"{path}/{stage} was made with other settings: {listed}. Either {', or '.join(ways)}"
 
 
 def _short(value: Any) -> str:

@@ -96,13 +96,9 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stage", "earlier"), [("generate", "prepare"), ("filter", "generate")])
-def test_a_stage_whose_input_is_not_there_names_the_stage_to_run(
-    stage: str, earlier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv(cli.RAN_BY_PARENT, stage)
-    assert main(monkeypatch, stage, QUICKSTART, "name=trial", f"runs_dir={tmp_path}") == 2
-    mend = f"{earlier} has not finished; run it first: retort {earlier} {tmp_path}/trial/config.yaml"
-    assert mend in capsys.readouterr().err
+def test_a_stage_whose_input_is_not_there_names_the_stage_to_run(stage: str, earlier: str, tmp_path: Path) -> None:
+    line = error_line(stage, QUICKSTART, "name=trial", f"runs_dir={tmp_path}")
+    assert f"{earlier} has not finished; run it first: retort {earlier}" in line
 
 
 @pytest.mark.parametrize("verb", ["status", "show", "report"])
@@ -163,13 +159,23 @@ def test_brackets_in_what_is_said_are_text_and_a_long_line_stays_one(
 
 
 def test_ctrl_c_is_130_and_says_how_to_go_on(
-    app_that_raises: Callable[[BaseException], None],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    app_that_raises(KeyboardInterrupt())
-    assert main(monkeypatch) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    class Interrupted:
+        waited = 0
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def wait(self) -> int:
+            Interrupted.waited += 1
+            if Interrupted.waited == 1:
+                raise KeyboardInterrupt
+            return -2
+
+    monkeypatch.setattr(cli.subprocess, "Popen", Interrupted)
+    assert main(monkeypatch, "filter", QUICKSTART, "name=trial", f"runs_dir={tmp_path}") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert Interrupted.waited == 2, "the stage was left running"
 
 
 def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(
@@ -273,11 +279,11 @@ def test_a_stage_that_was_killed_is_told_with_its_signal(stand_in: Path, capsys:
 
 def test_a_stage_is_given_the_resolved_settings_and_what_to_accept(stand_in: Path) -> None:
     script = (
-        'echo "$@" > "$(dirname "$0")/arguments"; cat "$4" > "$(dirname "$0")/settings"; env > "$(dirname "$0")/env"'
+        'echo "$@" > "$(dirname "$0")/arguments"; cat "$5" > "$(dirname "$0")/settings"; env > "$(dirname "$0")/env"'
     )
     assert child(stand_in, script, fresh=True, accept=("a.b", "c.d")) == 0
     folder = stand_in.parent
-    assert (folder / "arguments").read_text().startswith("-m pipeline train ")
+    assert (folder / "arguments").read_text().startswith("-P -m pipeline train ")
     assert (folder / "arguments").read_text().endswith("--fresh --accept a.b --accept c.d\n")
     assert "name: trial" in (folder / "settings").read_text()
     assert f"{cli.RAN_BY_PARENT}=train" in (folder / "env").read_text()

@@ -147,8 +147,8 @@ def test_the_tail_is_what_is_left_of_the_mass(probabilities: list[float], tail: 
     np.testing.assert_allclose(np.exp(codec.log_tail(logprobs_NK, 1000)), [tail], atol=1e-6)
 
 
-@pytest.mark.parametrize("over", [0.0, 1e-8, 1e-6, 1e-3])
-def test_a_row_with_all_the_mass_or_a_rounding_more_has_no_tail(over: float) -> None:
+@pytest.mark.parametrize("over", [-5e-8, 0.0, 1e-8, 1e-6, 1e-3])
+def test_a_row_with_all_the_mass_up_to_a_rounding_has_no_tail(over: float) -> None:
     logprobs_NK = np.log([[0.75 + over, 0.25]])
     assert codec.log_tail(logprobs_NK, 1000).tolist() == [-np.inf]
 

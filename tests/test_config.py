@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 
 Load = Callable[..., Config]
 SETTINGS = dict(config_module.fields())
-AWKWARD = ("Fill in ${name}.", "a\x85b", "a\u2028b", "a\u2029b")  # OmegaConf's and YAML's own marks
+AWKWARD = ("Fill in ${name}.", "a\u2028b", "a\u2029b")  # OmegaConf's and YAML's own marks
 PLAIN = st.characters(exclude_characters=set("".join(AWKWARD[1:])) | {"$"}, codec="utf-8")
 
 
@@ -255,15 +255,32 @@ def test_a_dumped_config_loads_to_itself(
     config = config_with(prepare={"sources": sources}, train={"epochs": epochs, "lora": {"r": 2}})
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"
     path.write_text(dump(config), encoding="utf-8")
-    assert config_module.load(path) == config
+    assert config_module.load(path) == config_module.load_resolved(path) == config
 
 
+@pytest.mark.parametrize("read", [config_module.load, config_module.load_resolved])
 @pytest.mark.parametrize("system", AWKWARD)
-def test_a_dumped_config_with_an_awkward_text_loads_to_itself(tmp_path: Path, system: str) -> None:
+def test_a_dumped_config_with_an_awkward_text_loads_to_itself(
+    tmp_path: Path, system: str, read: Callable[[Path], Config]
+) -> None:
     config = config_with(prepare={"sources": [{"path": "a.jsonl", "system": system}]})
     path = tmp_path / "dumped.yaml"
     path.write_text(dump(config), encoding="utf-8")
-    assert config_module.load(path) == config
+    assert read(path) == config
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"hf_token": "hf_secret"}, "set HF_TOKEN in the environment"),
+        ({"max_model_len": 0}, "max_model_len is a number of tokens"),
+        ({"max_model_len": "long"}, "max_model_len is a number of tokens"),
+    ],
+)
+def test_what_may_not_be_asked_of_the_engine(engine: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=rf"teacher\.engine: .*{said}") as caught:
+        config_with(teacher={"engine": engine})
+    assert "hf_secret" not in str(caught.value)
 
 
 def test_the_explained_config_is_yaml_of_the_same_config() -> None:

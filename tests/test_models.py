@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 
 from pipeline import models
+from pipeline.config import validate
 from pipeline.errors import UserError
-from pipeline.models import Model, check_same_tokenizer, find, render, tokenizer_hash
+from pipeline.models import (
+    Model,
+    check_same_tokenizer,
+    find,
+    render,
+    teacher_of,
+    template_kwargs_of,
+    tokenizer_hash,
+)
+from pipeline.rundir import RunDir
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}[assistant] "
 WORDS = ("<unk>", "[", "]", "system", "user", "assistant", "Be", "brief", "Hi", "Hello")
@@ -183,6 +193,15 @@ def test_the_demo_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert find("demo").path == folder
 
 
+def test_the_teacher_of_a_run_is_the_one_its_prompts_were_prepared_for(tmp_path: Path) -> None:
+    folder, run_dir = model_folder(tmp_path / "teacher"), RunDir(tmp_path / "trial")
+    made = {"teacher.model": str(folder), "teacher.revision": None, "teacher.chat_template_kwargs": {"mood": "calm"}}
+    config = validate({"name": "trial", "runs_dir": str(tmp_path), "teacher": {"model": "another"}}, "test")
+    run_dir.begin("prepare", config, made).finish([], {})
+    assert teacher_of(run_dir).path == folder
+    assert template_kwargs_of(run_dir) == {"mood": "calm"}
+
+
 # --- what it is made of
 
 
@@ -229,12 +248,28 @@ def test_a_file_in_the_hubs_cache_is_known_by_its_name_and_not_read(tmp_path: Pa
     assert model.weights_hash() == first
 
 
-def test_the_size_of_the_weights_is_that_of_all_their_files(tmp_path: Path) -> None:
+def test_a_second_copy_of_the_weights_is_not_counted(tmp_path: Path) -> None:
     model = find(str(model_folder(tmp_path / "m")))
-    one = model.weights_bytes()
-    (model.path / "model-2.safetensors").write_bytes(b"12345")
-    (model.path / "config.json.bak").write_bytes(b"12345")
-    assert model.weights_bytes() == one + 5
+    before = model.weights_bytes(), model.weights_hash()
+    (model.path / "consolidated.safetensors").write_bytes(b"12345")
+    assert (model.weights_bytes(), model.weights_hash()) == before
+
+
+def test_weights_in_parts_are_those_of_their_index(tmp_path: Path) -> None:
+    model = find(str(model_folder(tmp_path / "m")))
+    for number, name in enumerate(("a.safetensors", "b.safetensors", "copy.safetensors"), 1):
+        (model.path / name).write_bytes(b"x" * number)
+    index = {"weight_map": {"one": "a.safetensors", "two": "b.safetensors", "three": "a.safetensors"}}
+    (model.path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert [path.name for path in model.weight_files()] == ["a.safetensors", "b.safetensors"]
+    assert model.weights_bytes() == 3
+
+
+def test_other_end_of_turn_ids_are_another_model(tmp_path: Path) -> None:
+    model = find(str(model_folder(tmp_path / "m")))
+    before = model.weights_hash()
+    (model.path / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    assert model.weights_hash() != before
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "no JSON"])

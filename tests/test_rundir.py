@@ -19,7 +19,16 @@ from pipeline import rundir
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.records import STAGES
-from pipeline.rundir import RunDir, Stage, read_committed, read_json, read_shards, user_disk_errors, write_table
+from pipeline.rundir import (
+    RunDir,
+    Stage,
+    read_answers,
+    read_committed,
+    read_json,
+    read_shards,
+    user_disk_errors,
+    write_table,
+)
 
 SETTINGS = {"generate.temperature": 0.7, "generate.k": 64}
 TABLE = pa.table({"n": [1, 2, 3], "text": ["a", "b", "c"]})
@@ -126,6 +135,18 @@ def test_another_error_of_the_system_is_not_taken_for_a_full_disk(tmp_path: Path
     assert caught.value.errno == errno.EIO
 
 
+def test_a_full_disk_is_known_by_what_a_library_of_its_own_exceptions_says(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no disk space"), user_disk_errors(tmp_path / "x"):
+        raise RuntimeError("Error while serializing: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="write failed"), user_disk_errors(tmp_path / "x"):
+        raise RuntimeError("write failed")
+
+
+def test_what_the_user_is_told_is_not_wrapped_a_second_time(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^No space left for doubt$"), user_disk_errors(tmp_path / "x"):
+        raise UserError("No space left for doubt")
+
+
 def test_a_failed_write_of_any_kind_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", fail_with(errno.EIO))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
@@ -190,8 +211,16 @@ def test_the_config_in_the_run_folder_is_the_one_it_was_made_with(
     assert config_module.load(run_dir.path / "config.yaml") == config
 
 
+def test_a_later_stage_leaves_the_settings_of_an_earlier_one_as_they_were_run(run_dir: RunDir, config: Config) -> None:
+    run_dir.begin("prepare", config, SETTINGS).finish([], {})
+    other = validate({**config.model_dump(), "prepare": {"held_out_frac": 0.5}, "generate": {"k": 8}}, "test")
+    run_dir.begin("generate", other, SETTINGS)
+    written = config_module.load(run_dir.path / "config.yaml")
+    assert (written.prepare, written.generate) == (config.prepare, other.generate)
+
+
 def test_a_stage_that_has_not_finished_is_named_with_the_command(stage: Stage, run_dir: RunDir) -> None:
-    with pytest.raises(UserError, match=r"generate has not finished; run it first: retort generate .*/config\.yaml"):
+    with pytest.raises(UserError, match=r"trial: generate has not finished; run it first: retort generate CONFIG"):
         run_dir.manifest("generate")
 
 
@@ -211,14 +240,48 @@ def test_a_damaged_manifest_is_named_with_how_to_mend_it(finished: RunDir, confi
 def test_other_settings_are_refused_with_each_key_and_each_way_out(
     until: str, run_dir: RunDir, config: Config, request: pytest.FixtureRequest
 ) -> None:
-    request.getfixturevalue(until)
+    made = request.getfixturevalue(until)
+    if until == "stage":
+        made.commit(TABLE, "responses-00000.parquet")
     before = files_in(run_dir.path)
     message = refusal(run_dir, config, {**SETTINGS, "generate.temperature": 1.0})
     assert "generate.temperature was 0.7, is 1.0" in message
     assert "generate.k" not in message
-    for way_out in ("name=", "--fresh", "--accept generate.temperature"):
+    for way_out in ("name=", "--fresh"):
         assert way_out in message
+    # what is half done can't be kept: the rest would be made with other settings
+    assert ("--accept generate.temperature" in message) == (until == "finished")
     assert files_in(run_dir.path) == before
+
+
+def test_a_stage_that_has_committed_nothing_takes_other_settings(stage: Stage, run_dir: RunDir, config: Config) -> None:
+    again = run_dir.begin("generate", config, {**SETTINGS, "generate.temperature": 1.0})
+    assert again.fingerprint["generate.temperature"] == 1.0
+
+
+def test_a_stage_in_one_piece_starts_anew_where_it_has_not_finished(
+    stage: Stage, run_dir: RunDir, config: Config
+) -> None:
+    stage.commit(TABLE, "responses-00000.parquet")
+    again = run_dir.begin("generate", config, {**SETTINGS, "generate.temperature": 1.0}, in_one_piece=True)
+    assert again.shards("responses") == []
+
+
+def test_shards_without_the_settings_that_made_them_are_not_taken_over(
+    stage: Stage, run_dir: RunDir, config: Config
+) -> None:
+    stage.commit(TABLE, "responses-00000.parquet")
+    (stage.path / "started.json").unlink()
+    with pytest.raises(UserError, match=r"responses-00000\.parquet but not the settings"):
+        run_dir.begin("generate", config, {**SETTINGS, "generate.temperature": 1.0})
+
+
+def test_what_was_remembered_is_in_the_manifest_of_a_later_try(stage: Stage, run_dir: RunDir, config: Config) -> None:
+    stage.commit(TABLE, "responses-00000.parquet")
+    stage.remember(teacher_dtype="float32")
+    again = run_dir.begin("generate", config, SETTINGS)
+    again.finish([again.path / "responses-00000.parquet"], {"responses": 3}, k=64)
+    assert run_dir.manifest("generate")["teacher_dtype"] == "float32"
 
 
 def test_a_setting_that_came_or_went_is_another_setting(finished: RunDir, config: Config) -> None:
@@ -256,19 +319,25 @@ def test_what_was_accepted_is_one_value_of_one_key(finished: RunDir, config: Con
     assert "--accept generate.temperature" not in message
 
 
+def test_changes_accepted_one_after_the_other_all_stay_accepted(finished: RunDir, config: Config) -> None:
+    changed = {**SETTINGS, "generate.k": 8}
+    accepting(finished, "generate.k").begin("generate", config, changed)
+    changed["generate.temperature"] = 1.0
+    accepting(finished, "generate.temperature").begin("generate", config, changed)
+    assert [change["key"] for change in finished.manifest("generate")["accepted"]] == list(SETTINGS)[::-1]
+    assert finished.begin("generate", config, changed).complete
+
+
 def test_going_back_to_the_first_settings_needs_no_accepting(finished: RunDir, config: Config) -> None:
     accepting(finished, "generate.k").begin("generate", config, {**SETTINGS, "generate.k": 8})
     assert finished.begin("generate", config, SETTINGS).complete
 
 
-def test_a_change_accepted_half_way_stands_in_the_manifest_at_the_end(
-    stage: Stage, run_dir: RunDir, config: Config
-) -> None:
-    changed = {**SETTINGS, "generate.k": 8}
-    finish(accepting(run_dir, "generate.k").begin("generate", config, changed))
-    manifest = run_dir.manifest("generate")
-    assert manifest["accepted"] == [{"key": "generate.k", "was": 64, "is": 8}]
-    assert run_dir.begin("generate", config, changed).complete
+def test_a_change_is_not_accepted_half_way(stage: Stage, run_dir: RunDir, config: Config) -> None:
+    stage.commit(pa.table({"response_id": ["a-0"]}), "responses-00000.parquet")
+    message = refusal(accepting(run_dir, "generate.k"), config, {**SETTINGS, "generate.k": 8})
+    assert "not finished" in message
+    assert "--fresh" in message
 
 
 @pytest.fixture
@@ -300,6 +369,7 @@ def test_fresh_keeps_a_stage_whose_settings_are_the_same(whole: RunDir, config: 
 @pytest.mark.parametrize("stage_name", STAGES)
 def test_discarding_takes_a_stage_and_all_after_it(whole: RunDir, stage_name: str) -> None:
     whole.discard_from(stage_name)
+    assert not list(whole.path.glob(".discarded*"))
     assert done(whole) == list(STAGES[: STAGES.index(stage_name)])
 
 
@@ -337,6 +407,37 @@ def test_a_committed_file_that_cannot_be_read_is_named(tmp_path: Path, data: byt
     with pytest.raises(UserError, match=r"a\.parquet: damaged .*; delete it and run the same command again") as caught:
         read_committed(tmp_path / "a.parquet", ["n"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_that_is_no_parquet_is_found_too(run_dir: RunDir, config: Config) -> None:
+    stage = run_dir.begin("train", config, SETTINGS)
+    (stage.path / "weights.bin").write_bytes(b"weights")
+    stage.finish([stage.path / "weights.bin"], {})
+    run_dir.check_files("train")
+    (stage.path / "weights.bin").write_bytes(b"weightz")
+    with pytest.raises(UserError, match=r"weights\.bin: damaged"):
+        run_dir.check_files("train")
+
+
+def decided(run_dir: RunDir, config: Config, about: str) -> None:
+    """A filter that kept every second row of answers with this hash."""
+    stage = run_dir.begin("filter", config, {"input.generate": about})
+    names = ["decisions-00000.parquet", "decisions-00001.parquet"]
+    for name in names:
+        stage.commit(pa.table({"kept": [True, False, True]}), name)
+    stage.finish([stage.path / name for name in names], {})
+
+
+def test_answers_are_read_with_what_filter_decided_about_each(finished: RunDir, config: Config) -> None:
+    decided(finished, config, finished.output_hash("generate"))
+    pairs = [(a.column("n").to_pylist(), kept.to_pylist()) for a, kept in read_answers(finished, ["n"])]
+    assert pairs == [([1, 2, 3], [True, False, True])] * 2
+
+
+def test_decisions_about_other_answers_are_refused(finished: RunDir, config: Config) -> None:
+    decided(finished, config, "hash of others")
+    with pytest.raises(UserError, match=r"decided about other answers .*retort filter .*--fresh"):
+        next(read_answers(finished, ["n"]))
 
 
 def test_the_input_of_the_next_stage_is_the_content_of_all_files(finished: RunDir, config: Config) -> None:

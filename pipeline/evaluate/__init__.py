@@ -87,7 +87,7 @@ def _serve(
     for group in groups:
         say(f"evaluate: starting vLLM with {', '.join(group)}")
         with ExitStack() as stack:
-            share = 0.4 / len(group)
+            share = 0.2 / len(group)  # answers are short, and their number is bounded
             served = [
                 stack.enter_context(Served(arm, str(folders[arm]), _arm_engine(arm, asked.engine_args), share))
                 for arm in group

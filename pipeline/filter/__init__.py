@@ -46,7 +46,9 @@ def run(config: Config, run_dir: RunDir) -> None:
     drops = [{"reason": reason, "dropped": waterfall[reason]} for reason in (*RULES, "exact_duplicate")]
     if not counts["kept_train"]:
         listed = ", ".join(f"{d['reason']} {d['dropped']}" for d in drops if d["dropped"])
-        raise UserError(f"filter: all {counts['responses']} answers were dropped ({listed}); loosen filter.*")
+        raise UserError(
+            f"filter: of {counts['responses']} answers none is kept to train on (dropped: {listed}); loosen filter.*"
+        )
     stage.finish(files, dict(counts), waterfall=drops, settings=output_settings(config.filter))
 
 

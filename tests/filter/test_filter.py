@@ -22,7 +22,7 @@ Decide = Callable[..., dict[str, Row]]
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of a few words with two special tokens, 0 and END, and one added control token, 5."""
+    """A tokenizer of a few words: 0 and END are special, and of those added later 5 is, and 6 is not."""
     from safetensors.numpy import save_file
     from tokenizers import AddedToken, Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -30,9 +30,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": END, "alpha": 2, "beta": 3, "gamma": 4}, unk_token="<s>"))
     words.add_special_tokens([AddedToken("<|tool|>")])
+    words.add_tokens([AddedToken("```")])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
     tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 6}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 7}))
     save_file({}, folder / "model.safetensors")
     return folder
 
@@ -71,6 +72,9 @@ class Filtered:
         return validate({**data, "filter": settings}, "test")
 
     def captured(self, *shards: list[Row]) -> "Filtered":
+        made_for = {"teacher.model": str(self.teacher), "teacher.revision": None}
+        if not (self.run_dir.path / "prepare/manifest.json").exists():
+            self.run_dir.begin("prepare", self.config(), made_for).finish([], {})
         stage = self.run_dir.begin("generate", self.config(), {})
         names = [f"responses-{number:05d}.parquet" for number in range(len(shards))]
         for name, rows in zip(names, shards, strict=True):
@@ -121,6 +125,10 @@ def test_a_token_is_special_where_the_teachers_tokenizer_says_so(filtered: Filte
     assert reasons(filtered.captured(rows).do())["b-0"] == ["control_tokens"]
 
 
+def test_a_plain_token_that_was_added_to_the_tokenizer_is_no_leak(filtered: Filtered) -> None:
+    assert reasons(filtered.captured([response("a-0", token_ids=[2, 6, END])]).do()) == {"a-0": []}
+
+
 def test_every_shard_of_answers_has_its_file_of_decisions_in_the_same_order(filtered: Filtered) -> None:
     shards = [[response("b-0"), response("a-0")], [response("c-0")]]
     filtered.captured(*shards).do()
@@ -160,7 +168,9 @@ def test_kept_for_training_leaves_the_held_out_side_aside(filtered: Filtered) ->
 
 def test_nothing_kept_is_told_with_the_rules_that_dropped_it(filtered: Filtered) -> None:
     filtered.captured([response("a-0", **CUT), response("b-0", **CUT), response("c-0", "")])
-    with pytest.raises(UserError, match=r"all 3 answers were dropped \(empty 1, truncated 2\); loosen filter\.\*"):
+    with pytest.raises(
+        UserError, match=r"none is kept to train on \(dropped: empty 1, truncated 2\); loosen filter\.\*"
+    ):
         filtered.do()
 
 

@@ -93,6 +93,16 @@ def test_a_source_whose_content_changed_is_refused_by_name(prepared: Any) -> Non
         prepared.do(prepared.lines(*numbered(4)))
 
 
+def test_a_dataset_folder_whose_content_changed_is_refused_by_name(prepared: Any) -> None:
+    folder = prepared.folder / "corpus"
+    folder.mkdir()
+    prepared.lines(*numbered(3), name="corpus/train.jsonl")
+    prepared.do({"dataset": str(folder)})
+    prepared.lines(*numbered(4), name="corpus/train.jsonl")
+    with pytest.raises(UserError, match=r"made with other settings: prepare\.folder\..*corpus was "):
+        prepared.do({"dataset": str(folder)})
+
+
 def test_another_chat_template_is_refused_by_name(prepared: Any, other_teacher: Callable[[str], Path]) -> None:
     source = prepared.lines(*numbered(3))
     prepared.do(source)
@@ -244,6 +254,16 @@ def test_a_prompt_that_the_chat_template_refuses_is_told_with_its_place(
     with pytest.raises(UserError, match=r"chat template refuses a prompt: No system role!") as caught:
         prepared.do(prepared.lines({"prompt": "Hi"}) | {"system": "Be brief."})
     assert f"{prepared.folder}/a.jsonl:1: " in str(caught.value)
+
+
+@pytest.mark.parametrize("bad_rows", ["error", "skip"])
+def test_a_teacher_without_a_chat_template_is_no_fault_of_the_rows(
+    prepared: Any, other_teacher: Callable[[str], Path], bad_rows: str
+) -> None:
+    prepared.teacher = other_teacher("")
+    with pytest.raises(UserError, match="no chat template; use an instruction-tuned model") as caught:
+        prepared.do(prepared.lines({"prompt": "Hi"}), bad_rows=bad_rows)
+    assert "prepare.bad_rows=skip" not in str(caught.value)
 
 
 def test_a_mended_source_goes_on_with_the_same_command(prepared: Any) -> None:
