@@ -120,13 +120,17 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return text_hash(backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items())))
 
 
+def check_has_template(tokenizer: Any) -> None:
+    """Raises UserError where the teacher does not know how a conversation is written."""
+    if not tokenizer.chat_template:
+        raise UserError("the teacher's tokenizer has no chat template; use an instruction-tuned model")
+
+
 def render(tokenizer: Any, messages: list[dict[str, str]], template_kwargs: dict[str, Any]) -> list[int]:
     """Token ids of a conversation with the template applied and the assistant's turn opened.
 
-    Raises UserError where the model has no chat template, or its template refuses the conversation.
+    Raises UserError where the template refuses the conversation.
     """
-    if not tokenizer.chat_template:
-        raise UserError("the teacher's tokenizer has no chat template; use an instruction-tuned model")
     try:
         return tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs

@@ -115,7 +115,7 @@ class RunDir:
             accepted = earlier.get("accepted", [])
             changed = _changes(earlier["fingerprint"], fingerprint, accepted)
             refused = [c for c in changed if c["key"] not in self.accept]
-            if changed and not refused and not _is_whole(folder):
+            if not refused and _changes(earlier["fingerprint"], fingerprint, []) and not _is_whole(folder):
                 raise UserError(
                     f"{folder}: not finished, so its settings can't be changed half-way (--accept keeps the output of"
                     " finished stages); do it again with --fresh, or give the run a new name"
@@ -137,8 +137,12 @@ class RunDir:
                 raise UserError(f"{folder}: holds {leftovers[0]} but not the settings it was made with; delete it")
             self._write_config(stage, config)
             write_json(started, {"fingerprint": fingerprint, "accepted": accepted, "started": now(), "facts": {}})
-        else:
-            opened.complete = _is_whole(folder)
+        elif manifest.exists():
+            opened.missing = _missing(folder)
+            opened.complete = not opened.missing
+            if opened.missing:  # what is made anew has another hash: the old manifest must not outlive a kill
+                write_json(started, {**read_json(started), "accepted": accepted})
+                manifest.unlink()
         return opened
 
     def _write_config(self, stage: str, config: Config) -> None:
@@ -161,6 +165,7 @@ class Stage:
     fingerprint: dict[str, Any]
     accepted: list[dict[str, Any]]
     complete: bool = False
+    missing: list[str] = field(default_factory=list)  # files that a finished stage has lost
     began: float = field(default_factory=time.monotonic)
 
     def commit(self, table: pa.Table, name: str) -> None:
@@ -179,10 +184,6 @@ class Stage:
     def facts(self) -> dict[str, Any]:
         """What was remembered, in this try or an earlier one."""
         return read_json(self.path / "started.json").get("facts", {})
-
-    def missing(self) -> list[str]:
-        """Files that the manifest names and that are gone; none where there is no manifest yet."""
-        return _missing(self.path)
 
     def finish(self, files: list[Path], counts: dict[str, Any], **facts: Any) -> None:
         """Write the manifest: the stage is complete."""

@@ -12,6 +12,7 @@ from pipeline.config import validate
 from pipeline.errors import UserError
 from pipeline.models import (
     Model,
+    check_has_template,
     check_same_tokenizer,
     find,
     render,
@@ -112,7 +113,7 @@ def test_a_conversation_is_rendered_with_the_assistants_turn_opened() -> None:
 
 def test_a_tokenizer_without_a_template_cannot_chat() -> None:
     with pytest.raises(UserError, match="no chat template; use an instruction-tuned model"):
-        render(tokenizer(template=None), HI, {})
+        check_has_template(tokenizer(template=None))
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('Not this.\nNo.') }}", "{{ 1 / 0 }}"])

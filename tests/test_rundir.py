@@ -328,6 +328,14 @@ def test_changes_accepted_one_after_the_other_all_stay_accepted(finished: RunDir
     assert finished.begin("generate", config, changed).complete
 
 
+def test_a_lost_shard_is_not_made_anew_with_settings_that_were_only_accepted(finished: RunDir, config: Config) -> None:
+    """The others were made at another temperature: a shard from now on would be mixed in among them."""
+    changed = {**SETTINGS, "generate.temperature": 1.0}
+    accepting(finished, "generate.temperature").begin("generate", config, changed)
+    shard(finished).unlink()
+    assert "generate.temperature" in refusal(finished, config, changed)
+
+
 def test_going_back_to_the_first_settings_needs_no_accepting(finished: RunDir, config: Config) -> None:
     accepting(finished, "generate.k").begin("generate", config, {**SETTINGS, "generate.k": 8})
     assert finished.begin("generate", config, SETTINGS).complete

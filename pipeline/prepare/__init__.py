@@ -22,6 +22,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     """Write prepare/prompts-*.parquet. Raises UserError at the first bad row, unless `prepare.bad_rows` is skip."""
     teacher = models.find(config.teacher.model, config.teacher.revision)
     tokenizer = teacher.tokenizer()
+    models.check_has_template(tokenizer)
     context = _context_tokens(config, teacher)
     stage = run_dir.begin("prepare", config, _fingerprint(config, tokenizer, context), in_one_piece=True)
     if stage.complete:

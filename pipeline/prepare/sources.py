@@ -135,7 +135,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
                 number += 1
                 yield f"{path}:{number}", row
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error})") from None
+        first = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{path}: not a readable Parquet file ({first})") from None
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
