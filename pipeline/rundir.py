@@ -115,10 +115,12 @@ class RunDir:
             accepted = earlier.get("accepted", [])
             changed = _changes(earlier["fingerprint"], fingerprint, accepted)
             refused = [c for c in changed if c["key"] not in self.accept]
-            if not refused and _changes(earlier["fingerprint"], fingerprint, []) and not _is_whole(folder):
+            since = _changes(earlier["fingerprint"], fingerprint, [])
+            if since and not refused and not _is_whole(folder):
+                keys = ", ".join(c["key"] for c in since)
                 raise UserError(
-                    f"{folder}: not finished, so its settings can't be changed half-way (--accept keeps the output of"
-                    " finished stages); do it again with --fresh, or give the run a new name"
+                    f"{folder}: not whole, so what is missing can't be made with another {keys} (--accept keeps the"
+                    " output of whole stages); do it again with --fresh, or give the run a new name"
                 )
             if refused and self.fresh:
                 self.discard_from(stage)

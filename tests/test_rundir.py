@@ -344,7 +344,7 @@ def test_going_back_to_the_first_settings_needs_no_accepting(finished: RunDir, c
 def test_a_change_is_not_accepted_half_way(stage: Stage, run_dir: RunDir, config: Config) -> None:
     stage.commit(pa.table({"response_id": ["a-0"]}), "responses-00000.parquet")
     message = refusal(accepting(run_dir, "generate.k"), config, {**SETTINGS, "generate.k": 8})
-    assert "not finished" in message
+    assert "not whole" in message
     assert "--fresh" in message
 
 

@@ -22,7 +22,8 @@ def sentences(arms: dict[str, Any], comparisons: dict[str, Figure]) -> list[str]
         if f"kl_over_{other}" in comparisons:
             told.append(_kl_sentence(comparisons[f"kl_over_{other}"], name))
     if "chat_kl_over_sft_only" in comparisons:
-        told.append("On the chat set: " + _kl_sentence(comparisons["chat_kl_over_sft_only"], OTHERS["sft_only"]))
+        chat = _kl_sentence(comparisons["chat_kl_over_sft_only"], OTHERS["sft_only"])
+        told.append(f"On the chat set {chat[0].lower()}{chat[1:]}")
     told.append(_speed_sentence(comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]))
     return told + _health(arms)
 
