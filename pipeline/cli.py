@@ -3,6 +3,7 @@
 import ctypes
 import importlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False
     Example: retort run configs/quickstart.yaml name=trial train.epochs=3
     """
     loaded = config_module.load(config, overrides or [])
+    config_module.check_files(loaded)
     for stage in RUN_STAGES:
         say(f"── {stage}")
         code = _in_child(stage, loaded, fresh, accept or [])
@@ -103,14 +105,13 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     Example: retort check configs/qwen3-gpu.yaml train.epochs=1
     """
     loaded = config_module.load(config, overrides or [])
-    if loaded.student.keep_layers is not None:
-        config_module.layer_indices(loaded.student.keep_layers)
+    config_module.check_files(loaded)
     if loaded.teacher.engine and rundir.vllm_version() != "none":
         from pipeline.generate.engine import check_engine_args
 
         check_engine_args(loaded.teacher.engine)
     sys.stdout.write(config_module.dump_explained(loaded))
-    say(f"{config}: valid; `retort run {config}` writes to {loaded.run_path}")
+    say(f"{config}: valid; `retort run {shlex.join([str(config), *(overrides or [])])}` writes to {loaded.run_path}")
 
 
 @app.command()
@@ -126,7 +127,9 @@ def status(run: RunPath) -> None:
         if (folder / "manifest.json").is_file():
             manifest = target.manifest(stage)
             counts = ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
-            table.add_row(stage, "done", manifest["finished"], f"{manifest['elapsed_s']:.0f}", Text(counts))
+            table.add_row(
+                stage, "done", manifest["finished"][:16].replace("T", " "), f"{manifest['elapsed_s']:.0f}", Text(counts)
+            )
         else:
             table.add_row(stage, "under way or stopped" if (folder / "started.json").is_file() else "–", "", "", "")
     console_out = type(console)(highlight=False)

@@ -88,7 +88,7 @@ class Prepare(Section):
     """prepare: prompts in."""
 
     sources: tuple[Source, ...] = Field(
-        default=(Source(path="prompts/seeds.jsonl"),), description="Where prompts come from."
+        min_length=1, default=(Source(path="prompts/seeds.jsonl"),), description="Where prompts come from."
     )
     held_out_frac: Fraction = Field(
         default=0.1, description="Share of prompts kept for evaluation, chosen by each prompt's own hash; 0-1.", lt=1
@@ -339,6 +339,22 @@ def fields(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[st
             yield from fields(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
+
+
+def check_files(config: Config) -> None:
+    """Raises UserError for a file that the config names and that is not there, or layers that make no list.
+
+    So that a mistake about a late stage is found before the first.
+    """
+    for source in config.prepare.sources:
+        for path, what in ((source.path, "prompts"), (source.template, "prompt template")):
+            if path and not Path(path).is_file():
+                raise UserError(f"{path}: no such file ({what}, prepare.sources); paths are from where you stand")
+    chat_set = config.evaluate.chat_set
+    if chat_set and not Path(chat_set).is_file():
+        raise UserError(f"{chat_set}: no such chat set (evaluate.chat_set; null for none)")
+    if config.student.keep_layers is not None:
+        layer_indices(config.student.keep_layers)
 
 
 def layer_indices(keep_layers: str) -> list[int]:

@@ -25,6 +25,7 @@ import yaml
 
 from pipeline import config as config_module
 from pipeline.config import Config
+from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.records import STAGES
 
@@ -88,12 +89,15 @@ class RunDir:
     def discard_from(self, stage: str) -> None:
         """Delete a stage's output and that of all later stages."""
         for later in STAGES[STAGES.index(stage) :]:
-            discarded = self.path / f".discarded-{later}"
-            shutil.rmtree(discarded, ignore_errors=True)
-            if self.stage_path(later).exists():
-                self.stage_path(later).rename(discarded)  # at once: a kill must not leave shards without their settings
-                shutil.rmtree(discarded)
+            self._discard(later)
         (self.path / "report.html").unlink(missing_ok=True)
+
+    def _discard(self, stage: str) -> None:
+        discarded = self.path / f".discarded-{stage}"
+        shutil.rmtree(discarded, ignore_errors=True)
+        if self.stage_path(stage).exists():
+            self.stage_path(stage).rename(discarded)  # at once: a kill must not leave shards without their settings
+            shutil.rmtree(discarded)
 
     def begin(self, stage: str, config: Config, fingerprint: dict[str, Any], in_one_piece: bool = False) -> "Stage":
         """Open a stage to be done, gone on with, or found complete.
@@ -108,7 +112,7 @@ class RunDir:
         if folder.exists() and not manifest.exists():
             committed = [p for p in folder.iterdir() if p != started and not p.name.startswith(".")]
             if in_one_piece or not committed:
-                self.discard_from(stage)
+                self._discard(stage)  # not what follows: that is refused by name, where this comes out otherwise
         earlier = read_json(manifest) if manifest.exists() else read_json(started) if started.exists() else None
         accepted: list[dict[str, Any]] = []
         if earlier is not None:
@@ -145,6 +149,8 @@ class RunDir:
             if opened.missing:  # what is made anew has another hash: the old manifest must not outlive a kill
                 write_json(started, {**read_json(started), "accepted": accepted})
                 manifest.unlink()
+            else:
+                say(f"{stage}: done already")
         return opened
 
     def _write_config(self, stage: str, config: Config) -> None:
@@ -205,6 +211,7 @@ class Stage:
                 "finished": now(),
             },
         )
+        say(f"{self.name}: {', '.join(f'{value} {key}' for key, value in counts.items())} → {self.path}")
 
     def _file_record(self, path: Path) -> dict[str, Any]:
         record: dict[str, Any] = {"name": str(path.relative_to(self.path)), "bytes": path.stat().st_size}

@@ -41,8 +41,8 @@ def _kl_sentence(over: Figure, name: str) -> str:
     low, high = over["low"], over["high"]
     if low is None or high is None or low <= 1 <= high:
         return f"No difference in KL from {name} was shown ({_interval(over)}×)."
-    better = "closer to the teacher" if over["value"] < 1 else "farther from the teacher"
-    return f"Its KL is {_interval(over)}× that of {name}: it is {better}."
+    better = "closer to the teacher" if over["value"] < 1 else "farther from the teacher"  # by this measure
+    return f"Its KL is {_interval(over)}× that of {name}: by forward KL it is {better}."
 
 
 def _health(arms: dict[str, Any]) -> list[str]:
@@ -53,7 +53,7 @@ def _health(arms: dict[str, Any]) -> list[str]:
         f"Of its chat answers {student['repetition_frac']['value']:.0%} loop and"
         f" {student['truncated_frac']['value']:.0%} are cut off at the limit (teacher:"
         f" {teacher['repetition_frac']['value']:.0%} and {teacher['truncated_frac']['value']:.0%});"
-        " read them below before you believe any figure."
+        " read them before you believe any figure."
     ]
 
 

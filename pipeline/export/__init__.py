@@ -41,6 +41,8 @@ def run(config: Config, run_dir: RunDir) -> None:
 def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> ModelCard:
     """A card that says what the student is, what it was made from, and what was measured."""
     generated = run_dir.manifest("generate")
+    named = generated["fingerprint"]["teacher.model"]
+    teacher = f"{models.DEMO_NAME} (bundled, dequantised from Q4_1)" if named == models.DEMO else named
     data = ModelCardData(
         library_name="transformers", pipeline_tag="text-generation", tags=["distillation"], language="en"
     )
@@ -54,7 +56,7 @@ def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> M
 
 # {run_dir.path.name}
 
-A student of `{generated["fingerprint"]["teacher.model"]}`, distilled with Retort.
+A student of {teacher}, distilled with Retort.
 
 - Started from: {start}
 - Learnt from: {trained["counts"]["rows"]} answers of the teacher, {trained["counts"]["answer_tokens"]} tokens,
