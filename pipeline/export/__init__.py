@@ -1,5 +1,6 @@
 """export: the student as a folder that transformers and vLLM load, with a model card made from the manifests."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,13 +43,21 @@ def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> M
     """A card that says what the student is, what it was made from, and what was measured."""
     generated = run_dir.manifest("generate")
     named = generated["fingerprint"]["teacher.model"]
-    teacher = f"{models.DEMO_NAME} (bundled, dequantised from Q4_1)" if named == models.DEMO else named
-    data = ModelCardData(
-        library_name="transformers", pipeline_tag="text-generation", tags=["distillation"], language="en"
-    )
+    teacher = models.described(named)
     made = trained["fingerprint"]
+    origin = made["student.model"] or named
+    is_demo = models.DEMO in (origin, named)
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["distillation"],
+        base_model=models.DEMO_HUB_ID if origin == models.DEMO else None if Path(origin).is_dir() else origin,
+        license=models.DEMO_LICENCE if is_demo else None,
+    )
     layers = f"layers {made['student.keep_layers']}" if made["student.keep_layers"] else "all layers"
     start = f"{made['student.model'] or 'the teacher'}, {layers}"
+    weights = {"cross-entropy on its tokens": made["train.ce_weight"], "forward KL": made["train.kd_weight"]}
+    loss = " + ".join(f"{weight:g} × {name}" for name, weight in weights.items() if weight)
     verdict = "\n".join(f"- {sentence}" for sentence in scores["verdict"]["sentences"])
     body = f"""---
 {data.to_yaml()}
@@ -61,7 +70,7 @@ A student of {teacher}, distilled with Retort.
 - Started from: {start}
 - Learnt from: {trained["counts"]["rows"]} answers of the teacher, {trained["counts"]["answer_tokens"]} tokens,
   with the {generated["k"]} best log-probs behind each
-- Loss: {made["train.ce_weight"]:g} × cross-entropy + {made["train.kd_weight"]:g} × forward KL
+- Loss: {loss}
 - Teacher weights: `{generated["fingerprint"]["teacher.weights"]}`
 
 ## What was measured

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import codec, models
+from pipeline import codec, hardware, models
 from pipeline.config import Config, output_settings
 from pipeline.console import console, progress, say
 from pipeline.errors import UserError
 from pipeline.generate.engine import LOGPROBS_MODE, Answer, Engine, Request
 from pipeline.records import ALIGNMENT, RESPONSES
-from pipeline.rundir import RunDir, Stage, read_committed, read_shards, vllm_version
+from pipeline.rundir import RunDir, Stage, read_committed, read_shards
 
 Row = dict[str, Any]
 
@@ -144,7 +144,7 @@ def _fingerprint(config: Config, run_dir: RunDir, teacher: models.Model, prompts
         "teacher.weights": teacher.weights_hash(),
         "teacher.tokenizer": prepared["teacher.tokenizer"],
         "teacher.chat_template": prepared["teacher.chat_template"],
-        "vllm": vllm_version(),
+        "vllm": hardware.vllm_version(),
         "logprobs_mode": LOGPROBS_MODE,
         "input.prepare": run_dir.output_hash("prepare"),
     }

@@ -91,7 +91,10 @@ def _check_messages(messages: Any) -> None:
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise BadRowError(f"a message's role must be one of {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
+        content = message.get("content")
+        if content is not None and not isinstance(content, str):
+            raise BadRowError(f"a {message['role']} message's content is no text (its type: {type(content).__name__})")
+        if content is None or not content.strip():
             raise BadRowError(f"empty prompt: a {message['role']} message has no text")
         if not message["content"].isprintable() and not _is_encodable(message["content"]):
             raise BadRowError("a message is not valid Unicode (half of a surrogate pair)")

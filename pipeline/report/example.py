@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pipeline import codec, models
 from pipeline import config as config_module
 from pipeline.errors import UserError
-from pipeline.report.figures import NONE, setting_text, words
+from pipeline.report.figures import NONE, RULE_UNITS, setting_text, words
 from pipeline.rundir import RunDir, read_shards
 
 Row = dict[str, Any]
@@ -126,9 +126,19 @@ class _Pieces:
         if self.problem:
             return f"#{token}"
         text = self._tokenizer.decode([token])
-        if not text or "\ufffd" in text:  # part of a character: the vocabulary's own name says more
-            text = self._tokenizer.convert_ids_to_tokens(token) or f"#{token}"
+        if not text or "\ufffd" in text:  # part of a character, whose bytes say more
+            text = self._bytes(token)
         return f'"{escaped(text)}"'
+
+    def _bytes(self, token: int) -> str:
+        """`<F0 9F>` where the vocabulary spells bytes as letters (byte-level BPE), else its own name of the token."""
+        name = self._tokenizer.convert_ids_to_tokens(token) or f"#{token}"
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+        if any(letter not in byte_of for letter in name):
+            return name
+        return f"<{' '.join(f'{byte_of[letter]:02X}' for letter in name)}>"
 
 
 def _filter_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
@@ -143,10 +153,11 @@ def _filter_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
     reasons = ", ".join(words(reason) for reason in decision["reasons"])
     yield "FILTER kept" if decision["kept"] else f"FILTER dropped: {reasons}"
     settings = run_dir.manifest("filter").get("settings", {})
-    yield f"  {'rule':<20} {'score':>8}  setting"
+    yield f"  {'rule':<20} {'score':>8} {'':<13}  setting"
     for rule, score in decision["scores"]:
         mark = "  ← dropped" if rule in decision["reasons"] else ""
-        yield f"  {words(rule):<20} {score:>8.4g}  {setting_text(rule, settings)}{mark}"
+        unit = RULE_UNITS.get(rule, "")
+        yield f"  {words(rule):<20} {score:>8.4g} {unit:<13}  {setting_text(rule, settings)}{mark}"
 
 
 def _train_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
@@ -157,7 +168,9 @@ def _train_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
     decision = _find(run_dir, "filter", "response_id", response["response_id"]) if _is_done(run_dir, "filter") else None
     length = len(response["prompt_token_ids"]) + len(response["token_ids"])
     limit = run_dir.manifest("train")["fingerprint"].get("train.max_length")
-    if decision is None or not decision["kept"]:
+    if decision is None:
+        reason = "done; whether with this answer can't be told without filter's decision about it"
+    elif not decision["kept"]:
         reason = "left out: filter dropped it"
     elif response["split"] != "train":
         reason = f"left out: its prompt is of the {response['split']} split"

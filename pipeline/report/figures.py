@@ -24,6 +24,18 @@ RULE_SETTINGS = {
     "exact_duplicate": "drop_exact_duplicates",
 }
 
+# What each rule's score counts.
+RULE_UNITS = {
+    "empty": "characters",
+    "truncated": "1 = cut off",
+    "control_tokens": "tokens",
+    "too_short": "tokens",
+    "too_long": "tokens",
+    "repeated_sentence": "in a row",
+    "repeated_ngrams": "share",
+    "exact_duplicate": "1 = duplicate",
+}
+
 
 @dataclass(frozen=True)
 class Column:
@@ -180,9 +192,11 @@ def num_range(arms: dict[str, Any], section: str) -> str:
 
 
 def setting_text(reason: str, settings: dict[str, Any]) -> str:
-    """`max_tokens = 2048`, `off`, or a dash for a rule without a setting."""
+    """`max_tokens = 2048`, `off`, or `always` for a rule without a setting."""
     name = RULE_SETTINGS.get(reason)
-    if name is None or name not in settings:
+    if name is None:
+        return "always"
+    if name not in settings:
         return NONE
     value = settings[name]
     if value is None or value is False:

@@ -11,16 +11,26 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from pipeline import models
 from pipeline.records import ARMS, STAGES
 from pipeline.report import charts, figures
 from pipeline.rundir import RunDir, read_committed, read_json, write_text
 
 NUM_OPEN_ITEMS = 6
+CONTRACT = {  # what train/contract.py measured, for people
+    "worst_sampled_difference_nats": "Largest gap between a sampled token's log-prob and its stored row, nats",
+    "proof_tokens": "Tokens that the models were run on",
+    "student_kl_nats": "Untrained student's KL to the rows as they stand, nats",
+    "student_kl_shifted_nats": "The same with the rows one token off, nats: far more, if they are aligned",
+    "teacher_kl_nats": "The teacher's own KL to the rows, through batch and loss, nats: 0 but for rounding",
+    "teacher_tolerance_nats": "Largest size of it that is let pass, nats",
+}
 SAMPLE_COLUMNS = ["item_id", "category", "turn", "arm", "question", "answer", "finish_reason", "num_tokens"]
 
 
 def write(run_dir: RunDir) -> Path:
     """Write <run>/report.html. Raises UserError where evaluate has not finished, or what it wrote is damaged."""
+    run_dir.check_files("evaluate")
     path = run_dir.path / "report.html"
     write_text(path, render(run_dir))
     return path
@@ -97,8 +107,12 @@ def _models(manifests: dict[str, Any]) -> dict[str, str]:
     """Which teacher, and what the student was made of."""
     teacher = manifests.get("generate", {}).get("fingerprint", {}).get("teacher.model") or figures.NONE
     made = manifests.get("train", {}).get("fingerprint", {})
-    student, layers = made.get("student.model") or teacher, made.get("student.keep_layers")
-    return {"teacher": teacher, "student": f"{student}, layers {layers} kept" if layers else student}
+    origin, layers = made.get("student.model"), made.get("student.keep_layers")
+    student = models.described(origin) if origin and origin != teacher else "the same"
+    return {
+        "teacher": models.described(teacher),
+        "student": f"{student}, layers {layers} kept" if layers else student,
+    }
 
 
 def _charts(run_dir: RunDir, arms: dict[str, Any], manifests: dict[str, Any]) -> dict[str, charts.Chart]:
@@ -175,15 +189,17 @@ def _reproduce(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any]:
     config = run_dir.path / "config.yaml"
     ordered = [(stage, manifests[stage]) for stage in STAGES if stage in manifests]
     return {
-        "command": f"retort run {shlex.quote(str(config))}",
+        "command": f"retort run {shlex.quote(str(config))} name=again",
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
         "versions": manifests["evaluate"].get("versions", {}),
+        "machines": list(dict.fromkeys(m["machine"] for _, m in ordered if "machine" in m)),
         "weights": manifests.get("generate", {}).get("fingerprint", {}).get("teacher.weights") or figures.NONE,
         "times": [(stage, manifest["elapsed_s"], _minute(manifest["finished"])) for stage, manifest in ordered],
         "total_s": sum(manifest["elapsed_s"] for _, manifest in ordered),
         "accepted": [(stage, change) for stage, manifest in ordered for change in manifest.get("accepted", [])],
         "contract": [
-            (figures.words(key), _plain(value)) for key, value in manifests.get("train", {}).get("contract", {}).items()
+            (CONTRACT.get(key, figures.words(key)), _plain(value))
+            for key, value in manifests.get("train", {}).get("contract", {}).items()
         ],
     }
 

@@ -73,3 +73,19 @@ def test_no_difference_is_said_where_the_interval_holds_one() -> None:
     assert "No difference" in verdict._kl_sentence(over(0.97, 0.9, 1.04), "x")
     assert "closer" in verdict._kl_sentence(over(0.8, 0.7, 0.9), "x")
     assert "farther" in verdict._kl_sentence(over(1.2, 1.1, 1.3), "x")
+
+
+def test_measures_that_speak_for_the_other_student_are_told_as_well() -> None:
+    [told] = verdict._other_measures(
+        {
+            "chat_top1_agreement_frac_over_sft_only": over(1.05, 1.02, 1.08),
+            "chat_reverse_kl_nats_over_sft_only": over(1.3, 1.2, 1.4),
+            "chat_nll_nats_over_sft_only": over(0.99, 0.97, 1.01),
+        },
+        "chat_",
+    )
+    assert told == (
+        "Against that student by the other measures – better: same first choice (1.05 (1.02–1.08)×);"
+        " no difference shown: NLL of the teacher's answers (0.99 (0.97–1.01)×); worse: reverse KL (1.30 (1.20–1.40)×)."
+    )
+    assert verdict._other_measures({}, "") == []

@@ -49,7 +49,8 @@ def test_a_dropped_response_shows_reason_score_and_limit(tmp_path: Path) -> None
     decision = lines_of(text, "FILTER")
     assert decision[0] == "FILTER dropped: repeated ngrams"
     [row] = [line for line in decision if "←" in line]
-    assert row.split() == ["repeated", "ngrams", "0.61", "max_duplicate_ngram_frac", "=", "0.35", "←", "dropped"]
+    words = ["repeated", "ngrams", "0.61", "share", "max_duplicate_ngram_frac", "=", "0.35", "←", "dropped"]
+    assert row.split() == words
 
 
 def test_a_prompt_id_shows_its_response(tmp_path: Path) -> None:
@@ -102,6 +103,25 @@ def test_a_stage_that_was_stopped_is_told_apart(tmp_path: Path) -> None:
 )
 def test_what_train_did_with_it(tmp_path: Path, response_id: str, expected: str) -> None:
     assert expected in example.describe(make(tmp_path, until="train"), response_id).splitlines()
+
+
+def test_without_filters_decision_nothing_is_said_of_what_train_saw(tmp_path: Path) -> None:
+    run_dir = make(tmp_path, until="train")
+    (run_dir.path / "filter" / "manifest.json").unlink()
+    assert "can't be told without filter's decision" in lines_of(example.describe(run_dir, "prompt2-0"), "train:")[0]
+
+
+def test_part_of_a_character_is_shown_by_its_bytes() -> None:
+    class Tokenizer:
+        def decode(self, _: list[int]) -> str:
+            return "\ufffd"
+
+        def convert_ids_to_tokens(self, token: int) -> str:
+            return ["ðŁ", "▁€"][token]
+
+    pieces = example._Pieces.__new__(example._Pieces)
+    pieces.problem, pieces._tokenizer = "", Tokenizer()
+    assert [pieces.of(0), pieces.of(1)] == ['"<F0 9F>"', '"▁€"']
 
 
 def test_without_the_teacher_tokens_are_shown_by_id(tmp_path: Path) -> None:

@@ -83,6 +83,13 @@ def test_damaged_scores_are_a_user_error_that_names_the_file(run_dir: RunDir) ->
         page.write(run_dir)
 
 
+def test_answers_that_were_cut_short_are_a_user_error(run_dir: RunDir) -> None:
+    path = run_dir.path / "evaluate" / "samples.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"samples\.parquet: damaged"):
+        page.write(run_dir)
+
+
 def test_sections_come_verdict_first_and_limits_before_how_to_reproduce(run_dir: RunDir) -> None:
     assert page_of(run_dir).sections == [
         "verdict",
@@ -184,11 +191,11 @@ def test_filter_table_counts_rates_and_what_is_left(run_dir: RunDir) -> None:
 def test_reproduction_has_command_config_weights_contract_and_times(run_dir: RunDir) -> None:
     html = page.render(run_dir)
     reader = Reader(html)
-    assert f"retort run {run_dir.path}/config.yaml" in html
+    assert f"retort run {run_dir.path}/config.yaml name=again" in html
     assert "held_out_frac: 0.1" in html
     assert WEIGHTS_HASH in html
-    assert reader.rows_of("worst sampled difference nats") == [["worst sampled difference nats", "0.00395"]]
-    assert reader.rows_of("teacher kl nats") == [["teacher kl nats", "–"]]
+    for key, value in {"worst_sampled_difference_nats": "0.00395", "teacher_kl_nats": "–"}.items():
+        assert reader.rows_of(page.CONTRACT[key]) == [[page.CONTRACT[key], value]]
     assert [row[0] for row in reader.rows if row[0] in ("prepare", "generate", "filter", "train", "evaluate")] == [
         "prepare",
         "generate",
@@ -292,5 +299,5 @@ def test_every_rule_is_shown_with_a_setting_that_exists() -> None:
 
 def test_settings_are_told_as_on_off_or_limit() -> None:
     settings = {"drop_truncated": True, "min_tokens": 0, "max_tokens": None, "drop_exact_duplicates": False}
-    rules = ["truncated", "too_short", "too_long", "exact_duplicate", "empty", "unheard_of"]
-    assert [figures.setting_text(rule, settings) for rule in rules] == ["on", "min_tokens = 0", "off", "off", "–", "–"]
+    rules = ["truncated", "too_short", "too_long", "exact_duplicate", "empty"]
+    assert [figures.setting_text(rule, settings) for rule in rules] == ["on", "min_tokens = 0", "off", "off", "always"]
