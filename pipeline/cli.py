@@ -140,6 +140,18 @@ def status(run: RunPath) -> None:
 
 
 @app.command()
+def verify(run: RunPath) -> None:
+    """Prove from a run's files alone that nothing is lost, doubled, shifted or altered; names the first bad row.
+
+    Example: retort verify runs/quickstart
+    """
+    from pipeline import verify as verification
+
+    for stage, proved in verification.run(_existing(run)):
+        say(f"{stage}: {proved}")
+
+
+@app.command()
 def show(run: RunPath, response_id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None) -> None:
     """One example carried through every stage: prompt, answer, log-probs, decision. ID is a response or prompt id.
 

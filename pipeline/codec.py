@@ -54,6 +54,28 @@ def encode(ids_NK: IdArray, logprobs_NK: FloatArray, log_tail_N: FloatArray) -> 
 
 def decode(packed: bytes) -> tuple[IdArray, FloatArray, FloatArray]:
     """`(ids_NK, logprobs_NK, log_tail_N)`, nats; each row and its tail sum to 1. Raises ValueError where damaged."""
+    ids_NK, logprobs_NK, log_tail_N = _unpack(packed)
+    with np.errstate(divide="ignore"):
+        total_N = np.log(_mass(logprobs_NK, log_tail_N))
+    return (
+        ids_NK,
+        (logprobs_NK - total_N[:, None]).astype(np.float32),
+        (log_tail_N - total_N).astype(np.float32),
+    )
+
+
+def mass(packed: bytes) -> npt.NDArray[np.float64]:
+    """Probability that each row holds with its tail, as stored, shape N: 1 but for float16. Raises ValueError."""
+    _, logprobs_NK, log_tail_N = _unpack(packed)
+    return _mass(logprobs_NK, log_tail_N)
+
+
+def _mass(logprobs_NK: npt.NDArray[np.float64], log_tail_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.exp(logprobs_NK).sum(axis=1) + np.exp(log_tail_N)
+
+
+def _unpack(packed: bytes) -> tuple[IdArray, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """What `encode` was given, rounded as it is stored. Raises ValueError where damaged."""
     if len(packed) < HEADER.size or packed[:4] != MAGIC:
         raise ValueError("not packed log-probs (no RTL1 header)")
     _, N, K, width = HEADER.unpack_from(packed)
@@ -63,14 +85,7 @@ def decode(packed: bytes) -> tuple[IdArray, FloatArray, FloatArray]:
     halves_end = ids_end + N * K * 2
     ids_NK = _from_planes(packed[HEADER.size : ids_end], f"<u{width}", (N, K)).astype(np.int32)
     logprobs_NK = _from_planes(packed[ids_end:halves_end], "<f2", (N, K)).astype(np.float64)
-    log_tail_N = np.frombuffer(packed[halves_end:], "<f4").astype(np.float64)
-    with np.errstate(divide="ignore"):
-        total_N = np.log(np.exp(logprobs_NK).sum(axis=1) + np.exp(log_tail_N))
-    return (
-        ids_NK,
-        (logprobs_NK - total_N[:, None]).astype(np.float32),
-        (log_tail_N - total_N).astype(np.float32),
-    )
+    return ids_NK, logprobs_NK, np.frombuffer(packed[halves_end:], "<f4").astype(np.float64)
 
 
 def _planes(values: npt.NDArray[np.generic]) -> bytes:

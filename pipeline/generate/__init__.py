@@ -41,7 +41,8 @@ def run(config: Config, run_dir: RunDir) -> None:
         stage.remember(engine_start_s=round(time.monotonic() - began, 1), teacher_dtype=engine.dtype)
         stage.remember(**_generate(stage, engine, config, teacher.tokenizer(), todo))
     counts = _counts(stage, list(plan))
-    stage.finish([stage.path / name for name in plan], counts, alignment=ALIGNMENT, k=config.generate.k)
+    facts = {"alignment": ALIGNMENT, "k": config.generate.k, "vocab_size": teacher.vocab_size()}
+    stage.finish([stage.path / name for name in plan], counts, **facts)
 
 
 def response_seed(seed: int, response_id: str) -> int:

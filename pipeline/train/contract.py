@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from pipeline import codec, models
+from pipeline import alignment, models
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.train import student
@@ -21,8 +21,6 @@ from pipeline.train.trainer import token_losses
 MAX_CHECKED_RESPONSES = 256
 MAX_PROOF_TOKENS = 512
 SHIFT_MARGIN_NATS = 0.5  # a useful student is several nats worse on shifted rows
-LOG_SMALLEST_TAIL = float(np.log(1e-6))  # a tail below about 1e-7 is stored as none (codec.log_tail)
-SAMPLED_TOLERANCE_NATS = 0.02  # float16 keeps −30 nats to 0.015
 TEACHER_TOLERANCE_NATS = {"float32": 1e-3}
 LOOSE_TEACHER_TOLERANCE_NATS = 0.05  # half precision or quantised weights: two programs round differently
 
@@ -49,36 +47,9 @@ def prove(rows: Dataset, teacher: models.Model, learner: Any, teacher_dtype: str
 
 
 def check_sampled_tokens(rows: Dataset, vocab_size: int) -> float:
-    """The stored log-prob of each sampled token against its row: equal where the row has it, else below the row.
-
-    Returns the largest difference, nats. Raises UserError at the first response that disagrees.
-    """
-    worst = 0.0
+    """Some hundred responses, each as `alignment.check` has it; returns the largest difference, nats."""
     step = max(1, len(rows) // MAX_CHECKED_RESPONSES)
-    for index in range(0, len(rows), step):
-        row = rows[index]
-        name, tokens_N = row["response_id"], np.asarray(row["token_ids"])
-        ids_NK, logprobs_NK, log_tail_N = _decoded(row)
-        sampled_N = np.asarray(row["token_logprobs"], np.float32)
-        if not len(ids_NK) == len(tokens_N) == len(sampled_N):
-            raise UserError(f"response {name}: {len(tokens_N)} tokens, but {len(ids_NK)} rows of log-probs")
-        if ids_NK.size and ids_NK.max() >= vocab_size:
-            raise UserError(
-                f"response {name}: token id {ids_NK.max()} is outside the student's vocabulary of {vocab_size}"
-            )
-        is_here_NK = ids_NK == tokens_N[:, None]
-        in_support_N = is_here_NK.any(axis=1)
-        stored_N = np.where(is_here_NK, logprobs_NK, 0).sum(axis=1)
-        # outside the support: no likelier than the least of it, nor than the whole tail
-        ceiling_N = np.minimum(logprobs_NK.min(axis=1), np.maximum(log_tail_N, LOG_SMALLEST_TAIL))
-        off_N = np.where(in_support_N, np.abs(stored_N - sampled_N), np.maximum(sampled_N - ceiling_N, 0))
-        if off_N.size and off_N.max() > SAMPLED_TOLERANCE_NATS:
-            raise UserError(
-                f"response {name}, token {off_N.argmax()}: its stored log-prob and its row differ by"
-                f" {off_N.max():.3f} nats: rows and tokens are not aligned"
-            )
-        worst = max(worst, float(off_N.max(initial=0)))
-    return worst
+    return max(alignment.check(rows[index], vocab_size) for index in range(0, len(rows), step))
 
 
 def check_teacher(teacher: Any, batch: dict[str, Tensor], chunk_tokens: int, tolerance_nats: float) -> float:
@@ -141,13 +112,6 @@ def proof_batch(rows: Dataset, vocab_size: int) -> dict[str, Tensor]:
             break
         chosen.append(rows[int(index)])
     return collate(chosen, pad_token_id=0, vocab_size=vocab_size)
-
-
-def _decoded(row: dict[str, Any]) -> tuple[codec.IdArray, codec.FloatArray, codec.FloatArray]:
-    try:
-        return codec.decode(row["logprobs"])
-    except ValueError as error:
-        raise UserError(f"response {row['response_id']}: {error}") from None
 
 
 def _fits(teacher: models.Model) -> bool:

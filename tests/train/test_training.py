@@ -121,7 +121,7 @@ def test_rows_stored_one_token_late_are_refused(teacher: LlamaForCausalLM) -> No
 
 
 def test_ids_beyond_the_vocabulary_are_refused(teacher: LlamaForCausalLM) -> None:
-    with pytest.raises(UserError, match="outside the student's vocabulary"):
+    with pytest.raises(UserError, match="outside the vocabulary"):
         contract.check_sampled_tokens(captured(teacher, 2), 2)
 
 

@@ -164,12 +164,13 @@ def _generate(run_dir: RunDir, config: Config) -> None:
         "teacher.model": config.teacher.model,
         "teacher.weights": WEIGHTS_HASH,
         "teacher.engine": {},
+        "generate.num_samples": 1,
     }
     stage = run_dir.begin("generate", config, fingerprint)
     rows = [_response(number) for number in range(6)]
     files = [_commit(stage, rows[n : n + 3], RESPONSES, f"responses-{n // 3:05d}.parquet") for n in (0, 3)]
     counts = {"responses": 6, "answer_tokens": 24, "prompt_tokens": 18, "truncated": 1, "bytes": 4800}
-    stage.finish(files, counts, k=6, generated_tokens=24, generating_s=0.5, teacher_dtype="float32")
+    stage.finish(files, counts, k=6, vocab_size=1000, generated_tokens=24, generating_s=0.5, teacher_dtype="float32")
 
 
 def _decision(number: int) -> Row:

@@ -1,0 +1,101 @@
+"""What a run's files prove about themselves, without a model: nothing lost, doubled, shifted or altered."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline import alignment
+from pipeline.console import progress
+from pipeline.errors import UserError
+from pipeline.records import STAGES
+from pipeline.rundir import RunDir, read_shards
+
+Row = dict[str, Any]
+RESPONSE_COLUMNS = ["response_id", "split", "prompt_token_ids", "token_ids", "token_logprobs", "logprobs"]
+
+
+def run(run_dir: RunDir) -> list[tuple[str, str]]:
+    """`(stage, what was proved)` of each stage that has finished.
+
+    Raises UserError at the first file, row or token that is not as it should be, naming it; or where nothing finished.
+    """
+    finished = [stage for stage in STAGES if (run_dir.stage_path(stage) / "manifest.json").is_file()]
+    run_dir.manifest("prepare")
+    for stage in finished:
+        run_dir.check_files(stage)
+    checks = {"prepare": _prompts, "generate": _responses, "filter": _decisions}
+    proved = []
+    for stage in finished:
+        num_files = len(run_dir.manifest(stage)["files"])
+        told = checks[stage](run_dir) if stage in checks else "nothing more to prove from files"
+        proved.append((stage, f"{num_files} files as they were written; {told}"))
+    return proved
+
+
+def _prompts(run_dir: RunDir) -> str:
+    seen: set[str] = set()
+    for place, row in _rows(run_dir, "prepare", ["prompt_id", "prompt_token_ids"]):
+        if row["prompt_id"] in seen:
+            raise UserError(f"{place}: prompt {row['prompt_id']} is there twice")
+        if not row["prompt_token_ids"]:
+            raise UserError(f"{place}: prompt {row['prompt_id']} has no tokens")
+        seen.add(row["prompt_id"])
+    return f"{len(seen)} prompts, each once"
+
+
+def _responses(run_dir: RunDir) -> str:
+    """Responses stand in the order of the prompts, so they are held against the plan as both are read."""
+    manifest = run_dir.manifest("generate")
+    planned = _planned(run_dir, manifest["fingerprint"]["generate.num_samples"])
+    num_responses = num_tokens = 0
+    worst = 0.0
+    with progress("responses") as bar:
+        task = bar.add_task("verify", total=manifest["counts"]["responses"], note="")
+        for place, row in _rows(run_dir, "generate", RESPONSE_COLUMNS):
+            expected = next(planned, {"response_id": "none"})
+            if row["response_id"] != expected["response_id"]:
+                raise UserError(f"{place}: response {row['response_id']}, where {expected['response_id']} was planned")
+            for key in ("split", "prompt_token_ids"):
+                if row[key] != expected[key]:
+                    raise UserError(f"{place}: response {row['response_id']} has another {key} than its prompt")
+            try:
+                worst = max(worst, alignment.check(row, manifest["vocab_size"]))
+            except UserError as problem:
+                raise UserError(f"{place}: {problem}") from None
+            num_responses += 1
+            num_tokens += len(row["token_ids"])
+            bar.update(task, advance=1, note=f"{num_tokens} tokens")
+    if (left := next(planned, None)) is not None:
+        raise UserError(f"{run_dir.path}/generate: response {left['response_id']} is not there, nor what follows it")
+    return (
+        f"{num_responses} responses, each once and with its prompt; {num_tokens} tokens, each with a row that sums"
+        f" to 1 and has the token's own log-prob, to {worst:.2g} nats"
+    )
+
+
+def _decisions(run_dir: RunDir) -> str:
+    responses = _rows(run_dir, "generate", ["response_id"])
+    num = 0
+    for place, row in _rows(run_dir, "filter", ["response_id", "kept", "reasons"]):
+        _, expected = next(responses, ("", {"response_id": "none"}))
+        if row["response_id"] != expected["response_id"]:
+            raise UserError(f"{place}: a decision about {row['response_id']}, where {expected['response_id']} stands")
+        if row["kept"] == bool(row["reasons"]):
+            raise UserError(f"{place}: {row['response_id']} is kept with a reason to drop it, or dropped without one")
+        num += 1
+    if (left := next(responses, None)) is not None:
+        raise UserError(f"{run_dir.path}/filter: no decision about {left[1]['response_id']}, nor what follows it")
+    return f"{num} decisions, one for each response"
+
+
+def _planned(run_dir: RunDir, num_samples: int) -> Iterator[Row]:
+    for _, prompt in _rows(run_dir, "prepare", ["prompt_id", "split", "prompt_token_ids"]):
+        for sample in range(num_samples):
+            yield {**prompt, "response_id": f"{prompt['prompt_id']}-{sample}"}
+
+
+def _rows(run_dir: RunDir, stage: str, columns: list[str]) -> Iterator[tuple[str, Row]]:
+    """`(file:row, row)` of every row of a stage, rows counted from 1 as lines are."""
+    names = [record["name"] for record in run_dir.manifest(stage)["files"]]
+    for name, table in zip(names, read_shards(run_dir, stage, columns), strict=True):
+        for number, row in enumerate(table.to_pylist(), 1):
+            yield f"{run_dir.stage_path(stage) / name}:{number}", row
