@@ -1,8 +1,6 @@
 """The verbs of `retort`. Each stage runs in a process of its own; a stage's code is imported only there."""
 
 import ctypes
-import importlib
-import os
 import shlex
 import signal
 import subprocess
@@ -17,13 +15,13 @@ from rich.text import Text
 from pipeline import config as config_module
 from pipeline import hardware, models
 from pipeline.config import Config
-from pipeline.console import console, say
+from pipeline.console import console, say, user_errors
 from pipeline.errors import UserError
 from pipeline.records import STAGES
-from pipeline.rundir import RunDir, user_disk_errors
+from pipeline.rundir import Fresh, RunDir
+from pipeline.stage import Order
 
 RUN_STAGES = STAGES[:-1]  # export is asked for by name
-RAN_BY_PARENT = "RETORT_STAGE_PROCESS"
 
 app = typer.Typer(
     help=(
@@ -42,7 +40,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. train.learning_rate=1e-5."),
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Discard this stage and those after it, and do them again.")]
+FreshStage = Annotated[bool, typer.Option("--fresh", help="Discard this stage and those after it, and do them again.")]
 FreshRun = Annotated[
     bool,
     typer.Option("--fresh", help="Discard each stage whose settings changed, with those after it, and redo."),
@@ -65,24 +63,18 @@ def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False
     models.check_settings(loaded)
     for stage in RUN_STAGES:
         say(f"── {stage}")
-        code = _in_child(stage, loaded, fresh, accept or [])
+        code = _in_child(stage, loaded, "changed" if fresh else "no", accept or [])
         if code != 0:
             raise SystemExit(code)
     _report(loaded.run_path)
 
 
 def _stage_command(stage: str, summary: str) -> None:
-    def command(config: ConfigPath, overrides: Overrides = None, fresh: Fresh = False, accept: Accept = None) -> None:
-        if os.environ.get(RAN_BY_PARENT) is None:
-            loaded = config_module.load(config, overrides or [])
-            if fresh:
-                with RunDir(loaded.run_path).lock():
-                    RunDir(loaded.run_path).discard_from(stage)
-            raise SystemExit(_in_child(stage, loaded, fresh, accept or []))
-        loaded = config_module.load_resolved(sys.stdin.read())
-        target = RunDir(loaded.run_path, fresh, tuple(accept or ()))
-        with target.lock(), user_disk_errors(target.path):
-            importlib.import_module(f"pipeline.{stage}").run(loaded, target)
+    def command(
+        config: ConfigPath, overrides: Overrides = None, fresh: FreshStage = False, accept: Accept = None
+    ) -> None:
+        loaded = config_module.load(config, overrides or [])
+        raise SystemExit(_in_child(stage, loaded, "always" if fresh else "no", accept or []))
 
     command.__doc__ = f"{summary}\n\nExample: retort {stage} configs/quickstart.yaml"
     app.command(name=stage)(command)
@@ -176,11 +168,8 @@ def report(
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2."""
-    try:
+    with user_errors():
         app(standalone_mode=True)
-    except UserError as error:
-        console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-        raise SystemExit(2) from None
 
 
 def _report(path: Path) -> None:
@@ -195,27 +184,23 @@ def _existing(path: Path) -> RunDir:
     return RunDir(path)
 
 
-def _in_child(stage: str, config: Config, fresh: bool, accept: list[str]) -> int:
-    """Run one stage in a process of its own, which dies with this one. Returns its exit code."""
-    run_path = config.run_path
-    try:
-        run_path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{run_path}: the run's folder can't be made ({error.strerror}); see runs_dir") from None
+def _in_child(stage: str, config: Config, fresh: Fresh, accept: list[str]) -> int:
+    """Run one stage in a process of its own (pipeline/stage.py), which dies with this one. Returns its exit code."""
+    order = Order(config=config, fresh=fresh, accept=tuple(accept)).model_dump_json()
     # -P: a folder called pipeline/ where the user stands is not ours
-    command = [sys.executable, "-P", "-m", "pipeline", stage, "-", *(["--fresh"] if fresh else [])]
-    command += [argument for key in accept for argument in ("--accept", key)]
-    environment = {**hardware.stage_environment(), RAN_BY_PARENT: stage}
-    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, text=True, preexec_fn=_die_with_parent)
+    command = [sys.executable, "-P", "-m", "pipeline.stage", stage]
+    environment = hardware.stage_environment()
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, preexec_fn=_die_with_parent)
+    way_on = "the same command" + (" without --fresh" if fresh == "always" else "") + " goes on from what is committed"
     try:
-        child.communicate(config_module.dump(config))
+        child.communicate(order.encode())
         code = child.returncode
     except KeyboardInterrupt:
         child.wait()  # the terminal's ctrl-C reached the child too
-        say("stopped; the same command goes on from what is committed")
+        say(f"stopped; {way_on}")
         return 130
     if code < 0:
-        say(f"{stage} was killed by {signal.Signals(-code).name}; the same command goes on from what is committed")
+        say(f"{stage} was killed by {signal.Signals(-code).name}; {way_on}")
         return 128 - code
     return code
 

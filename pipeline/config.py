@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import UserError
@@ -32,6 +32,18 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
+def _engine_args(value: dict[str, Any]) -> dict[str, Any]:
+    if "hf_token" in value:
+        raise ValueError("hf_token would be written to disk: set HF_TOKEN in the environment instead")
+    length = value.get("max_model_len")
+    if length is not None and (not isinstance(length, int) or length < 1):
+        raise ValueError("max_model_len is a number of tokens, at least 1")
+    return value
+
+
+EngineArgs = Annotated[dict[str, Any], AfterValidator(_engine_args)]
+
+
 class Teacher(Section):
     """The large model whose answers and log-probs are captured."""
 
@@ -42,20 +54,10 @@ class Teacher(Section):
     chat_template_kwargs: dict[str, Any] = Field(
         default={}, description="Passed to the chat template, e.g. {enable_thinking: false}."
     )
-    engine: dict[str, Any] = Field(
+    engine: EngineArgs = Field(
         default={},
         description="Passed to vLLM's engine as they stand: tensor_parallel_size, quantization, max_model_len, ...",
     )
-
-    @field_validator("engine")
-    @classmethod
-    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if "hf_token" in value:
-            raise ValueError("hf_token would be written to disk: set HF_TOKEN in the environment instead")
-        length = value.get("max_model_len")
-        if length is not None and (not isinstance(length, int) or length < 1):
-            raise ValueError("max_model_len is a number of tokens, at least 1")
-        return value
 
 
 class Source(Section):
@@ -90,7 +92,7 @@ class Prepare(Section):
     """prepare: prompts in."""
 
     sources: tuple[Source, ...] = Field(
-        min_length=1, default=(Source(path="prompts/seeds.jsonl"),), description="Where prompts come from."
+        default=(Source(path="prompts/seeds.jsonl"),), description="Where prompts come from."
     )
     held_out_frac: Fraction = Field(
         default=0.1, description="Share of prompts kept for evaluation, chosen by each prompt's own hash; 0-1.", lt=1
@@ -100,6 +102,13 @@ class Prepare(Section):
     )
     max_prompts: Positive | None = Field(default=None, description="Stop after this many distinct prompts.")
     shard_prompts: Positive = Field(default=4096, description="Prompts per Parquet file.")
+
+    @field_validator("sources")
+    @classmethod
+    def _some_source(cls, value: tuple[Source, ...]) -> tuple[Source, ...]:
+        if not value:
+            raise ValueError("give at least one source of prompts")
+        return value
 
 
 class Generate(Section):
@@ -183,7 +192,7 @@ class Train(Section):
     )
     epochs: float = Field(default=2.0, description="Passes over the kept answers.", gt=0)
     learning_rate: float = Field(default=1e-4, description="Peak learning rate of AdamW.", gt=0)
-    warmup_frac: Fraction = Field(default=0.05, description="Share of steps with a rising learning rate, 0-1.")
+    warmup_frac: Fraction = Field(default=0.05, description="Share of steps with a rising learning rate, 0-1.", lt=1)
     weight_decay: float = Field(default=0.0, description="AdamW's weight decay.", ge=0)
     max_grad_norm: float = Field(default=1.0, description="Gradients are clipped to this norm.", gt=0)
     batch_size: Positive = Field(default=8, description="Responses per forward pass and process.")
@@ -224,6 +233,10 @@ class Evaluate(Section):
     held_out_responses: Positive | None = Field(
         default=None, description="At most this many held-out answers for fidelity."
     )
+    engine: EngineArgs = Field(
+        default={},
+        description="Passed to vLLM for evaluation, over teacher.engine: where another machine evaluates.",
+    )
     batch_tokens: Positive = runtime(4096, "Tokens per teacher-forced forward pass.")
     speed_prompts: Positive = Field(default=16, description="Concurrent requests of the throughput test.")
     speed_tokens: Positive = Field(default=64, description="Output tokens per request of the speed test.")
@@ -261,7 +274,10 @@ class Config(Section):
     @field_validator("runs_dir")
     @classmethod
     def _expand(cls, value: str) -> str:
-        return str(Path(value).expanduser())
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
 
     @property
     def run_path(self) -> Path:
@@ -291,11 +307,6 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     data = cast(dict[str, Any], data)
     data.setdefault("name", path.stem)
     return validate(data, str(path))
-
-
-def load_resolved(text: str) -> Config:
-    """A config that `dump` wrote, taken literally: nothing in it is interpolated a second time."""
-    return validate(yaml.safe_load(text), "config")
 
 
 def validate(data: dict[str, Any], origin: str) -> Config:
@@ -359,7 +370,7 @@ def fields(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[st
 
 
 def check_files(config: Config) -> None:
-    """Raises UserError for a file or tracker that the config names and that is not there, or layers that make no list.
+    """Raises UserError for a source or tracker that the config names and that is not there, or layers that are no list.
 
     So that a mistake about a late stage is found before the first.
     """
@@ -367,9 +378,6 @@ def check_files(config: Config) -> None:
         for path, what in ((source.path, "prompts"), (source.template, "prompt template")):
             if path and not Path(path).is_file():
                 raise UserError(f"{path}: no such file ({what}, prepare.sources); paths are from where you stand")
-    chat_set = config.evaluate.chat_set
-    if chat_set and not Path(chat_set).is_file():
-        raise UserError(f"{chat_set}: no such chat set (evaluate.chat_set; null for none)")
     for tracker in config.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"train.report_to: {tracker} is not installed: pip install {tracker}")

@@ -1,6 +1,9 @@
 """What people see while a stage works: lines on standard error, and a progress bar with rate and time left."""
 
 import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +16,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
+from pipeline.errors import UserError
+
+HARMLESS = "\u200c\u200d"  # joiners: invisible, but emoji and several scripts are made with them
+# control, format (bidi), lone surrogates, line and paragraph separators
+UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 console = Console(stderr=True, highlight=False)
 SECONDS_BETWEEN_LINES = 30
 
@@ -21,6 +30,26 @@ SECONDS_BETWEEN_LINES = 30
 def say(text: str) -> None:
     """One line; square brackets in it are text, not markup."""
     console.print(text, markup=False)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A user's mistake is one line and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        console.print(Text.assemble(("error: ", "bold red"), escaped(str(error))), soft_wrap=True)
+        raise SystemExit(2) from None
+
+
+def escaped(text: str) -> str:
+    """The text with all that could move a terminal's cursor, or turn text around, as Python escapes; one line."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in UNSAFE and character not in HARMLESS
+        else character
+        for character in text
+    )
 
 
 def progress(unit: str) -> Progress:

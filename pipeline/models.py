@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import chat_set
 from pipeline.config import Config, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -37,7 +38,14 @@ class Model:
     path: Path
 
     def config(self) -> dict[str, Any]:
-        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        """Its config.json. Raises UserError where that is damaged."""
+        try:
+            config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise UserError(f"model {self.name}: {self.path}/config.json is damaged: {_first_line(error)}") from None
+        if not isinstance(config, dict):
+            raise UserError(f"model {self.name}: {self.path}/config.json is no JSON object")
+        return config
 
     def tokenizer(self) -> Any:
         """The tokenizer, as transformers loads it. Raises UserError where there is none."""
@@ -50,16 +58,21 @@ class Model:
 
     def context_tokens(self) -> int:
         """The longest prompt + answer the model's positions allow, tokens."""
-        config = self.config()
-        return int(config.get("text_config", config).get("max_position_embeddings", 1 << 31))
+        return int(self._text("max_position_embeddings", 1 << 31))
 
     def vocab_size(self) -> int:
-        config = self.config()
-        return int(config.get("text_config", config)["vocab_size"])
+        return int(self._text("vocab_size"))
 
     def num_layers(self) -> int:
+        return int(self._text("num_hidden_layers"))
+
+    def _text(self, key: str, default: int | None = None) -> int:
+        """A number from config.json, that of the text model where there are several."""
         config = self.config()
-        return int(config.get("text_config", config)["num_hidden_layers"])
+        value = config.get("text_config", config).get(key, default)
+        if not isinstance(value, int):
+            raise UserError(f"model {self.name}: {self.path}/config.json has no number {key}")
+        return value
 
     def weight_files(self) -> list[Path]:
         """The files that transformers loads: those of the index where there is one (a repository may hold copies)."""
@@ -90,9 +103,9 @@ def find(name: str, revision: str | None = None) -> Model:
     """
     if name == DEMO:
         return Model(DEMO, demo_path())
-    path = Path(name).expanduser()
+    path = _folder(name)
     if not path.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        if _is_path(name):
             raise UserError(f"model {name}: no such folder")
         path = _from_hub(name, revision)
     if not (path / "config.json").is_file():
@@ -110,8 +123,14 @@ def described(name: str) -> str:
 def check_settings(config: Config) -> None:
     """What of a config can be checked against models that are on this machine already; loads and fetches nothing.
 
-    Raises UserError for a support above the vocabulary, and layers that a model does not have.
+    Raises UserError for a folder that is no model, a support above the vocabulary, layers that a model does not have,
+    and a chat set that can't be read.
     """
+    for name in (config.teacher.model, config.student.model):
+        if name and name != DEMO and (_folder(name).is_dir() or _is_path(name)):
+            find(name)
+    if config.evaluate.chat_set:
+        chat_set.load(Path(config.evaluate.chat_set), None)
     teacher = _local(config.teacher.model)
     if teacher and config.generate.k > teacher.vocab_size():
         raise UserError(f"generate.k={config.generate.k} is above the teacher's vocabulary of {teacher.vocab_size()}")
@@ -131,9 +150,18 @@ def quiet_transformers() -> None:
 
 
 def teacher_of(run_dir: RunDir) -> Model:
-    """The teacher that a run's prompts were prepared for, whatever a later config says."""
-    made = run_dir.manifest("prepare")["fingerprint"]
+    """The teacher that gave a run's answers, whatever a later config says."""
+    made = run_dir.manifest("generate")["fingerprint"]
     return find(made["teacher.model"], made["teacher.revision"])
+
+
+def check_weights(teacher: Model, run_dir: RunDir) -> None:
+    """Raises UserError where a run's teacher has other weights now than when it answered."""
+    if teacher.weights_hash() != run_dir.manifest("generate")["fingerprint"]["teacher.weights"]:
+        raise UserError(
+            f"{run_dir.path}: the weights of {teacher.name} are not those that generated the answers; put the old ones"
+            " back (a hub model: pin teacher.revision), or generate again: retort generate CONFIG --fresh"
+        )
 
 
 def template_kwargs_of(run_dir: RunDir) -> dict[str, Any]:
@@ -209,13 +237,32 @@ def demo_path() -> Path:
     return target
 
 
+def _folder(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # no such user
+        return Path(name)
+
+
 def _demo_target() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retort" / DEMO_NAME
 
 
+def _is_path(name: str) -> bool:
+    """Whether a name can't be one of the hub's."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def check_student(config: Config, teacher: Any) -> None:
+    """A student that is on this machine already, against the teacher's tokenizer; others are checked by train."""
+    student = _local(config.student.model) if config.student.model else None
+    if student:
+        check_same_tokenizer(teacher, student.tokenizer(), student.name)
+
+
 def _local(name: str) -> Model | None:
     """A model whose config.json is here already, unless it is on the hub alone."""
-    path = _demo_target() if name == DEMO else Path(name).expanduser()
+    path = _demo_target() if name == DEMO else _folder(name)
     return Model(name, path) if (path / "config.json").is_file() else None
 
 

@@ -32,7 +32,12 @@ from pipeline.records import STAGES
 
 SCHEMA_VERSION = 1
 FULL_DISK_BYTES = 16 << 20
-SECTIONS = {"prepare": ("name", "runs_dir", "teacher", "prepare"), "train": ("student", "train")}  # others: their own
+Fresh = Literal["no", "changed", "always"]
+SECTIONS = {  # of the config, that a stage is made with; others: their own
+    "prepare": ("name", "runs_dir", "teacher", "prepare"),
+    "generate": ("teacher", "generate"),
+    "train": ("student", "train"),
+}
 
 
 class FileRecord(BaseModel):
@@ -68,7 +73,7 @@ class RunDir:
     """A run's folder, and what to do where a stage was made with other settings."""
 
     path: Path
-    fresh: bool = False  # discard a stage whose fingerprint differs, and those after it
+    fresh: Fresh = "no"  # discard a stage, and those after it: where its fingerprint differs, or always
     accept: tuple[str, ...] = ()  # fingerprint keys whose change is accepted, and recorded
 
     def stage_path(self, stage: str) -> Path:
@@ -77,7 +82,10 @@ class RunDir:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Only one process works on a run. Raises UserError where another does."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: the run's folder can't be made ({error.strerror}); see runs_dir") from None
         lock = filelock.FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -97,12 +105,7 @@ class RunDir:
 
     def lost_files(self, stage: str) -> list[str]:
         """The files of a complete stage that are missing or have another size; their content is not read."""
-        folder = self.stage_path(stage)
-        return [
-            record["name"]
-            for record in self.manifest(stage)["files"]
-            if not (folder / record["name"]).is_file() or (folder / record["name"]).stat().st_size != record["bytes"]
-        ]
+        return _lost(self.stage_path(stage), self.manifest(stage))
 
     def check_files(self, stage: str) -> None:
         """Raises UserError for a file of a complete stage that is missing or altered."""
@@ -113,8 +116,8 @@ class RunDir:
         path = self.stage_path(stage) / record["name"]
         if not path.is_file() or path.stat().st_size != record["bytes"] or file_hash(path) != record["sha256"]:
             raise UserError(
-                f"{path}: damaged (it is not the file that {stage} wrote); delete it and do"
-                f" `retort {stage} {self.path}/config.yaml` again: only what is missing is made anew"
+                f"{path}: damaged (it is not the file that {stage} wrote); delete it and do `retort {stage} CONFIG`"
+                " again: only what is missing is made anew"
             )
         return path
 
@@ -126,15 +129,8 @@ class RunDir:
     def discard_from(self, stage: str) -> None:
         """Delete a stage's output and that of all later stages."""
         for later in STAGES[STAGES.index(stage) :]:
-            self._discard(later)
+            _discard(self.stage_path(later))
         (self.path / "report.html").unlink(missing_ok=True)
-
-    def _discard(self, stage: str) -> None:
-        discarded = self.path / f".discarded-{stage}"
-        shutil.rmtree(discarded, ignore_errors=True)
-        if self.stage_path(stage).exists():
-            self.stage_path(stage).rename(discarded)  # at once: a kill must not leave shards without their settings
-            shutil.rmtree(discarded)
 
     def begin(self, stage: str, config: Config, fingerprint: dict[str, Any], in_one_piece: bool = False) -> "Stage":
         """Open a stage to be done, gone on with, or found complete.
@@ -142,42 +138,22 @@ class RunDir:
         A stage done `in_one_piece` starts anew where it has not finished, so its settings may change until then; and
         so may those of any stage that has committed nothing yet.
 
-        Raises UserError where it was made with other settings, naming each, unless `fresh` or `accept` says what to do.
+        Raises UserError where it was made with other settings, naming each, unless `fresh` or `accept` says what to do;
+        and where a file was cut short.
         """
         folder = self.stage_path(stage)
         manifest, started = folder / "manifest.json", folder / "started.json"
-        if folder.exists() and not manifest.exists():
+        if self.fresh == "always":
+            self.discard_from(stage)
+        elif folder.exists() and not manifest.exists():
             committed = [p for p in folder.iterdir() if p != started and not p.name.startswith(".")]
             if in_one_piece or not committed:
-                self._discard(stage)  # not what follows: that is refused by name, where this comes out otherwise
-        earlier = (
-            read_json(manifest, Manifest)
-            if manifest.exists()
-            else read_json(started, Started)
-            if started.exists()
-            else None
-        )
-        accepted: list[dict[str, Any]] = []
-        if earlier is not None:
-            accepted = earlier.get("accepted", [])
-            changed = _changes(earlier["fingerprint"], fingerprint, accepted)
-            refused = [c for c in changed if c["key"] not in self.accept]
-            since = _changes(earlier["fingerprint"], fingerprint, [])
-            if since and not refused and not _is_whole(folder):
-                keys = ", ".join(c["key"] for c in since)
-                raise UserError(
-                    f"{folder}: not whole, so what is missing can't be made with another {keys} (--accept keeps the"
-                    " output of whole stages); do it again with --fresh, or give the run a new name"
-                )
-            if refused and self.fresh:
-                self.discard_from(stage)
-                earlier, accepted = None, []
-            elif refused:
-                raise UserError(_refusal(self.path, stage, refused, _is_whole(folder)))
-            else:
-                accepted = accepted + changed
-                if changed:
-                    write_json(manifest, {**earlier, "accepted": accepted})
+                _discard(folder)  # not what follows: that is refused by name, where this comes out otherwise
+        earlier = _earlier(folder)
+        if earlier is not None and self.fresh == "changed" and self._is_other(folder, earlier, fingerprint):
+            self.discard_from(stage)
+            earlier = None
+        accepted = self._accepted(stage, earlier, fingerprint) if earlier else []
         folder.mkdir(parents=True, exist_ok=True)
         opened = Stage(self, stage, folder, earlier["fingerprint"] if earlier else fingerprint, accepted)
         if earlier is None:
@@ -187,14 +163,48 @@ class RunDir:
             self._write_config(stage, config)
             write_json(started, {"fingerprint": fingerprint, "accepted": accepted, "started": now(), "facts": {}})
         elif manifest.exists():
-            opened.missing = _missing(folder)
-            opened.complete = not opened.missing
-            if opened.missing:  # what is made anew has another hash: the old manifest must not outlive a kill
-                write_json(started, {**read_json(started, Started), "accepted": accepted})
-                manifest.unlink()
-            else:
-                say(f"{stage}: done already")
+            if accepted != earlier["accepted"]:
+                write_json(manifest, {**earlier, "accepted": accepted})
+            self._reopen(opened, earlier)
         return opened
+
+    def _is_other(self, folder: Path, earlier: dict[str, Any], fingerprint: dict[str, Any]) -> bool:
+        """Whether what is there can't stand for these settings, accepted changes aside."""
+        changed = _changes(earlier["fingerprint"], fingerprint, earlier["accepted"])
+        since = _changes(earlier["fingerprint"], fingerprint, [])
+        return any(c["key"] not in self.accept for c in changed) or bool(since and not _is_whole(folder))
+
+    def _accepted(self, stage: str, earlier: dict[str, Any], fingerprint: dict[str, Any]) -> list[dict[str, Any]]:
+        """The changes that were accepted, now or before. Raises UserError for one that was not, or can't be."""
+        folder = self.stage_path(stage)
+        changed = _changes(earlier["fingerprint"], fingerprint, earlier["accepted"])
+        if refused := [c for c in changed if c["key"] not in self.accept]:
+            raise UserError(_refusal(self.path, stage, refused, _is_whole(folder)))
+        since = _changes(earlier["fingerprint"], fingerprint, [])
+        if since and not _is_whole(folder):
+            keys = ", ".join(c["key"] for c in since)
+            raise UserError(
+                f"{folder}: not whole, so what is missing can't be made with another {keys} (--accept keeps the"
+                " output of whole stages); do it again with --fresh, or give the run a new name"
+            )
+        return earlier["accepted"] + changed
+
+    def _reopen(self, stage: "Stage", manifest: dict[str, Any]) -> None:
+        """Find a finished stage complete, or make it one that has lost files and goes on."""
+        lost = _lost(stage.path, manifest)
+        for record in manifest["files"]:
+            if record["name"] in lost and (stage.path / record["name"]).exists():
+                self._check_file(stage.name, record)  # cut short: says so
+        if not lost:
+            stage.complete = True
+            say(f"{stage.name}: done already")
+            return
+        for folder in {Path(name).parts[0] for name in lost if len(Path(name).parts) > 1}:
+            _discard(stage.path / folder)  # a folder is there whole, or not at all
+        # what is made anew has another hash: the old manifest must not outlive a kill
+        started = stage.path / "started.json"
+        write_json(started, {**read_json(started, Started), "accepted": stage.accepted})
+        (stage.path / "manifest.json").unlink()
 
     def _write_config(self, stage: str, config: Config) -> None:
         """Put the stage's sections into the run's config.yaml; those of earlier stages stay as they were run."""
@@ -216,7 +226,6 @@ class Stage:
     fingerprint: dict[str, Any]
     accepted: list[dict[str, Any]]
     complete: bool = False
-    missing: list[str] = field(default_factory=list)  # files that a finished stage has lost
     began: float = field(default_factory=time.monotonic)
 
     def commit(self, table: pa.Table, name: str) -> None:
@@ -282,7 +291,7 @@ def read_answers(run: RunDir, columns: list[str]) -> Iterator[tuple[pa.Table, pa
     if run.manifest("filter")["fingerprint"]["input.generate"] != run.output_hash("generate"):
         raise UserError(
             f"{run.path}: filter decided about other answers than generate has now; filter again:"
-            f" retort filter {run.path}/config.yaml --fresh"
+            " retort filter CONFIG --fresh"
         )
     decisions = read_shards(run, "filter", ["kept"])
     for answers, decided in zip(read_shards(run, "generate", columns), decisions, strict=True):
@@ -409,12 +418,29 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
-def _missing(folder: Path) -> list[str]:
-    manifest = folder / "manifest.json"
-    files = read_json(manifest, Manifest)["files"] if manifest.exists() else []
-    return [record["name"] for record in files if not (folder / record["name"]).exists()]
+def _discard(folder: Path) -> None:
+    """Delete a folder: out of sight at once, so that a kill leaves no part of it."""
+    discarded = folder.with_name(f".discarded-{folder.name}")
+    shutil.rmtree(discarded, ignore_errors=True)
+    if folder.exists():
+        folder.rename(discarded)
+        shutil.rmtree(discarded)
+
+
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    """What an earlier try left: a manifest where it finished, else what it started with, or None."""
+    for name, shape in (("manifest.json", Manifest), ("started.json", Started)):
+        if (folder / name).exists():
+            return read_json(folder / name, shape)
+    return None
+
+
+def _lost(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Files of a manifest that are missing or have another size."""
+    sizes = {record["name"]: record["bytes"] for record in manifest["files"]}
+    return [n for n, size in sizes.items() if not (folder / n).is_file() or (folder / n).stat().st_size != size]
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether a stage has its manifest, and every file that it names."""
-    return (folder / "manifest.json").exists() and not _missing(folder)
+    return (folder / "manifest.json").exists() and not _lost(folder, read_json(folder / "manifest.json", Manifest))

@@ -16,7 +16,8 @@ from pipeline import cli
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.records import STAGES
-from pipeline.rundir import RunDir
+from pipeline.rundir import Fresh, RunDir
+from pipeline.stage import Order
 
 ROOT = Path(cli.__file__).parent.parent
 QUICKSTART = "configs/quickstart.yaml"
@@ -270,7 +271,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def child(stand_in: Path, script: str, *, fresh: bool = False, accept: tuple[str, ...] = ()) -> int:
+def child(stand_in: Path, script: str, *, fresh: Fresh = "no", accept: tuple[str, ...] = ()) -> int:
     stand_in.write_text(f"#!/bin/sh\n{script}\n")
     stand_in.chmod(0o755)
     return cli._in_child("train", config_in(stand_in.parent), fresh, list(accept))
@@ -287,12 +288,16 @@ def test_a_stage_that_was_killed_is_told_with_its_signal(stand_in: Path, capsys:
 
 
 def test_a_stage_is_given_the_resolved_settings_and_what_to_accept(stand_in: Path) -> None:
-    script = 'echo "$@" > "$(dirname "$0")/arguments"; cat > "$(dirname "$0")/settings"; env > "$(dirname "$0")/env"'
-    assert child(stand_in, script, fresh=True, accept=("a.b", "c.d")) == 0
-    folder = stand_in.parent
-    assert (folder / "arguments").read_text() == "-P -m pipeline train - --fresh --accept a.b --accept c.d\n"
-    assert "name: trial" in (folder / "settings").read_text()
-    assert f"{cli.RAN_BY_PARENT}=train" in (folder / "env").read_text()
+    script = 'echo "$@" > "$(dirname "$0")/arguments"; cat > "$(dirname "$0")/order"'
+    assert child(stand_in, script, fresh="always", accept=("a.b", "c.d")) == 0
+    assert (stand_in.parent / "arguments").read_text() == "-P -m pipeline.stage train\n"
+    order = Order.model_validate_json((stand_in.parent / "order").read_text())
+    assert order == Order(config=config_in(stand_in.parent), fresh="always", accept=("a.b", "c.d"))
+
+
+def test_after_fresh_the_way_on_is_without_it(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    child(stand_in, "kill -9 $$", fresh="always")
+    assert "the same command without --fresh goes on" in capsys.readouterr().err
 
 
 def test_run_does_the_stages_in_order_and_stops_at_the_first_that_fails(
@@ -312,8 +317,37 @@ def test_run_does_the_stages_in_order_and_stops_at_the_first_that_fails(
 
 def test_a_mistake_about_a_late_stage_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_in_child", lambda *_: pytest.fail("a stage was started"))
-    for mistake in ("evaluate.chat_set=none.jsonl", "student.keep_layers=3-1", "prepare.sources=[{path: none.txt}]"):
+    mistakes = [
+        "evaluate.chat_set=none.jsonl",
+        "evaluate.chat_set=README.md",
+        "student.model=./none",
+        "student.keep_layers=3-1",
+        "prepare.sources=[{path: none.txt}]",
+    ]
+    for mistake in mistakes:
         for verb in ("run", "check"):
             done = invoke(verb, QUICKSTART, f"runs_dir={tmp_path}/runs", mistake)
             assert isinstance(done.exception, UserError)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistake_costs_nothing_that_is_there_even_with_fresh(run_dir: RunDir) -> None:
+    line = error_line("prepare", run_dir.path / "config.yaml", "teacher.model=./none", "--fresh")
+    assert "model ./none: no such folder" in line
+    assert run_dir.manifest("prepare")
+
+
+def test_a_runs_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    assert "can't be made" in error_line("prepare", QUICKSTART, "runs_dir=/dev/null")
+    assert "runs_dir: " in error_line("prepare", QUICKSTART, "runs_dir=~no-such-user/x")
+
+
+def test_an_error_does_not_move_the_cursor(
+    app_that_raises: Callable[[BaseException], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    app_that_raises(UserError("column '\x1b[2J' is missing"))
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == "error: column '\\x1b[2J' is missing\n"

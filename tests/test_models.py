@@ -195,13 +195,35 @@ def test_the_demo_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert find("demo").path == folder
 
 
-def test_the_teacher_of_a_run_is_the_one_its_prompts_were_prepared_for(tmp_path: Path) -> None:
-    folder, run_dir = model_folder(tmp_path / "teacher"), RunDir(tmp_path / "trial")
-    made = {"teacher.model": str(folder), "teacher.revision": None, "teacher.chat_template_kwargs": {"mood": "calm"}}
+def test_the_teacher_of_a_run_is_the_one_that_gave_its_answers(tmp_path: Path) -> None:
+    first, second = (model_folder(tmp_path / name) for name in ("first", "second"))
+    run_dir = RunDir(tmp_path / "trial")
     config = validate({"name": "trial", "runs_dir": str(tmp_path), "teacher": {"model": "another"}}, "test")
+    made = {"teacher.model": str(first), "teacher.revision": None, "teacher.chat_template_kwargs": {"mood": "calm"}}
     run_dir.begin("prepare", config, made).finish([], {})
-    assert teacher_of(run_dir).path == folder
+    made |= {"teacher.model": str(second), "teacher.weights": Model("", second).weights_hash()}
+    run_dir.begin("generate", config, made).finish([], {})
+    teacher = teacher_of(run_dir)
+    assert teacher.path == second
     assert template_kwargs_of(run_dir) == {"mood": "calm"}
+    models.check_weights(teacher, run_dir)
+    (second / "generation_config.json").write_text('{"eos_token_id": 3}')
+    with pytest.raises(UserError, match=r"weights of .* are not those that generated"):
+        models.check_weights(teacher, run_dir)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"vocab_size":', "config.json is damaged"),
+        ("[]", "no JSON object"),
+        ('{"vocab_size": "x"}', "no number vocab"),
+    ],
+)
+def test_a_damaged_config_of_a_model_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    (model_folder(tmp_path / "m") / "config.json").write_text(text)
+    with pytest.raises(UserError, match=said):
+        Model("m", tmp_path / "m").vocab_size()
 
 
 # --- what it is made of

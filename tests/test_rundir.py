@@ -378,7 +378,7 @@ def done(run_dir: RunDir) -> list[str]:
 
 
 def test_fresh_discards_a_changed_stage_and_what_follows_from_it(whole: RunDir, config: Config) -> None:
-    again = RunDir(whole.path, fresh=True).begin("filter", config, {**SETTINGS, "generate.k": 8})
+    again = RunDir(whole.path, fresh="changed").begin("filter", config, {**SETTINGS, "generate.k": 8})
     assert not again.complete
     assert done(whole) == ["prepare", "generate"]
     assert not (whole.path / "report.html").exists()
@@ -386,7 +386,7 @@ def test_fresh_discards_a_changed_stage_and_what_follows_from_it(whole: RunDir, 
 
 
 def test_fresh_keeps_a_stage_whose_settings_are_the_same(whole: RunDir, config: Config) -> None:
-    assert RunDir(whole.path, fresh=True).begin("filter", config, SETTINGS).complete
+    assert RunDir(whole.path, fresh="changed").begin("filter", config, SETTINGS).complete
     assert done(whole) == list(STAGES)
 
 
@@ -404,6 +404,50 @@ def test_a_finished_stage_says_what_it_did_and_later_that_it_is_done(
     assert "generate: 6 responses → " in capsys.readouterr().err.replace("\n", "")
     stage.run.begin("generate", config, SETTINGS)
     assert capsys.readouterr().err == "generate: done already\n"
+
+
+def test_fresh_for_one_stage_does_it_again_whatever_its_settings(whole: RunDir, config: Config) -> None:
+    assert not RunDir(whole.path, fresh="always").begin("filter", config, SETTINGS).complete
+    assert done(whole) == ["prepare", "generate"]
+
+
+def test_fresh_gets_out_of_a_lost_file_under_accepted_settings(finished: RunDir, config: Config) -> None:
+    other = {**SETTINGS, "generate.k": 8}
+    accepting(finished, "generate.k").begin("generate", config, other)
+    (finished.path / "generate/responses-00001.parquet").unlink()
+    assert "do it again with --fresh" in refusal(finished, config, other)
+    again = RunDir(finished.path, fresh="changed").begin("generate", config, other)
+    assert not again.complete
+    assert again.shards("responses") == []
+
+
+def test_a_file_of_a_finished_stage_that_was_cut_short_is_named(finished: RunDir, config: Config) -> None:
+    cut(finished.path / "generate/responses-00001.parquet")
+    with pytest.raises(UserError, match=r"responses-00001\.parquet: damaged"):
+        finished.begin("generate", config, SETTINGS)
+    assert finished.manifest("generate")
+
+
+def test_a_folder_that_lost_a_file_is_made_anew_as_a_whole(run_dir: RunDir, config: Config) -> None:
+    stage = run_dir.begin("train", config, SETTINGS)
+    files = [
+        stage.path / name for name in ("student/config.json", "student/model.safetensors", "untrained/config.json")
+    ]
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    stage.finish(files, {})
+    files[1].unlink()
+    assert not run_dir.begin("train", config, SETTINGS).complete
+    assert not (stage.path / "student").exists()
+    assert files[2].exists()
+
+
+def test_the_teachers_settings_are_those_it_generated_with(run_dir: RunDir, config: Config) -> None:
+    run_dir.begin("prepare", config, SETTINGS).finish([], {})
+    changed = config.model_copy(update={"teacher": config.teacher.model_copy(update={"engine": {"seed": 1}})})
+    run_dir.begin("generate", changed, SETTINGS)
+    assert config_module.load(run_dir.path / "config.yaml").teacher.engine == {"seed": 1}
 
 
 @pytest.mark.parametrize("stage_name", STAGES)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from safetensors import safe_open
 
-from pipeline import hardware, models
+from pipeline import chat_set, hardware, models
 from pipeline.config import Config, output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
@@ -29,7 +29,7 @@ SPEED_FALLBACK_PROMPT = "Tell me something about the sea."
 class _Asked:
     """What every arm is asked, and how the teacher was set up when it answered in generate."""
 
-    items: list[chat.Item]
+    items: list[chat_set.Item]
     tokenizer: Any
     template_kwargs: dict[str, Any]
     engine_args: dict[str, Any]
@@ -44,6 +44,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         return
     run_dir.check_files("train")
     teacher = models.teacher_of(run_dir)
+    models.check_weights(teacher, run_dir)
     folders = {"teacher": teacher.path, **{arm: run_dir.stage_path("train") / arm for arm in ARMS[1:]}}
     folders = {arm: folder for arm, folder in folders.items() if folder.is_dir()}
     together = hardware.is_cpu() if config.evaluate.interleave_speed is None else config.evaluate.interleave_speed
@@ -52,7 +53,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         items=_items(config),
         tokenizer=teacher.tokenizer(),
         template_kwargs=models.template_kwargs_of(run_dir),
-        engine_args=generated["fingerprint"]["teacher.engine"],
+        engine_args=generated["fingerprint"]["teacher.engine"] | config.evaluate.engine,
     )
     rows, rounds = _serve(config, stage, folders, groups, asked)
     texts = {"fidelity": _held_out(config, run_dir), "fidelity_chat": _chat_texts(rows)}
@@ -89,8 +90,9 @@ def _serve(
         with ExitStack() as stack:
             share = 0.2 / len(group)  # answers are short, and their number is bounded
             served = [
-                stack.enter_context(Served(arm, str(folders[arm]), _arm_engine(arm, asked.engine_args), share))
-                for arm in group
+                stack.enter_context(Served(arm, str(folder), _arm_engine(arm, folder, config, asked), share))
+                for arm, folder in folders.items()
+                if arm in group
             ]
             for arm in served:
                 arm.wait_until_ready()
@@ -214,9 +216,9 @@ def _chat_texts(rows: Rows) -> list[ForcedText]:
     return [ForcedText(row["item_id"], row["prompt_token_ids"], row["token_ids"]) for row in teachers]
 
 
-def _items(config: Config) -> list[chat.Item]:
+def _items(config: Config) -> list[chat_set.Item]:
     chosen = config.evaluate.chat_set
-    return chat.load(Path(chosen), config.evaluate.chat_items) if chosen else []
+    return chat_set.load(Path(chosen), config.evaluate.chat_items) if chosen else []
 
 
 def _speed_prompts(config: Config, asked: _Asked) -> list[list[int]]:
@@ -228,11 +230,13 @@ def _speed_prompts(config: Config, asked: _Asked) -> list[list[int]]:
     ]
 
 
-def _arm_engine(arm: str, engine_args: dict[str, Any]) -> dict[str, Any]:
-    """The teacher keeps its engine's arguments; students keep what is about type and length alone."""
-    kept = (
-        engine_args if arm == "teacher" else {k: v for k, v in engine_args.items() if k in ("dtype", "max_model_len")}
-    )
+def _arm_engine(arm: str, folder: Path, config: Config, asked: _Asked) -> dict[str, Any]:
+    """The teacher keeps its engine's arguments; a student keeps what is about type and length, as far as it reaches."""
+    kept = asked.engine_args
+    if arm != "teacher":
+        kept = {k: v for k, v in kept.items() if k in {"dtype", "max_model_len", *config.evaluate.engine}}
+        if "max_model_len" in kept:
+            kept["max_model_len"] = min(kept["max_model_len"], models.Model(arm, folder).context_tokens())
     return {**kept, "enable_prefix_caching": False}  # a repeated prompt would not be timed
 
 
@@ -252,12 +256,12 @@ def _answers_path(stage: Stage, arm: str) -> Path:
 
 
 def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
-    chat_set = config.evaluate.chat_set
-    if chat_set and not Path(chat_set).is_file():
-        raise UserError(f"{chat_set}: no such chat set (evaluate.chat_set; null for none)")
+    chosen = config.evaluate.chat_set
+    if chosen and not Path(chosen).is_file():
+        raise UserError(f"{chosen}: no such chat set (evaluate.chat_set; null for none)")
     return {
         **{f"evaluate.{key}": value for key, value in output_settings(config.evaluate).items()},
-        "evaluate.chat_set.hash": file_hash(Path(chat_set)) if chat_set else None,
+        "evaluate.chat_set.hash": file_hash(Path(chosen)) if chosen else None,
         "input.generate": run_dir.output_hash("generate"),
         "input.filter": run_dir.output_hash("filter"),
         "input.train": run_dir.output_hash("train"),

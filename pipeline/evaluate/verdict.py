@@ -55,7 +55,7 @@ def _kl_sentence(over: Figure, name: str) -> str:
 
 
 def _other_measures(comparisons: dict[str, Figure], prefix: str) -> list[str]:
-    """Where the SFT-only student is behind, level or ahead by the measures that neither was trained on."""
+    """Where the SFT-only student is behind, level or ahead by other measures; NLL is the one it was trained on."""
     found: dict[str, list[str]] = {"better": [], "no difference shown": [], "worse": []}
     for measure, (name, less_is_better) in OTHER_MEASURES.items():
         over = comparisons.get(f"{prefix}{measure}_over_sft_only")
@@ -68,7 +68,8 @@ def _other_measures(comparisons: dict[str, Figure], prefix: str) -> list[str]:
             is_better = (over["value"] < 1) == less_is_better
             found["better" if is_better else "worse"].append(f"{name} ({_interval(over)}×)")
     listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names)
-    return [f"Against that student by the other measures – {listed}."] if listed else []
+    where = "on the chat set" if prefix else "on the held-out prompts"
+    return [f"Against that student by the other measures, {where} – {listed}."] if listed else []
 
 
 def _health(arms: dict[str, Any]) -> list[str]:

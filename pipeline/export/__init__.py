@@ -1,5 +1,6 @@
 """export: the student as a folder that transformers and vLLM load, with a model card made from the manifests."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         "input.train": run_dir.output_hash("train"),
         "input.evaluate": run_dir.output_hash("evaluate"),
     }
-    stage = run_dir.begin("export", config, fingerprint)
+    stage = run_dir.begin("export", config, fingerprint, in_one_piece=True)
     target = stage.path / "model"
     if not stage.complete:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,10 +31,13 @@ def run(config: Config, run_dir: RunDir) -> None:
         source = run_dir.stage_path("train") / "student"
         dtype: torch.dtype = getattr(torch, config.export.dtype)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-        model.save_pretrained(target)
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
+        temporary = stage.path / ".model.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(temporary)
         scores = read_json(run_dir.stage_path("evaluate") / "scores.json")
-        _card(run_dir, scores, trained).save(target / "README.md")
+        _card(run_dir, scores, trained).save(temporary / "README.md")
+        temporary.replace(target)
         files = [path for path in sorted(target.iterdir()) if path.is_file()]
         stage.finish(files, {"files": len(files)}, evaluated=evaluated["finished"])
     say(f"export: {target.resolve()}")
@@ -46,13 +50,13 @@ def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> M
     teacher = models.described(named)
     made = trained["fingerprint"]
     origin = made["student.model"] or named
-    is_demo = models.DEMO in (origin, named)
+    is_local = Path(origin).expanduser().is_dir()
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["distillation"],
-        base_model=models.DEMO_HUB_ID if origin == models.DEMO else None if Path(origin).is_dir() else origin,
-        license=models.DEMO_LICENCE if is_demo else None,
+        base_model=models.DEMO_HUB_ID if origin == models.DEMO else None if is_local else origin,
+        license=models.DEMO_LICENCE if origin == named == models.DEMO else None,
     )
     layers = f"layers {made['student.keep_layers']}" if made["student.keep_layers"] else "all layers"
     start = f"{made['student.model'] or 'the teacher'}, {layers}"

@@ -141,6 +141,7 @@ def _fingerprint(config: Config, run_dir: RunDir, teacher: models.Model, prompts
     return {
         **{f"generate.{key}": value for key, value in output_settings(config.generate).items()},
         "teacher.model": config.teacher.model,
+        "teacher.revision": config.teacher.revision,
         "teacher.engine": config.teacher.engine,
         "teacher.weights": teacher.weights_hash(),
         "teacher.tokenizer": prepared["teacher.tokenizer"],

@@ -23,6 +23,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     teacher = models.find(config.teacher.model, config.teacher.revision)
     tokenizer = teacher.tokenizer()
     models.check_has_template(tokenizer)
+    models.check_student(config, tokenizer)
     context = _context_tokens(config, teacher)
     stage = run_dir.begin("prepare", config, _fingerprint(config, tokenizer, context), in_one_piece=True)
     if stage.complete:
@@ -103,7 +104,7 @@ def _conversations(config: Config, counts: Counter[str]) -> Iterator[tuple[str, 
             except BadRowError as problem:
                 _refuse(config, place, str(problem), counts)
                 continue
-            yield place, str(row.get(source.category) or "uncategorised"), messages
+            yield place, sources.category_of(row, source), messages
 
 
 def _refuse(config: Config, place: str, problem: str, counts: Counter[str]) -> None:

@@ -85,6 +85,11 @@ def messages_of(row: Row, source: Source, template: Template | None) -> Messages
     return messages
 
 
+def category_of(row: Row, source: Source) -> str:
+    """The row's label, halves of surrogate pairs replaced."""
+    return str(row.get(source.category) or "uncategorised").encode(errors="replace").decode()
+
+
 def _check_messages(messages: Any) -> None:
     if not isinstance(messages, list) or not messages:
         raise BadRowError("messages is no list of {role, content}")

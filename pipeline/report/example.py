@@ -1,7 +1,6 @@
 """One example carried through every stage, as plain text that is safe in a terminal."""
 
 import math
-import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 
 from pipeline import codec, models
 from pipeline import config as config_module
+from pipeline.console import escaped
 from pipeline.errors import UserError
 from pipeline.report.figures import NONE, RULE_UNITS, setting_text, words
 from pipeline.rundir import RunDir, read_shards
@@ -16,9 +16,6 @@ from pipeline.rundir import RunDir, read_shards
 Row = dict[str, Any]
 NUM_TOKENS = 12
 NUM_ALTERNATIVES = 5
-HARMLESS = "\u200c\u200d"  # joiners: invisible, but emoji and several scripts are made with them
-# control, format (bidi), lone surrogates, line and paragraph separators
-UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def describe(run_dir: RunDir, response_id: str | None) -> str:
@@ -36,16 +33,6 @@ def describe(run_dir: RunDir, response_id: str | None) -> str:
     lines = [*_prompt_lines(prompt), *_answer_lines(run_dir, response), *_filter_lines(run_dir, response)]
     lines += [*_train_lines(run_dir, response), _stage_line(run_dir, "evaluate")]
     return "\n".join(lines) + "\n"
-
-
-def escaped(text: str) -> str:
-    """The text with all that could move a terminal's cursor, or turn text around, as Python escapes; one line."""
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in UNSAFE and character not in HARMLESS
-        else character
-        for character in text
-    )
 
 
 def _response(run_dir: RunDir, wanted: str | None) -> Row | None:
@@ -132,13 +119,14 @@ class _Pieces:
 
     def _bytes(self, token: int) -> str:
         """`<F0 9F>` where the vocabulary spells bytes as letters (byte-level BPE), else its own name of the token."""
-        name = self._tokenizer.convert_ids_to_tokens(token) or f"#{token}"
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+        name = self._tokenizer.convert_ids_to_tokens(token)
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if name is None or "ByteLevel" not in str(getattr(backend, "decoder", "")):
+            return name or f"#{token}"
         byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
-        if any(letter not in byte_of for letter in name):
-            return name
-        return f"<{' '.join(f'{byte_of[letter]:02X}' for letter in name)}>"
+        return f"<{' '.join(f'{byte_of[letter]:02X}' for letter in name)}>" if set(name) <= byte_of.keys() else name
 
 
 def _filter_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:

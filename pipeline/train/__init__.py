@@ -24,9 +24,8 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage = run_dir.begin("train", config, _fingerprint(config, run_dir))
     if stage.complete:
         return
-    for name in stage.missing:  # an arm that lost a file is made anew as a whole
-        shutil.rmtree(stage.path / Path(name).parts[0], ignore_errors=True)
     teacher = models.teacher_of(run_dir)
+    models.check_weights(teacher, run_dir)
     rows, too_long = kept_rows(run_dir, "train", config.train.max_length)
     untrained = stage.path / "untrained"
     _once(untrained, lambda target: student.make(config, teacher, target))

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import chat_set
 from pipeline.config import Evaluate
 from pipeline.errors import UserError
 from pipeline.evaluate import chat
@@ -46,7 +47,7 @@ def write(path: Path, *items: dict) -> Path:
 
 def test_the_second_turn_is_asked_after_the_arms_own_first_answer(tmp_path: Path) -> None:
     path = write(tmp_path / "set.jsonl", {"id": "a", "turns": ["one two", "three"]}, {"id": "b", "turns": ["four"]})
-    rows = chat.answer(Echo(), chat.load(path, None), Words(), {}, Evaluate())  # type: ignore[arg-type]
+    rows = chat.answer(Echo(), chat_set.load(path, None), Words(), {}, Evaluate())  # type: ignore[arg-type]
     assert [(r["item_id"], r["turn"], r["answer"]) for r in rows] == [
         ("a", 0, "n2"),
         ("b", 0, "n1"),
@@ -56,7 +57,7 @@ def test_the_second_turn_is_asked_after_the_arms_own_first_answer(tmp_path: Path
 
 def test_a_limit_takes_from_every_category(tmp_path: Path) -> None:
     items = [{"id": f"{c}{i}", "category": c, "turns": ["q"]} for c in "xyz" for i in range(5)]
-    chosen = chat.load(write(tmp_path / "set.jsonl", *items), 6)
+    chosen = chat_set.load(write(tmp_path / "set.jsonl", *items), 6)
     assert [item.id for item in chosen] == ["x0", "y0", "z0", "x1", "y1", "z1"]
 
 
@@ -68,13 +69,13 @@ def test_a_bad_item_is_named_by_file_and_line(tmp_path: Path, line: str, said: s
     path = tmp_path / "set.jsonl"
     path.write_text('{"id": "ok", "turns": ["q"]}\n' + line + "\n")
     with pytest.raises(UserError, match=r"set\.jsonl:2: ") as caught:
-        chat.load(path, None)
+        chat_set.load(path, None)
     assert said in str(caught.value)
 
 
 def test_a_missing_set_says_how_to_do_without(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="null for none"):
-        chat.load(tmp_path / "none.jsonl", None)
+        chat_set.load(tmp_path / "none.jsonl", None)
 
 
 def test_loops_are_seen_and_prose_is_not() -> None:

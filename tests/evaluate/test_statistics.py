@@ -85,7 +85,7 @@ def test_measures_that_speak_for_the_other_student_are_told_as_well() -> None:
         "chat_",
     )
     assert told == (
-        "Against that student by the other measures – better: same first choice (1.05 (1.02–1.08)×);"
+        "Against that student by the other measures, on the chat set – better: same first choice (1.05 (1.02–1.08)×);"
         " no difference shown: NLL of the teacher's answers (0.99 (0.97–1.01)×); worse: reverse KL (1.30 (1.20–1.40)×)."
     )
     assert verdict._other_measures({}, "") == []

@@ -73,9 +73,7 @@ class Filtered:
 
     def captured(self, *shards: list[Row]) -> "Filtered":
         made_for = {"teacher.model": str(self.teacher), "teacher.revision": None}
-        if not (self.run_dir.path / "prepare/manifest.json").exists():
-            self.run_dir.begin("prepare", self.config(), made_for).finish([], {})
-        stage = self.run_dir.begin("generate", self.config(), {})
+        stage = self.run_dir.begin("generate", self.config(), made_for)
         names = [f"responses-{number:05d}.parquet" for number in range(len(shards))]
         for name, rows in zip(names, shards, strict=True):
             stage.commit(pa.Table.from_pylist(rows, schema=RESPONSES), name)

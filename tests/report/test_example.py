@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fabricated_run import PLANTED, make
@@ -113,15 +114,25 @@ def test_without_filters_decision_nothing_is_said_of_what_train_saw(tmp_path: Pa
 
 def test_part_of_a_character_is_shown_by_its_bytes() -> None:
     class Tokenizer:
+        backend_tokenizer = SimpleNamespace(decoder="ByteLevel(...)")
+
         def decode(self, _: list[int]) -> str:
             return "\ufffd"
 
         def convert_ids_to_tokens(self, token: int) -> str:
-            return ["ðŁ", "▁€"][token]
+            return ["ðŁ", "▁€", ""][token]
+
+    class SentencePiece(Tokenizer):
+        backend_tokenizer = SimpleNamespace(decoder="ByteFallback()")
+
+        def convert_ids_to_tokens(self, token: int) -> str:
+            return "<0xF0>"
 
     pieces = example._Pieces.__new__(example._Pieces)
     pieces.problem, pieces._tokenizer = "", Tokenizer()
-    assert [pieces.of(0), pieces.of(1)] == ['"<F0 9F>"', '"▁€"']
+    assert [pieces.of(token) for token in range(2)] == ['"<F0 9F>"', '"▁€"']
+    pieces._tokenizer = SentencePiece()
+    assert pieces.of(0) == '"<0xF0>"'
 
 
 def test_without_the_teacher_tokens_are_shown_by_id(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""The chat set that evaluate asks: items of one or more turns, one JSON object a line."""
+
+from itertools import zip_longest
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import UserError
+
+
+class Item(BaseModel):
+    """One line of the chat set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str = Field(min_length=1)
+    category: str = "uncategorised"
+    system: str | None = None
+    turns: tuple[str, ...] = Field(min_length=1)
+
+
+def load(path: Path, limit: int | None) -> list[Item]:
+    """The items, at most `limit`, taken from the categories in turn. Raises UserError with file and line."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such chat set (evaluate.chat_set; null for none)")
+    items: list[Item] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            items.append(Item.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UserError(f"{path}:{number}: not a chat item: {where} {first['msg']}".replace("  ", " ")) from None
+    if len({item.id for item in items}) < len(items):
+        raise UserError(f"{path}: two items have the same id")
+    return items if limit is None else _spread(items)[:limit]
+
+
+def _spread(items: list[Item]) -> list[Item]:
+    """One item of each category, then the next of each."""
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.category, []).append(item)
+    return [item for layer in zip_longest(*groups.values()) for item in layer if item is not None]
