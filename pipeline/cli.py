@@ -67,6 +67,22 @@ def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False
         if code != 0:
             raise SystemExit(code)
     _report(loaded.run_path)
+    _planned_and_actual(RunDir(loaded.run_path))
+
+
+@app.command()
+def plan(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Answer a few prompts and say what all will take: time, disk, GPU-hours, cost, and which K is enough.
+
+    Example: retort plan configs/qwen3-gpu.yaml generate.price_per_hour=9.5
+    """
+    loaded = config_module.load(config, overrides or [])
+    config_module.check_files(loaded)
+    models.check_settings(loaded)
+    for stage in ("prepare", "generate.pilot"):
+        code = _in_child(stage, loaded, "no", [])
+        if code != 0:
+            raise SystemExit(code)
 
 
 def _stage_command(stage: str, summary: str) -> None:
@@ -176,6 +192,13 @@ def _report(path: Path) -> None:
     from pipeline.report import page
 
     say(f"report: {page.write(RunDir(path)).resolve()}")
+
+
+def _planned_and_actual(run_dir: RunDir) -> None:
+    from pipeline.generate import pilot
+
+    if (table := pilot.against_actuals(run_dir)) is not None:
+        console.print(table)
 
 
 def _existing(path: Path) -> RunDir:

@@ -6,6 +6,7 @@ stage's fingerprint, and can be changed while a run is under way.
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -127,6 +128,10 @@ class Generate(Section):
     )
     shard_responses: Positive = Field(
         default=256, description="Responses per Parquet file; a crash loses at most the files in flight."
+    )
+    pilot_prompts: Positive = runtime(50, "Prompts that `retort plan` answers, spread over all.")
+    price_per_hour: float | None = runtime(
+        None, "Price of the machine per hour, in whatever currency; `retort plan` multiplies it.", ge=0
     )
 
 
@@ -317,13 +322,22 @@ def validate(data: dict[str, Any], origin: str) -> Config:
         raise UserError(f"{origin}: " + "; ".join(_explain(item) for item in error.errors())) from None
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that OmegaConf reads as numbers and PyYAML does not, such as `1e5`."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9_.]+(?:[eE][-+]?[0-9]+)?$"), list("-+0123456789.")
+)
+
+
 def dump(config: Config) -> str:
     """The resolved config as YAML, that `load` reads back to the same config."""
     return dump_plain(config.model_dump(mode="json"))
 
 
 def dump_plain(data: dict[str, Any]) -> str:
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def dump_explained(config: Config) -> str:
@@ -345,7 +359,7 @@ def _explained_fields(section: Section) -> list[str]:
 
 
 def _flow(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1 << 20, sort_keys=False)
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1 << 20, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

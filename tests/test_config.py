@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 
 Load = Callable[..., Config]
 SETTINGS = dict(config_module.fields())
-AWKWARD = ("Fill in ${name}.", "a\u2028b", "a\u2029b")  # OmegaConf's and YAML's own marks
+AWKWARD = ("0E0", "1_0e-3", "Fill in ${name}.", "a\u2028b", "a\u2029b")  # OmegaConf's and YAML's own marks
 PLAIN = st.characters(exclude_characters="$\u0085\u2028\u2029", codec="utf-8")  # U+0085: YAML makes it a space
 
 

@@ -29,7 +29,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage = run_dir.begin("generate", config, _fingerprint(config, run_dir, teacher, prompts))
     if stage.complete:
         return
-    plan = _plan(run_dir, config)
+    plan = planned(run_dir, config)
     done = _committed(stage, plan)
     todo = {name: rows for name, rows in plan.items() if name not in done}
     if done:
@@ -50,7 +50,7 @@ def response_seed(seed: int, response_id: str) -> int:
     return int(hashlib.sha256(f"{seed} {response_id}".encode()).hexdigest()[:8], 16)
 
 
-def _plan(run_dir: RunDir, config: Config) -> dict[str, list[Row]]:
+def planned(run_dir: RunDir, config: Config) -> dict[str, list[Row]]:
     """Which responses each shard holds; the same every time, so a shard is done or not done as a whole."""
     columns = ["prompt_id", "split", "category", "prompt_token_ids"]
     rows = [
@@ -80,9 +80,9 @@ def _generate(stage: Stage, engine: Engine, config: Config, tokenizer: Any, todo
     num_tokens, began = 0, time.monotonic()
     with progress("answers") as bar:
         task = bar.add_task("generate", total=len(place), note="")
-        for answer in engine.answers(_requests(todo, config)):
+        for answer in engine.answers(requests(todo, config)):
             name, row = place[answer.request.request_id]
-            open_shards[name][row["response_id"]] = _response(row, answer, tokenizer, engine.vocab_size)
+            open_shards[name][row["response_id"]] = response(row, answer, tokenizer, engine.vocab_size)
             num_tokens += len(answer.token_ids)
             if len(open_shards[name]) == len(todo[name]):
                 rows = open_shards.pop(name)
@@ -95,7 +95,7 @@ def _generate(stage: Stage, engine: Engine, config: Config, tokenizer: Any, todo
     return {"generated_tokens": num_tokens, "generating_s": round(elapsed_s, 3)}
 
 
-def _requests(todo: dict[str, list[Row]], config: Config) -> Iterator[Request]:
+def requests(todo: dict[str, list[Row]], config: Config) -> Iterator[Request]:
     settings = config.generate
     for rows in todo.values():
         for row in rows:
@@ -111,7 +111,7 @@ def _requests(todo: dict[str, list[Row]], config: Config) -> Iterator[Request]:
             )
 
 
-def _response(row: Row, answer: Answer, tokenizer: Any, vocab_size: int) -> Row:
+def response(row: Row, answer: Answer, tokenizer: Any, vocab_size: int) -> Row:
     """One row of RESPONSES."""
     return {
         **row,

@@ -143,6 +143,21 @@ def test_run_again_does_nothing_again(runs: Runs) -> None:
     assert time.monotonic() - began < 90
 
 
+def test_a_plan_comes_close_to_what_the_run_took(runs: Runs, tmp_path: Path) -> None:
+    planned = Runs(tmp_path)
+    done = planned.do("plan", f"generate.pilot_prompts={NUM_PROMPTS}", "generate.price_per_hour=3.6")
+    assert done.returncode == 0, done.stderr
+    assert "recommended" in done.stderr
+    plan, counts = json.loads((planned.path / "plan.json").read_text()), runs.manifest("generate")["counts"]
+    assert plan["responses"] == counts["responses"]
+    assert plan["tokens"] == pytest.approx(counts["answer_tokens"], rel=0.15)
+    assert plan["disk_bytes"] == pytest.approx(counts["bytes"], rel=0.25)
+    assert plan["cost"] == pytest.approx(plan["generate_s"] / 1000)
+    masses = [measured["mass_frac"] for measured in plan["by_k"].values()]
+    assert masses == sorted(masses)
+    assert 0.8 < masses[0] < masses[-1] <= 1
+
+
 def test_a_changed_setting_is_refused_and_named(runs: Runs) -> None:
     before = runs.manifest("generate")
     refused = runs.do("generate", "generate.temperature=0.1")
@@ -157,7 +172,7 @@ def test_a_changed_setting_is_refused_and_named(runs: Runs) -> None:
 def test_report_status_and_show_tell_of_it(runs: Runs) -> None:
     page = (runs.path / "report.html").read_text()
     assert "forward KL" in page
-    for verb in ("status", "show", "report"):
+    for verb in ("status", "verify", "show", "report"):
         command = [sys.executable, "-m", "pipeline", verb, str(runs.path)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -211,6 +226,15 @@ def test_rows_shifted_by_one_stop_the_training_before_step_one(runs: Runs, tmp_p
         record |= {"bytes": shard.stat().st_size, "sha256": file_hash(shard)}
     path.write_text(json.dumps(manifest))
     assert copy.do("filter", "--fresh").returncode == 0
+    verified = subprocess.run(
+        [sys.executable, "-m", "pipeline", "verify", str(copy.path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert verified.returncode == 2
+    assert "responses-00000.parquet:1: response" in verified.stderr
     refused = copy.do("train")
     assert refused.returncode == 2
     assert "not aligned" in refused.stderr
