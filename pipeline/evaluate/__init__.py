@@ -198,13 +198,12 @@ def _comparisons(
 
 
 def _held_out(config: Config, run_dir: RunDir) -> list[ForcedText]:
-    """The teacher's answers to held-out prompts that filter kept."""
-    texts: list[ForcedText] = []
-    columns = ["prompt_id", "split", "prompt_token_ids", "token_ids"]
-    for answers, kept in read_answers(run_dir, columns):
-        for row in answers.filter(kept).to_pylist():
-            if row["split"] == "held_out":
-                texts.append(ForcedText(row["prompt_id"], row["prompt_token_ids"], row["token_ids"]))
+    """The teacher's answers to held-out prompts that filter kept; the first to each prompt before the second to any."""
+    rows: Rows = []
+    for answers, kept in read_answers(run_dir, ["prompt_id", "sample", "split", "prompt_token_ids", "token_ids"]):
+        rows += [row for row in answers.filter(kept).to_pylist() if row["split"] == "held_out"]
+    rows.sort(key=lambda row: row["sample"])
+    texts = [ForcedText(row["prompt_id"], row["prompt_token_ids"], row["token_ids"]) for row in rows]
     if not texts:
         raise UserError("evaluate: no held-out answer was kept; raise prepare.held_out_frac, or give more prompts")
     return texts[: config.evaluate.held_out_responses]

@@ -1,5 +1,6 @@
 """vLLM, and the only module that imports it: token ids in, token ids and raw log-probs out, as they finish."""
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -60,6 +61,8 @@ class Engine:
 
     def __init__(self, path: str, engine_args: dict[str, Any], k: int = 0, memory_share: float = 0.4) -> None:
         os.environ.update({k: v for k, v in hardware.vllm_environment(memory_share).items() if k not in os.environ})
+        # a CPU has no Triton, which torch tells on every start
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
         from vllm import LLM
 
         check_engine_args(engine_args)

@@ -155,7 +155,7 @@ def test_a_plan_comes_close_to_what_the_run_took(runs: Runs, tmp_path: Path) -> 
     assert plan["cost"] == pytest.approx(plan["generate_s"] / 1000)
     masses = [measured["mass_frac"] for measured in plan["by_k"].values()]
     assert masses == sorted(masses)
-    assert 0.8 < masses[0] < masses[-1] <= 1
+    assert 0.5 < masses[0] < masses[-1] <= 1
 
 
 def test_a_changed_setting_is_refused_and_named(runs: Runs) -> None:
