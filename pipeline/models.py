@@ -152,7 +152,7 @@ def quiet_transformers() -> None:
 def teacher_of(run_dir: RunDir) -> Model:
     """The teacher that gave a run's answers, whatever a later config says."""
     made = run_dir.manifest("generate")["fingerprint"]
-    return find(made["teacher.model"], made["teacher.revision"])
+    return find(made["teacher.model"], made.get("teacher.revision"))
 
 
 def check_weights(teacher: Model, run_dir: RunDir) -> None:
