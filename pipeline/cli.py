@@ -58,14 +58,10 @@ def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False
 
     Example: retort run configs/quickstart.yaml name=trial train.epochs=3
     """
-    loaded = config_module.load(config, overrides or [])
-    config_module.check_files(loaded)
-    models.check_settings(loaded)
+    loaded = _checked(config, overrides)
     for stage in RUN_STAGES:
         say(f"── {stage}")
-        code = _in_child(stage, loaded, "changed" if fresh else "no", accept or [])
-        if code != 0:
-            raise SystemExit(code)
+        _do(stage, loaded, "changed" if fresh else "no", accept or [])
     _report(loaded.run_path)
     _planned_and_actual(RunDir(loaded.run_path))
 
@@ -76,21 +72,16 @@ def plan(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Example: retort plan configs/qwen3-gpu.yaml generate.price_per_hour=9.5
     """
-    loaded = config_module.load(config, overrides or [])
-    config_module.check_files(loaded)
-    models.check_settings(loaded)
+    loaded = _checked(config, overrides)
     for stage in ("prepare", "generate.pilot"):
-        code = _in_child(stage, loaded, "no", [])
-        if code != 0:
-            raise SystemExit(code)
+        _do(stage, loaded, "no", [])
 
 
 def _stage_command(stage: str, summary: str) -> None:
     def command(
         config: ConfigPath, overrides: Overrides = None, fresh: FreshStage = False, accept: Accept = None
     ) -> None:
-        loaded = config_module.load(config, overrides or [])
-        raise SystemExit(_in_child(stage, loaded, "always" if fresh else "no", accept or []))
+        _do(stage, config_module.load(config, overrides or []), "always" if fresh else "no", accept or [])
 
     command.__doc__ = f"{summary}\n\nExample: retort {stage} configs/quickstart.yaml"
     app.command(name=stage)(command)
@@ -113,9 +104,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Example: retort check configs/qwen3-gpu.yaml train.epochs=1
     """
-    loaded = config_module.load(config, overrides or [])
-    config_module.check_files(loaded)
-    models.check_settings(loaded)
+    loaded = _checked(config, overrides)
     if loaded.teacher.engine and hardware.vllm_version() != "none":
         from pipeline.generate.engine import check_engine_args
 
@@ -205,6 +194,20 @@ def _existing(path: Path) -> RunDir:
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path}: no run here (no config.yaml); runs are in the config's runs_dir, by name")
     return RunDir(path)
+
+
+def _checked(config: Path, overrides: list[str] | None) -> Config:
+    """The config, and all that can be known of it without work: a mistake about the last stage is found first."""
+    loaded = config_module.load(config, overrides or [])
+    config_module.check_files(loaded)
+    models.check_settings(loaded)
+    return loaded
+
+
+def _do(stage: str, config: Config, fresh: Fresh, accept: list[str]) -> None:
+    """Run one stage; where it fails, end with its exit code."""
+    if (code := _in_child(stage, config, fresh, accept)) != 0:
+        raise SystemExit(code)
 
 
 def _in_child(stage: str, config: Config, fresh: Fresh, accept: list[str]) -> int:

@@ -82,5 +82,6 @@ class _Progress(Progress):
         if not self.console.is_terminal and time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
             task = next(task for task in self.tasks if task.id == task_id)
-            left = "" if task.time_remaining is None else f", {task.time_remaining / 60:.0f} min left"
-            say(f"{task.description}: {task.completed:.0f} of {task.total:.0f}, {task.fields['note']}{left}")
+            left = "" if task.time_remaining is None else f"{task.time_remaining / 60:.1f} min left"
+            parts = [f"{task.completed:.0f} of {task.total:.0f}", task.fields["note"], left]
+            say(f"{task.description}: {', '.join(filter(None, parts))}")
