@@ -209,7 +209,10 @@ class RunDir:
     def _write_config(self, stage: str, config: Config) -> None:
         """Put the stage's sections into the run's config.yaml; those of earlier stages stay as they were run."""
         path, new = self.path / "config.yaml", config.model_dump(mode="json")
-        old = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else new
+        try:
+            old = dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else new
+        except (yaml.YAMLError, ValueError, TypeError):  # no YAML, no UTF-8, no mapping
+            raise UserError(f"{path}: damaged; delete it, and it is written anew") from None
         keys = SECTIONS.get(stage, (stage,))
         merged = {key: new[key] if key in keys or key not in old else old[key] for key in new}
         header = f"# Written by retort: the settings that {self.path.name} was run with.\n"

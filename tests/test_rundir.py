@@ -443,6 +443,14 @@ def test_a_folder_that_lost_a_file_is_made_anew_as_a_whole(run_dir: RunDir, conf
     assert files[2].exists()
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "x"])
+def test_a_damaged_config_in_the_run_folder_is_named(run_dir: RunDir, config: Config, text: str) -> None:
+    run_dir.path.mkdir()
+    (run_dir.path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml: damaged"):
+        run_dir.begin("prepare", config, SETTINGS)
+
+
 def test_the_teachers_settings_are_those_it_generated_with(run_dir: RunDir, config: Config) -> None:
     run_dir.begin("prepare", config, SETTINGS).finish([], {})
     changed = config.model_copy(update={"teacher": config.teacher.model_copy(update={"engine": {"seed": 1}})})
