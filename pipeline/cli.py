@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from pipeline import config as config_module
 from pipeline import hardware, models
@@ -77,14 +78,36 @@ def plan(config: ConfigPath, overrides: Overrides = None) -> None:
         _do(stage, loaded, "no", [])
 
 
+class _StudentByDefault(TyperGroup):
+    """`retort export CONFIG` is `retort export student CONFIG`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, "-h", "--help"}:
+            args = ["student", *args]
+        return super().parse_args(ctx, args)
+
+
+export_app = typer.Typer(
+    cls=_StudentByDefault,
+    no_args_is_help=True,
+    help=(
+        "Hand on what a run has made: the student (the default), or the corpus.\n\n"
+        "Example: retort export configs/quickstart.yaml"
+    ),
+)
+app.add_typer(export_app, name="export")
+
+
 def _stage_command(stage: str, summary: str) -> None:
     def command(
         config: ConfigPath, overrides: Overrides = None, fresh: FreshStage = False, accept: Accept = None
     ) -> None:
         _do(stage, config_module.load(config, overrides or []), "always" if fresh else "no", accept or [])
 
-    command.__doc__ = f"{summary}\n\nExample: retort {stage} configs/quickstart.yaml"
-    app.command(name=stage)(command)
+    verb = f"{stage} student" if stage == "export" else stage
+    command.__doc__ = f"{summary}\n\nExample: retort {verb} configs/quickstart.yaml"
+    where, name = (export_app, "student") if stage == "export" else (app, stage)
+    where.command(name=name)(command)
 
 
 for _name, _summary in {
@@ -96,6 +119,26 @@ for _name, _summary in {
     "export": "Write the student as a folder that vLLM and transformers load, with a model card.",
 }.items():
     _stage_command(_name, _summary)
+
+
+@export_app.command(name="corpus")
+def export_corpus(
+    run: RunPath,
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="With token ids and packed log-probs.")] = False,
+    push: Annotated[str, typer.Option("--push", metavar="OWNER/NAME", help="Upload it, private, as HF_TOKEN.")] = "",
+) -> None:
+    """Write the kept answers to RUN/corpus, as `datasets` loads them, with a dataset card.
+
+    Example: retort export corpus runs/quickstart --logprobs
+    """
+    from pipeline.export import corpus
+
+    target = _existing(run)
+    with target.lock():
+        folder = corpus.write(target, logprobs)
+    say(f"corpus: {folder.resolve()}")
+    if push:
+        say(f"pushed: {corpus.push(folder, push)}")
 
 
 @app.command()

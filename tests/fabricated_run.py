@@ -164,7 +164,9 @@ def _generate(run_dir: RunDir, config: Config) -> None:
         "teacher.model": config.teacher.model,
         "teacher.weights": WEIGHTS_HASH,
         "teacher.engine": {},
-        "generate.num_samples": 1,
+        "teacher.revision": None,
+        **{f"generate.{key}": value for key, value in output_settings(config.generate).items()},
+        "vllm": "vllm 0.0",
     }
     stage = run_dir.begin("generate", config, fingerprint)
     rows = [_response(number) for number in range(6)]
@@ -190,7 +192,9 @@ def _decision(number: int) -> Row:
 
 def _filter(run_dir: RunDir, config: Config) -> None:
     settings = output_settings(config.filter)
-    stage = run_dir.begin("filter", config, {f"filter.{key}": value for key, value in settings.items()})
+    fingerprint = {f"filter.{key}": value for key, value in settings.items()}
+    fingerprint["input.generate"] = run_dir.output_hash("generate")
+    stage = run_dir.begin("filter", config, fingerprint)
     rows = [_decision(number) for number in range(6)]
     files = [_commit(stage, rows[n : n + 3], DECISIONS, f"decisions-{n // 3:05d}.parquet") for n in (0, 3)]
     waterfall = [{"reason": reason, "dropped": dropped} for reason, dropped in DROPS.items()]

@@ -13,6 +13,7 @@ from pipeline.records import STAGES
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 VERBS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+VERBS |= {group.name for group in app.registered_groups if group.name}
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
@@ -51,7 +52,7 @@ def test_every_setting_it_names_exists() -> None:
             assert setting in known, setting
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"retort (check|run|export) ", c)])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"retort (check|plan|run|export) configs", c)])
 def test_the_configs_and_overrides_it_shows_are_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import shlex
 

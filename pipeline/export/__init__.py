@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from pipeline import models
@@ -26,6 +25,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage = run_dir.begin("export", config, fingerprint, in_one_piece=True)
     target = stage.path / "model"
     if not stage.complete:
+        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         source = run_dir.stage_path("train") / "student"

@@ -194,6 +194,18 @@ def test_export_writes_a_plain_model_with_a_card(runs: Runs) -> None:
     assert prompt
 
 
+def test_the_corpus_loads_with_datasets_alone(runs: Runs, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    command = [sys.executable, "-m", "pipeline", "export", "corpus", str(runs.path), "--logprobs"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    splits = load_dataset(str(runs.path / "corpus"), cache_dir=str(tmp_path))
+    assert {str(name): len(rows) for name, rows in splits.items()} == {
+        "train": runs.manifest("filter")["counts"]["kept_train"],
+        "held_out": runs.manifest("filter")["counts"]["kept"] - runs.manifest("filter")["counts"]["kept_train"],
+    }
+
+
 def test_a_damaged_shard_is_named_and_alone_made_anew(runs: Runs, tmp_path: Path) -> None:
     copy = copy_of(runs, tmp_path / "copy")
     shard = copy.path / "generate/responses-00001.parquet"

@@ -1,0 +1,154 @@
+"""The kept answers as a folder that `datasets` loads, with a card made from the manifests; and its way to the hub."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
+from pipeline import models
+from pipeline.errors import UserError
+from pipeline.records import MESSAGE, RESPONSES
+from pipeline.report.figures import setting_text, words
+from pipeline.rundir import RunDir, read_answers, read_shards, user_disk_errors, write_table
+
+Row = dict[str, Any]
+SPLITS = ("train", "held_out")
+PLAIN = pa.schema(
+    [
+        ("response_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("category", pa.string()),
+        ("source", pa.string()),
+        ("messages", pa.list_(MESSAGE)),  # the conversation with the teacher's answer as its last message
+        ("finish_reason", pa.string()),
+    ]
+)
+CAPTURED = ("prompt_token_ids", "token_ids", "token_logprobs", "logprobs")
+DECODE = """```python
+from datasets import load_dataset
+from pipeline.codec import decode  # of Retort
+
+row = load_dataset("THIS", split="train")[0]
+ids, logprobs, log_tail = decode(row["logprobs"])  # (N, K), (N, K), (N,): natural logs; a row and its tail sum to 1
+```
+
+Row t is the teacher's distribution from which `token_ids[t]` was drawn, given `prompt_token_ids + token_ids[:t]`,
+at temperature 1 and before top-p and top-k."""
+
+
+def write(run_dir: RunDir, with_logprobs: bool = False) -> Path:
+    """Write <run>/corpus: Parquet files by split, and README.md; an earlier one is replaced as a whole.
+
+    Raises UserError where filter has not finished, or a file is damaged.
+    """
+    target, temporary = run_dir.path / "corpus", run_dir.path / ".corpus.tmp"
+    schema = pa.schema([*PLAIN, *(RESPONSES.field(name) for name in CAPTURED)]) if with_logprobs else PLAIN
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "data").mkdir(parents=True)
+    counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    with user_disk_errors(target):
+        for number, rows in enumerate(_kept(run_dir, with_logprobs)):
+            for split in SPLITS:
+                of_split = [row for row in rows if row["split"] == split]
+                counts[split] += len(of_split)
+                if of_split:
+                    path = temporary / "data" / f"{split}-{number:05d}.parquet"
+                    write_table(pa.Table.from_pylist(of_split, schema=schema), path)
+        card(run_dir, counts, with_logprobs).save(temporary / "README.md")
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+    return target
+
+
+def push(folder: Path, repo: str, endpoint: str | None = None) -> str:
+    """Upload a corpus to a private dataset repository of the hub; returns its address. The token is HF_TOKEN's.
+
+    Raises UserError where the hub refuses.
+    """
+    api = HfApi(endpoint=endpoint)
+    try:
+        url = api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repo, repo_type="dataset", commit_message="Corpus from Retort")
+    except (HfHubHTTPError, ValueError, OSError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{repo}: the hub refuses it ({first}); HF_TOKEN must allow writing there") from None
+    return str(url)
+
+
+def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool) -> DatasetCard:
+    """What the corpus is, where it comes from, what was left out, and how to read it; all from the manifests."""
+    generated, filtered = run_dir.manifest("generate"), run_dir.manifest("filter")
+    made = generated["fingerprint"]
+    is_demo = made["teacher.model"] == models.DEMO
+    data = DatasetCardData(
+        license=models.DEMO_LICENCE if is_demo else None,
+        task_categories=["text-generation"],
+        tags=["distillation", "synthetic"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": s, "path": f"data/{s}-*.parquet"} for s in SPLITS if counts[s]],
+            }
+        ],
+    )
+    sampled = ("temperature", "top_p", "top_k", "max_tokens", "num_samples", "seed")
+    sampling = ", ".join(f"{key} {made[f'generate.{key}']}" for key in sampled)
+    settings = filtered.get("settings", {})
+    drops = "\n".join(
+        f"| {words(row['reason'])} | {row['dropped']} | {setting_text(row['reason'], settings)} |"
+        for row in filtered["waterfall"]
+    )
+    revision = made.get("teacher.revision") or "not pinned"
+    licence = "" if is_demo else "- The licences of the teacher and of the prompts apply: see them before you share\n"
+    read = DECODE.replace("THIS", run_dir.path.name) if with_logprobs else "Log-probs were left out of this copy."
+    return DatasetCard(f"""---
+{data.to_yaml()}
+---
+
+# {run_dir.path.name}
+
+Answers of {models.described(made["teacher.model"])}, captured with Retort through {made["vllm"]}.
+
+- Splits: {", ".join(f"{split} {num}" for split, num in counts.items())} answers. A prompt is on one side alone.
+- Teacher: {made["teacher.model"]}, revision {revision}, weights `{made["teacher.weights"]}`
+- Sampling: {sampling}
+- Made {generated["finished"]}
+{licence}
+## What was left out
+
+Of {filtered["counts"]["responses"]} answers {filtered["counts"]["kept"]} were kept. Each counts against the first rule
+that dropped it.
+
+| rule | dropped | setting |
+|---|---|---|
+{drops}
+
+## Log-probs
+
+{read}
+""")
+
+
+def _kept(run_dir: RunDir, with_logprobs: bool) -> Iterator[list[Row]]:
+    """The kept answers of each shard, with their conversations; responses stand in the order of the prompts."""
+    num_samples = run_dir.manifest("generate")["fingerprint"]["generate.num_samples"]
+    prompts = (
+        prompt
+        for table in read_shards(run_dir, "prepare", ["prompt_id", "messages", "source"])
+        for prompt in table.to_pylist()
+        for _ in range(num_samples)
+    )
+    columns = ["response_id", "prompt_id", "split", "category", "text", "finish_reason"]
+    for answers, kept in read_answers(run_dir, [*columns, *(CAPTURED if with_logprobs else ())]):
+        rows = []
+        for answer, is_kept, prompt in zip(answers.to_pylist(), kept.to_pylist(), prompts, strict=False):
+            if prompt["prompt_id"] != answer["prompt_id"]:
+                raise UserError(f"{run_dir.path}: answers and prompts are not in one order; see retort verify")
+            if is_kept:
+                messages = [*prompt["messages"], {"role": "assistant", "content": answer["text"]}]
+                rows.append({**answer, "source": prompt["source"], "messages": messages})
+        yield rows

@@ -1,0 +1,146 @@
+"""The corpus as others get it: loaded by `datasets` alone, told apart by split, with a card from the manifests."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated_run import WEIGHTS_HASH, make
+
+from pipeline import codec
+from pipeline.errors import UserError
+from pipeline.export import corpus
+from pipeline.rundir import RunDir
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    return make(tmp_path, until="filter")
+
+
+def loaded(folder: Path, tmp_path: Path) -> dict[str, Any]:
+    from datasets import load_dataset
+
+    return {
+        str(name): list(rows) for name, rows in load_dataset(str(folder), cache_dir=str(tmp_path / "cache")).items()
+    }
+
+
+def test_the_kept_answers_are_loaded_by_split_with_their_conversations(run_dir: RunDir, tmp_path: Path) -> None:
+    rows = loaded(corpus.write(run_dir), tmp_path)
+    assert [row["response_id"] for row in rows["train"]] == ["prompt2-0", "prompt3-0", "prompt4-0"]
+    assert [row["response_id"] for row in rows["held_out"]] == ["prompt5-0"]
+    first = rows["train"][0]
+    assert [message["role"] for message in first["messages"]] == ["system", "user", "assistant"]
+    assert first["messages"][-1]["content"].startswith("Answer 2")
+    assert first["source"] == "prompts/seeds.jsonl:3"
+    assert "logprobs" not in first
+
+
+def test_log_probs_go_along_where_asked_for_and_decode(run_dir: RunDir, tmp_path: Path) -> None:
+    first = loaded(corpus.write(run_dir, with_logprobs=True), tmp_path)["train"][0]
+    ids_NK, _, _ = codec.decode(first["logprobs"])
+    assert len(ids_NK) == len(first["token_ids"]) == len(first["token_logprobs"])
+
+
+def test_the_card_says_where_it_comes_from_and_what_was_left_out(run_dir: RunDir) -> None:
+    text = (corpus.write(run_dir) / "README.md").read_text(encoding="utf-8")
+    for part in (
+        WEIGHTS_HASH,
+        "train 3, held_out 1 answers",
+        "Of 6 answers 4 were kept",
+        "| repeated ngrams | 1 | max_duplicate_ngram_frac = 0.35 |",
+        "temperature 1.0",
+        "The licences of the teacher and of the prompts apply",
+        "Log-probs were left out",
+    ):
+        assert part in text
+    assert "license" not in text.split("---")[1]
+
+
+def test_a_corpus_is_replaced_as_a_whole(run_dir: RunDir) -> None:
+    folder = corpus.write(run_dir, with_logprobs=True)
+    (folder / "data" / "leftover.parquet").write_text("x")
+    assert corpus.write(run_dir) == folder
+    assert not (folder / "data" / "leftover.parquet").exists()
+    assert not (run_dir.path / ".corpus.tmp").exists()
+
+
+def test_filter_must_have_finished(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="filter has not finished"):
+        corpus.write(make(tmp_path, until="generate"))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """In place of the hub: takes a dataset repository and one commit, or refuses."""
+
+    refuses = False
+    committed: dict[str, bytes]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if Hub.refuses:
+            return self.answer(403, {"error": "no right to write"})
+        if self.path == "/api/repos/create":
+            return self.answer(200, {"url": f"http://{self.headers['Host']}/datasets/someone/corpus"})
+        if "/preupload/" in self.path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            return self.answer(
+                200, {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
+            )
+        if "/commit/" in self.path:
+            for line in map(json.loads, body.decode().splitlines()):
+                if line["key"] == "file":
+                    Hub.committed[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            return self.answer(
+                200,
+                {
+                    "commitUrl": f"http://{self.headers['Host']}/datasets/someone/corpus/commit/1",
+                    "commitOid": "1",
+                    "success": True,
+                },
+            )
+        return self.answer(200, {})
+
+    def do_GET(self) -> None:
+        self.answer(404, {"error": "nothing here"})
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, data: Any) -> None:
+        body = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    Hub.refuses, Hub.committed = False, {}
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_push_uploads_every_file(run_dir: RunDir, hub: str) -> None:
+    folder = corpus.write(run_dir)
+    corpus.push(folder, "someone/corpus", endpoint=hub)
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert Hub.committed == files
+
+
+def test_a_refused_push_is_one_line(run_dir: RunDir, hub: str) -> None:
+    folder = corpus.write(run_dir)
+    Hub.refuses = True
+    with pytest.raises(UserError, match=r"someone/corpus: the hub refuses it .*HF_TOKEN"):
+        corpus.push(folder, "someone/corpus", endpoint=hub)
