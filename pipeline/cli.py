@@ -63,13 +63,15 @@ def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False
     for stage in RUN_STAGES:
         say(f"── {stage}")
         _do(stage, loaded, "changed" if fresh else "no", accept or [])
+        if stage == "prepare":
+            _check_held_out(RunDir(loaded.run_path))
     _report(loaded.run_path)
     _planned_and_actual(RunDir(loaded.run_path))
 
 
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Answer a few prompts and say what all will take: time, disk, GPU-hours, cost, and which K is enough.
+    """Answer a few prompts and say what generate will take: time, disk, GPU-hours, cost, and which K is enough.
 
     Example: retort plan configs/qwen3-gpu.yaml generate.price_per_hour=9.5
     """
@@ -247,6 +249,15 @@ def _checked(config: Path, overrides: list[str] | None) -> Config:
     return loaded
 
 
+def _check_held_out(run_dir: RunDir) -> None:
+    counts = run_dir.manifest("prepare")["counts"]
+    if not counts["held_out"]:
+        raise UserError(
+            f"{run_dir.path}: none of its {counts['prompts']} prompts is held out, and evaluate needs some;"
+            " give more, or raise prepare.held_out_frac and run with --fresh (a corpus alone: retort generate)"
+        )
+
+
 def _do(stage: str, config: Config, fresh: Fresh, accept: list[str]) -> None:
     """Run one stage; where it fails, end with its exit code."""
     if (code := _in_child(stage, config, fresh, accept)) != 0:
@@ -269,7 +280,8 @@ def _in_child(stage: str, config: Config, fresh: Fresh, accept: list[str]) -> in
         say(f"stopped; {way_on}")
         return 130
     if code < 0:
-        say(f"{stage} was killed by {signal.Signals(-code).name}; {way_on}")
+        why = " (by the system, where memory ran out)" if -code == signal.SIGKILL else ""
+        say(f"{stage} was killed by {signal.Signals(-code).name}{why}; {way_on}")
         return 128 - code
     return code
 

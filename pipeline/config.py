@@ -422,6 +422,8 @@ def _explain(error: Any) -> str:
         meant = elsewhere or [".".join([*location[:-1], nearest[0]]) for _ in nearest]
         return f"unknown key {key}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
     message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, such as [a, b]")
+    message = message.replace("a valid dictionary or instance of Source", "a mapping, such as {path: prompts.jsonl}")
+    message = re.sub(r"a valid dictionary or instance of \w+", "a mapping of settings", message)
     value = error["input"]
     given = "" if isinstance(value, dict) else f" (given {value!r})"
     return f"{key}: {message[0].lower()}{message[1:]}{given}" if key else message

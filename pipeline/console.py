@@ -29,7 +29,7 @@ SECONDS_BETWEEN_LINES = 30
 
 def say(text: str) -> None:
     """One line; square brackets in it are text, not markup."""
-    console.print(text, markup=False)
+    console.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -115,10 +115,9 @@ class RunDir:
     def _check_file(self, stage: str, record: dict[str, Any]) -> Path:
         path = self.stage_path(stage) / record["name"]
         if not path.is_file() or path.stat().st_size != record["bytes"] or file_hash(path) != record["sha256"]:
-            raise UserError(
-                f"{path}: damaged (it is not the file that {stage} wrote); delete it and do `retort {stage} CONFIG`"
-                " again: only what is missing is made anew"
-            )
+            what = "damaged (it is not the file that {}" if path.exists() else "missing (it is a file that {}"
+            what = what.format(f"{stage} wrote);") + (" delete it and do" if path.exists() else " do")
+            raise UserError(f"{path}: {what} `retort {stage} CONFIG` again: only what is missing is made anew")
         return path
 
     def output_hash(self, stage: str) -> str:
@@ -144,6 +143,9 @@ class RunDir:
         folder = self.stage_path(stage)
         manifest, started = folder / "manifest.json", folder / "started.json"
         if self.fresh == "always":
+            for earlier_stage in STAGES[: STAGES.index(stage)]:  # nothing is discarded that could not be made again
+                if (self.stage_path(earlier_stage) / "manifest.json").is_file():
+                    self.check_files(earlier_stage)
             self.discard_from(stage)
         elif folder.exists() and not manifest.exists():
             committed = [p for p in folder.iterdir() if p != started and not p.name.startswith(".")]
@@ -357,6 +359,13 @@ def user_disk_errors(path: Path) -> Iterator[None]:
             f"{path}: no disk space ({free / 1e6:.0f} MB free); free some and run the same command again:"
             " what is committed is kept"
         ) from None
+
+
+def readable(model: Path) -> None:
+    """Give a model's weights the mode of its config.json: safetensors writes them for their owner alone."""
+    mode = (model / "config.json").stat().st_mode
+    for path in model.glob("*.safetensors"):
+        path.chmod(mode)
 
 
 def file_hash(path: Path) -> str:

@@ -14,7 +14,7 @@ RESPONSE_COLUMNS = ["response_id", "split", "prompt_token_ids", "token_ids", "to
 
 
 def run(run_dir: RunDir) -> list[tuple[str, str]]:
-    """`(stage, what was proved)` of each stage that has finished.
+    """`(stage, what was proved)` of each stage.
 
     Raises UserError at the first file, row or token that is not as it should be, naming it; or where nothing finished.
     """
@@ -24,7 +24,10 @@ def run(run_dir: RunDir) -> list[tuple[str, str]]:
         run_dir.check_files(stage)
     checks = {"prepare": _prompts, "generate": _responses, "filter": _decisions}
     proved = []
-    for stage in finished:
+    for stage in STAGES:
+        if stage not in finished:
+            proved.append((stage, "has not finished; nothing is proved of it"))
+            continue
         num_files = len(run_dir.manifest(stage)["files"])
         told = checks[stage](run_dir) if stage in checks else "nothing more to prove from files"
         proved.append((stage, f"{num_files} files as they were written; {told}"))

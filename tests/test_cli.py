@@ -284,7 +284,9 @@ def test_the_exit_code_of_a_stage_is_that_of_the_command(stand_in: Path, code: i
 
 def test_a_stage_that_was_killed_is_told_with_its_signal(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert child(stand_in, "kill -9 $$") == 137
-    assert "train was killed by SIGKILL; the same command goes on from what is committed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "train was killed by SIGKILL (by the system, where memory ran out)" in said
+    assert "the same command goes on from what is committed" in said
 
 
 def test_a_stage_is_given_the_resolved_settings_and_what_to_accept(stand_in: Path) -> None:
@@ -310,9 +312,22 @@ def test_run_does_the_stages_in_order_and_stops_at_the_first_that_fails(
         return 3 if stage == "train" else 0
 
     monkeypatch.setattr(cli, "_in_child", in_child)
+    monkeypatch.setattr(cli, "_check_held_out", lambda _: None)
     done = invoke("run", QUICKSTART, f"runs_dir={tmp_path}")
     assert done.exit_code == 3
     assert ran == ["prepare", "generate", "filter", "train"]
+
+
+def test_a_run_with_nothing_to_evaluate_on_stops_after_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_child(stage: str, config: Config, *_: object) -> int:
+        RunDir(config.run_path).begin(stage, config, SETTINGS).finish([], {"prompts": 15, "held_out": 0})
+        return 0
+
+    monkeypatch.setattr(cli, "_in_child", in_child)
+    done = invoke("run", QUICKSTART, f"runs_dir={tmp_path}", "name=small")
+    assert "none of its 15 prompts is held out" in str(done.exception)
+    assert "prepare.held_out_frac" in str(done.exception)
+    assert not (tmp_path / "small/generate").exists()
 
 
 def test_a_mistake_about_a_late_stage_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -411,6 +411,14 @@ def test_fresh_for_one_stage_does_it_again_whatever_its_settings(whole: RunDir, 
     assert done(whole) == ["prepare", "generate"]
 
 
+def test_fresh_discards_nothing_where_an_input_is_damaged(finished: RunDir, config: Config) -> None:
+    finished.begin("filter", config, SETTINGS).finish([], {})
+    cut(finished.path / "generate/responses-00001.parquet")
+    with pytest.raises(UserError, match=r"responses-00001\.parquet: damaged"):
+        RunDir(finished.path, fresh="always").begin("filter", config, SETTINGS)
+    assert finished.manifest("filter")
+
+
 def test_fresh_gets_out_of_a_lost_file_under_accepted_settings(finished: RunDir, config: Config) -> None:
     other = {**SETTINGS, "generate.k": 8}
     accepting(finished, "generate.k").begin("generate", config, other)
@@ -489,7 +497,8 @@ def test_a_damaged_shard_is_named_with_how_to_mend_it(finished: RunDir, damage: 
     damage(shard(finished, 1))
     tables = read_shards(finished, "generate")
     assert next(tables).equals(TABLE)
-    with pytest.raises(UserError, match=r"responses-00001\.parquet: damaged .*delete it and do `retort generate "):
+    told = "missing .* do" if damage is Path.unlink else "damaged .* delete it and do"
+    with pytest.raises(UserError, match=rf"responses-00001\.parquet: {told} `retort generate "):
         next(tables)
 
 

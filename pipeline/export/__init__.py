@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from pipeline import models
 from pipeline.config import Config, output_settings
 from pipeline.console import say
-from pipeline.rundir import RunDir, read_json
+from pipeline.rundir import RunDir, read_json, readable
 
 
 def run(config: Config, run_dir: RunDir) -> None:
@@ -37,6 +37,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(temporary)
         scores = read_json(run_dir.stage_path("evaluate") / "scores.json")
         _card(run_dir, scores, trained).save(temporary / "README.md")
+        readable(temporary)
         temporary.replace(target)
         files = [path for path in sorted(target.iterdir()) if path.is_file()]
         stage.finish(files, {"files": len(files)}, evaluated=evaluated["finished"])

@@ -38,6 +38,8 @@ def run(config: Config, run_dir: RunDir) -> None:
             rows = []
     if rows or not files:
         files.append(_commit(stage, rows, len(files)))
+    if not counts["prompts"]:
+        raise UserError("prepare: the sources hold no prompt (prepare.sources)")
     if counts["prompts"] == counts["held_out"]:
         raise UserError(
             f"prepare: {counts['prompts']} prompts, {counts['held_out']} of them held out: none is left to train on;"
@@ -128,7 +130,7 @@ def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]
     paths = [path for source in config.prepare.sources for path in (source.path, source.template) if path]
     for path in paths:
         if not Path(path).is_file():
-            raise UserError(f"{path}: no such file of prompts (prepare.sources)")
+            raise UserError(f"{path}: no such file (prepare.sources); paths are from where you stand")
     folders = [s.dataset for s in config.prepare.sources if s.dataset and Path(s.dataset).is_dir()]
     return {
         **{f"prepare.{key}": value for key, value in prepare.items()},

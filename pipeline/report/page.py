@@ -195,7 +195,6 @@ def _reproduce(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any]:
         "machines": list(dict.fromkeys(m["machine"] for _, m in ordered if "machine" in m)),
         "weights": manifests.get("generate", {}).get("fingerprint", {}).get("teacher.weights") or figures.NONE,
         "times": [(stage, manifest["elapsed_s"], _minute(manifest["finished"])) for stage, manifest in ordered],
-        "total_s": sum(manifest["elapsed_s"] for _, manifest in ordered),
         "accepted": [(stage, change) for stage, manifest in ordered for change in manifest.get("accepted", [])],
         "contract": [
             (CONTRACT.get(key, figures.words(key)), _plain(value))

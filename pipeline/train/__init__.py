@@ -10,7 +10,7 @@ from datasets import Dataset
 from pipeline import models
 from pipeline.config import Config, Train, output_settings
 from pipeline.console import say
-from pipeline.rundir import RunDir, Stage, user_disk_errors
+from pipeline.rundir import RunDir, Stage, readable, user_disk_errors
 from pipeline.train import contract, student
 from pipeline.train.batches import kept_rows
 from pipeline.train.trainer import fit
@@ -87,6 +87,7 @@ def _once(folder: Path, write: Any) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     with user_disk_errors(folder):
         write(temporary)
+        readable(temporary)
         temporary.replace(folder)
 
 
