@@ -25,8 +25,7 @@ def check(row: dict[str, Any], vocab_size: int) -> float:
     name, tokens_N = f"response {row['response_id']}", np.asarray(row["token_ids"], np.int64)
     sampled_N = np.asarray(row["token_logprobs"], np.float32)
     try:
-        ids_NK, logprobs_NK, log_tail_N = codec.decode(row["logprobs"])
-        mass_N = codec.mass(row["logprobs"])
+        ids_NK, logprobs_NK, log_tail_N, mass_N = codec.decode_with_mass(row["logprobs"])
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
     if not len(ids_NK) == len(tokens_N) == len(sampled_N):

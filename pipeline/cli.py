@@ -168,7 +168,7 @@ def status(run: RunPath) -> None:
     table = Table("stage", "state", "finished", "seconds", "counts", title=str(target.path), title_justify="left")
     for stage in STAGES:
         folder = target.stage_path(stage)
-        if (folder / "manifest.json").is_file():
+        if target.is_done(stage):
             manifest, lost = target.manifest(stage), target.lost_files(stage)
             counts = ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
             state = f"[red]damaged: {len(lost)} files missing or cut short, such as {lost[0]}[/]" if lost else "done"

@@ -54,24 +54,22 @@ def encode(ids_NK: IdArray, logprobs_NK: FloatArray, log_tail_N: FloatArray) -> 
 
 def decode(packed: bytes) -> tuple[IdArray, FloatArray, FloatArray]:
     """`(ids_NK, logprobs_NK, log_tail_N)`, nats; each row and its tail sum to 1. Raises ValueError where damaged."""
+    ids_NK, logprobs_NK, log_tail_N, _ = decode_with_mass(packed)
+    return ids_NK, logprobs_NK, log_tail_N
+
+
+def decode_with_mass(packed: bytes) -> tuple[IdArray, FloatArray, FloatArray, npt.NDArray[np.float64]]:
+    """What `decode` gives, and the probability that each row held with its tail as stored, N: 1 but for float16."""
     ids_NK, logprobs_NK, log_tail_N = _unpack(packed)
+    mass_N = np.exp(logprobs_NK).sum(axis=1) + np.exp(log_tail_N)
     with np.errstate(divide="ignore"):
-        total_N = np.log(_mass(logprobs_NK, log_tail_N))
+        total_N = np.log(mass_N)
     return (
         ids_NK,
         (logprobs_NK - total_N[:, None]).astype(np.float32),
         (log_tail_N - total_N).astype(np.float32),
+        mass_N,
     )
-
-
-def mass(packed: bytes) -> npt.NDArray[np.float64]:
-    """Probability that each row holds with its tail, as stored, shape N: 1 but for float16. Raises ValueError."""
-    _, logprobs_NK, log_tail_N = _unpack(packed)
-    return _mass(logprobs_NK, log_tail_N)
-
-
-def _mass(logprobs_NK: npt.NDArray[np.float64], log_tail_N: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.exp(logprobs_NK).sum(axis=1) + np.exp(log_tail_N)
 
 
 def _unpack(packed: bytes) -> tuple[IdArray, npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from pipeline import chat_set
 from pipeline.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -392,6 +393,8 @@ def check_files(config: Config) -> None:
         for path, what in ((source.path, "prompts"), (source.template, "prompt template")):
             if path and not Path(path).is_file():
                 raise UserError(f"{path}: no such file ({what}, prepare.sources); paths are from where you stand")
+    if config.evaluate.chat_set:
+        chat_set.load(Path(config.evaluate.chat_set), None)
     for tracker in config.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"train.report_to: {tracker} is not installed: pip install {tracker}")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import chat_set
 from pipeline.config import Config, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -123,17 +122,14 @@ def described(name: str) -> str:
 def check_settings(config: Config) -> None:
     """What of a config can be checked against models that are on this machine already; loads and fetches nothing.
 
-    Raises UserError for a folder that is no model, a support above the vocabulary, layers that a model does not have,
-    and a chat set that can't be read.
+    Raises UserError for a folder that is no model, a support above the vocabulary, layers that a model does not have.
     """
     for name in (config.teacher.model, config.student.model):
         if name and name != DEMO and (_folder(name).is_dir() or _is_path(name)):
             find(name)
-    if config.evaluate.chat_set:
-        chat_set.load(Path(config.evaluate.chat_set), None)
     teacher = _local(config.teacher.model)
-    if teacher and config.generate.k > teacher.vocab_size():
-        raise UserError(f"generate.k={config.generate.k} is above the teacher's vocabulary of {teacher.vocab_size()}")
+    if teacher:
+        check_support(teacher, config.generate.k)
     pruned = _local(config.student.model or config.teacher.model)
     if config.student.keep_layers is not None:
         last = layer_indices(config.student.keep_layers)[-1]
@@ -251,6 +247,12 @@ def _demo_target() -> Path:
 def _is_path(name: str) -> bool:
     """Whether a name can't be one of the hub's."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def check_support(teacher: Model, k: int) -> None:
+    """Raises UserError for more log-probs a token than there are tokens."""
+    if k > teacher.vocab_size():
+        raise UserError(f"generate.k={k} is above the teacher's vocabulary of {teacher.vocab_size()}")
 
 
 def check_student(config: Config, teacher: Any) -> None:

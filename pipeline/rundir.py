@@ -96,12 +96,15 @@ class RunDir:
         finally:
             lock.release()
 
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage has finished."""
+        return (self.stage_path(stage) / "manifest.json").is_file()
+
     def manifest(self, stage: str) -> dict[str, Any]:
         """The manifest of a complete stage. Raises UserError where the stage has not finished."""
-        path = self.stage_path(stage) / "manifest.json"
-        if not path.is_file():
+        if not self.is_done(stage):
             raise UserError(f"{self.path}: {stage} has not finished; run it first: retort {stage} CONFIG")
-        return read_json(path, Manifest)
+        return read_json(self.stage_path(stage) / "manifest.json", Manifest)
 
     def lost_files(self, stage: str) -> list[str]:
         """The files of a complete stage that are missing or have another size; their content is not read."""
@@ -115,9 +118,11 @@ class RunDir:
     def _check_file(self, stage: str, record: dict[str, Any]) -> Path:
         path = self.stage_path(stage) / record["name"]
         if not path.is_file() or path.stat().st_size != record["bytes"] or file_hash(path) != record["sha256"]:
-            what = "damaged (it is not the file that {}" if path.exists() else "missing (it is a file that {}"
-            what = what.format(f"{stage} wrote);") + (" delete it and do" if path.exists() else " do")
-            raise UserError(f"{path}: {what} `retort {stage} CONFIG` again: only what is missing is made anew")
+            what, first = ("damaged (it is not the", "delete it and ") if path.exists() else ("missing (it is a", "")
+            raise UserError(
+                f"{path}: {what} file that {stage} wrote); {first}do `retort {stage} CONFIG` again:"
+                " only what is missing is made anew"
+            )
         return path
 
     def output_hash(self, stage: str) -> str:
@@ -144,7 +149,7 @@ class RunDir:
         manifest, started = folder / "manifest.json", folder / "started.json"
         if self.fresh == "always":
             for earlier_stage in STAGES[: STAGES.index(stage)]:  # nothing is discarded that could not be made again
-                if (self.stage_path(earlier_stage) / "manifest.json").is_file():
+                if self.is_done(earlier_stage):
                     self.check_files(earlier_stage)
             self.discard_from(stage)
         elif folder.exists() and not manifest.exists():
@@ -286,6 +291,14 @@ def read_shards(run: RunDir, stage: str, columns: list[str] | None = None) -> It
     for record in run.manifest(stage)["files"]:
         if record["name"].endswith(".parquet"):
             yield pq.read_table(run._check_file(stage, record), columns=columns)
+
+
+def read_planned(run: RunDir, columns: list[str], num_samples: int) -> Iterator[dict[str, Any]]:
+    """The responses that generate plans, in its order: each prompt's columns, `sample` and `response_id`."""
+    for table in read_shards(run, "prepare", sorted({"prompt_id", *columns})):
+        for prompt in table.to_pylist():
+            for sample in range(num_samples):
+                yield {**prompt, "sample": sample, "response_id": f"{prompt['prompt_id']}-{sample}"}
 
 
 def read_answers(run: RunDir, columns: list[str]) -> Iterator[tuple[pa.Table, pa.ChunkedArray]]:

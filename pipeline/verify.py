@@ -7,7 +7,7 @@ from pipeline import alignment
 from pipeline.console import progress
 from pipeline.errors import UserError
 from pipeline.records import STAGES
-from pipeline.rundir import RunDir, read_shards
+from pipeline.rundir import RunDir, read_planned, read_shards
 
 Row = dict[str, Any]
 RESPONSE_COLUMNS = ["response_id", "split", "prompt_token_ids", "token_ids", "token_logprobs", "logprobs"]
@@ -18,7 +18,7 @@ def run(run_dir: RunDir) -> list[tuple[str, str]]:
 
     Raises UserError at the first file, row or token that is not as it should be, naming it; or where nothing finished.
     """
-    finished = [stage for stage in STAGES if (run_dir.stage_path(stage) / "manifest.json").is_file()]
+    finished = [stage for stage in STAGES if run_dir.is_done(stage)]
     run_dir.manifest("prepare")
     for stage in finished:
         run_dir.check_files(stage)
@@ -48,7 +48,8 @@ def _prompts(run_dir: RunDir) -> str:
 def _responses(run_dir: RunDir) -> str:
     """Responses stand in the order of the prompts, so they are held against the plan as both are read."""
     manifest = run_dir.manifest("generate")
-    planned = _planned(run_dir, manifest["fingerprint"]["generate.num_samples"])
+    num_samples = manifest["fingerprint"]["generate.num_samples"]
+    planned = read_planned(run_dir, ["split", "prompt_token_ids"], num_samples)
     num_responses = num_tokens = 0
     worst = 0.0
     with progress("responses") as bar:
@@ -88,12 +89,6 @@ def _decisions(run_dir: RunDir) -> str:
     if (left := next(responses, None)) is not None:
         raise UserError(f"{run_dir.path}/filter: no decision about {left[1]['response_id']}, nor what follows it")
     return f"{num} decisions, one for each response"
-
-
-def _planned(run_dir: RunDir, num_samples: int) -> Iterator[Row]:
-    for _, prompt in _rows(run_dir, "prepare", ["prompt_id", "split", "prompt_token_ids"]):
-        for sample in range(num_samples):
-            yield {**prompt, "response_id": f"{prompt['prompt_id']}-{sample}"}
 
 
 def _rows(run_dir: RunDir, stage: str, columns: list[str]) -> Iterator[tuple[str, Row]]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import generate
+from pipeline import generate, rundir
 from pipeline.config import Config, validate
 from pipeline.rundir import RunDir
 
@@ -27,7 +27,7 @@ def plan(config: Config, run_dir: RunDir, prompts_per_file: list[int]) -> Plan:
         pa.table({"prompt_id": [f"p{i}" for i in numbers], "split": ["train"] * len(numbers)}) for numbers in files
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "read_shards", lambda *_: iter(tables))
+        patch.setattr(rundir, "read_shards", lambda *_: iter(tables))
         return generate.planned(run_dir, config)
 
 

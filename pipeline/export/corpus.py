@@ -13,7 +13,7 @@ from pipeline import models
 from pipeline.errors import UserError
 from pipeline.records import MESSAGE, RESPONSES
 from pipeline.report.figures import setting_text, words
-from pipeline.rundir import RunDir, read_answers, read_shards, user_disk_errors, write_table
+from pipeline.rundir import RunDir, read_answers, read_planned, user_disk_errors, write_table
 
 Row = dict[str, Any]
 SPLITS = ("train", "held_out")
@@ -136,17 +136,12 @@ that dropped it.
 def _kept(run_dir: RunDir, with_logprobs: bool) -> Iterator[list[Row]]:
     """The kept answers of each shard, with their conversations; responses stand in the order of the prompts."""
     num_samples = run_dir.manifest("generate")["fingerprint"]["generate.num_samples"]
-    prompts = (
-        prompt
-        for table in read_shards(run_dir, "prepare", ["prompt_id", "messages", "source"])
-        for prompt in table.to_pylist()
-        for _ in range(num_samples)
-    )
+    prompts = read_planned(run_dir, ["messages", "source"], num_samples)
     columns = ["response_id", "prompt_id", "split", "category", "text", "finish_reason"]
     for answers, kept in read_answers(run_dir, [*columns, *(CAPTURED if with_logprobs else ())]):
         rows = []
         for answer, is_kept, prompt in zip(answers.to_pylist(), kept.to_pylist(), prompts, strict=False):
-            if prompt["prompt_id"] != answer["prompt_id"]:
+            if prompt["response_id"] != answer["response_id"]:
                 raise UserError(f"{run_dir.path}: answers and prompts are not in one order; see retort verify")
             if is_kept:
                 messages = [*prompt["messages"], {"role": "assistant", "content": answer["text"]}]

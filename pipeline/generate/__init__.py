@@ -15,7 +15,7 @@ from pipeline.console import console, progress, say
 from pipeline.errors import UserError
 from pipeline.generate.engine import LOGPROBS_MODE, Answer, Engine, Request
 from pipeline.records import ALIGNMENT, RESPONSES
-from pipeline.rundir import RunDir, Stage, read_committed, read_shards
+from pipeline.rundir import RunDir, Stage, read_committed, read_planned
 
 Row = dict[str, Any]
 
@@ -24,8 +24,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     """Write generate/responses-*.parquet, shard by shard; shards already there are kept."""
     prompts = run_dir.manifest("prepare")
     teacher = models.find(config.teacher.model, config.teacher.revision)
-    if config.generate.k > teacher.vocab_size():
-        raise UserError(f"generate.k={config.generate.k} is above the teacher's vocabulary of {teacher.vocab_size()}")
+    models.check_support(teacher, config.generate.k)
     stage = run_dir.begin("generate", config, _fingerprint(config, run_dir, teacher, prompts))
     if stage.complete:
         return
@@ -53,12 +52,7 @@ def response_seed(seed: int, response_id: str) -> int:
 def planned(run_dir: RunDir, config: Config) -> dict[str, list[Row]]:
     """Which responses each shard holds; the same every time, so a shard is done or not done as a whole."""
     columns = ["prompt_id", "split", "category", "prompt_token_ids"]
-    rows = [
-        {**prompt, "sample": sample, "response_id": f"{prompt['prompt_id']}-{sample}"}
-        for table in read_shards(run_dir, "prepare", columns)
-        for prompt in table.to_pylist()
-        for sample in range(config.generate.num_samples)
-    ]
+    rows = list(read_planned(run_dir, columns, config.generate.num_samples))
     size = config.generate.shard_responses
     return {f"responses-{i // size:05d}.parquet": rows[i : i + size] for i in range(0, len(rows), size)}
 

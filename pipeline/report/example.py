@@ -37,10 +37,10 @@ def describe(run_dir: RunDir, response_id: str | None) -> str:
 
 def _response(run_dir: RunDir, wanted: str | None) -> Row | None:
     """The row of RESPONSES that is asked for; None where generate has not finished."""
-    if not _is_done(run_dir, "generate"):
+    if not run_dir.is_done("generate"):
         return None
     if wanted is None:
-        kept = _find(run_dir, "filter", "kept", True) if _is_done(run_dir, "filter") else None
+        kept = _find(run_dir, "filter", "kept", True) if run_dir.is_done("filter") else None
         return _find(run_dir, "generate", "response_id", kept["response_id"] if kept else None)
     return _find(run_dir, "generate", "response_id", wanted) or _find(run_dir, "generate", "prompt_id", wanted)
 
@@ -131,7 +131,7 @@ class _Pieces:
 
 def _filter_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
     yield ""
-    if response is None or not _is_done(run_dir, "filter"):
+    if response is None or not run_dir.is_done("filter"):
         yield _stage_line(run_dir, "filter")
         return
     decision = _find(run_dir, "filter", "response_id", response["response_id"])
@@ -150,10 +150,10 @@ def _filter_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
 
 def _train_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
     yield ""
-    if response is None or not _is_done(run_dir, "train"):
+    if response is None or not run_dir.is_done("train"):
         yield _stage_line(run_dir, "train")
         return
-    decision = _find(run_dir, "filter", "response_id", response["response_id"]) if _is_done(run_dir, "filter") else None
+    decision = _find(run_dir, "filter", "response_id", response["response_id"]) if run_dir.is_done("filter") else None
     length = len(response["prompt_token_ids"]) + len(response["token_ids"])
     limit = run_dir.manifest("train")["fingerprint"].get("train.max_length")
     if decision is None:
@@ -170,14 +170,10 @@ def _train_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
 
 
 def _stage_line(run_dir: RunDir, stage: str) -> str:
-    if _is_done(run_dir, stage):
+    if run_dir.is_done(stage):
         return f"{stage}: done"
     begun = (run_dir.stage_path(stage) / "started.json").is_file()
     return f"{stage}: begun, not finished" if begun else f"{stage}: not run yet"
-
-
-def _is_done(run_dir: RunDir, stage: str) -> bool:
-    return (run_dir.stage_path(stage) / "manifest.json").is_file()
 
 
 def _indented(text: str) -> Iterator[str]:

@@ -99,8 +99,7 @@ def _environment() -> Environment:
 
 
 def _finished_stages(run_dir: RunDir) -> dict[str, dict[str, Any]]:
-    stages = [stage for stage in STAGES if (run_dir.stage_path(stage) / "manifest.json").is_file()]
-    return {stage: run_dir.manifest(stage) for stage in stages}
+    return {stage: run_dir.manifest(stage) for stage in STAGES if run_dir.is_done(stage)}
 
 
 def _models(manifests: dict[str, Any]) -> dict[str, str]:
