@@ -6,20 +6,25 @@ Axes: N tokens, K stored support.
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline import codec
+from pipeline.codec import FloatArray, IdArray
 from pipeline.errors import UserError
 
-LOG_SMALLEST_TAIL = float(np.log(1e-6))  # a tail below about 1e-7 is stored as none (codec.log_tail)
-SAMPLED_TOLERANCE_NATS = 0.02  # float16 keeps −30 nats to 0.015
-MASS_TOLERANCE = 0.01  # float16 keeps a log-prob to 2⁻¹¹ of itself
+LOG_SMALLEST_TAIL = float(np.log(codec.TAIL_STEP))  # half of it is stored as none
+ROUNDING_NATS = 0.1  # a row is made to sum to 1: its levels move together, by what their rounding took
+ROUNDING_MASS = 0.05  # Σ √p / 96 at most, and errors of both signs cancel
+ROUNDING_DRAWS = 0.01
+DRAWS_SIGMA = 7  # a count that chance makes this improbable does not come by chance
 
 
 def check(row: dict[str, Any], vocab_size: int) -> float:
     """The stored log-prob of each sampled token against its row: equal where the row has it, else below the row.
 
-    `row` has response_id, token_ids, token_logprobs and logprobs, as in records.RESPONSES. Returns the largest
-    difference, nats. Raises UserError where rows and tokens differ in number or disagree, where an id is outside the
+    `row` has response_id, token_ids, token_logprobs and logprobs, as in records.RESPONSES. Where rows hold draws, the
+    sampled tokens' counts are held against their log-probs together. Returns the largest difference beyond rounding,
+    nats (0 for draws). Raises UserError where rows and tokens differ in number or disagree, where an id is outside the
     vocabulary or twice in a row, and where a row and its tail don't sum to 1.
     """
     name, tokens_N = f"response {row['response_id']}", np.asarray(row["token_ids"], np.int64)
@@ -30,22 +35,84 @@ def check(row: dict[str, Any], vocab_size: int) -> float:
         raise UserError(f"{name}: {error}") from None
     if not len(ids_NK) == len(tokens_N) == len(sampled_N):
         raise UserError(f"{name}: {len(tokens_N)} tokens, but {len(ids_NK)} rows of log-probs")
-    largest = max(ids_NK.max(initial=0), tokens_N.max(initial=0))
-    if largest >= vocab_size or tokens_N.min(initial=0) < 0:
+    if not len(tokens_N):
+        return 0.0
+    largest = max(ids_NK.max(), tokens_N.max())
+    if largest >= vocab_size or tokens_N.min() < 0:
         raise UserError(f"{name}: token id {largest} is outside the vocabulary of {vocab_size}")
-    if (np.diff(np.sort(ids_NK, axis=1), axis=1) == 0).any():
+    # a fill-in repeats an id without mass: numbered below 0, apart from every id and each other
+    distinct_NK = np.sort(np.where(logprobs_NK > -np.inf, ids_NK, -1 - np.arange(ids_NK.shape[1])), axis=1)
+    if (np.diff(distinct_NK, axis=1) == 0).any():
         raise UserError(f"{name}: a row of its log-probs has the same token twice")
-    if not (np.abs(mass_N - 1) < MASS_TOLERANCE).all():
+    if not (np.abs(mass_N - 1) < ROUNDING_MASS).all():
         worst = np.abs(mass_N - 1).argmax()
         raise UserError(f"{name}, token {worst}: its row and tail hold a probability of {mass_N[worst]:.4f}, not 1")
-    is_here_NK = ids_NK == tokens_N[:, None]
+    if not (sampled_N <= 0).all():
+        worst = int((~(sampled_N <= 0)).argmax())
+        raise UserError(f"{name}, token {worst}: its log-prob is {sampled_N[worst]}, not a number up to 0")
+    if row["logprobs"]["kind"] != codec.LEVELS:
+        _check_draws(name, row["logprobs"], tokens_N, sampled_N, ids_NK, logprobs_NK, log_tail_N)
+        return 0.0
+    return _check_levels(name, tokens_N, sampled_N, ids_NK, logprobs_NK, log_tail_N)
+
+
+def _check_levels(
+    name: str,
+    tokens_N: npt.NDArray[np.int64],
+    sampled_N: FloatArray,
+    ids_NK: IdArray,
+    logprobs_NK: FloatArray,
+    log_tail_N: FloatArray,
+) -> float:
+    is_here_NK = (ids_NK == tokens_N[:, None]) & (logprobs_NK > -np.inf)
     stored_N = np.where(is_here_NK, logprobs_NK, 0).sum(axis=1)
     # outside the support: no likelier than the least of it, nor than the whole tail
-    ceiling_N = np.minimum(logprobs_NK.min(axis=1), np.maximum(log_tail_N, LOG_SMALLEST_TAIL))
+    least_N = np.where(logprobs_NK > -np.inf, logprobs_NK, 0).min(axis=1)
+    ceiling_N = np.minimum(least_N, np.maximum(log_tail_N, LOG_SMALLEST_TAIL))
     off_N = np.where(is_here_NK.any(axis=1), np.abs(stored_N - sampled_N), np.maximum(sampled_N - ceiling_N, 0))
-    if off_N.size and not off_N.max() <= SAMPLED_TOLERANCE_NATS:
+    beyond_N = off_N - codec.level_error_nats(np.where(is_here_NK.any(axis=1), sampled_N, least_N))
+    if not beyond_N.max() <= ROUNDING_NATS:
+        worst = int(beyond_N.argmax())
         raise UserError(
-            f"{name}, token {off_N.argmax()}: its stored log-prob and its row differ by {off_N.max():.3f} nats:"
+            f"{name}, token {worst}: its stored log-prob and its row differ by {off_N[worst]:.3f} nats:"
             " rows and tokens are not aligned"
         )
-    return float(off_N.max(initial=0))
+    return max(0.0, float(beyond_N.max()))
+
+
+def _check_draws(
+    name: str,
+    packed: codec.Packed,
+    tokens_N: npt.NDArray[np.int64],
+    sampled_N: FloatArray,
+    ids_NK: IdArray,
+    logprobs_NK: FloatArray,
+    log_tail_N: FloatArray,
+) -> None:
+    """The sampled tokens' counts against what their log-probs let expect.
+
+    Systematic draws give the expected count rounded up or down. Independent ones are held together: their sum is off
+    by no more than a binomial's deviation (Bernstein's inequality). A token outside the tokens drawn from has no count,
+    and is no likelier than the least of those.
+    """
+    num_draws, tail_N = packed["num_draws"], np.exp(log_tail_N.astype(np.float64))
+    is_here_NK = (ids_NK == tokens_N[:, None]) & (logprobs_NK > -np.inf)
+    count_N = (
+        num_draws * np.exp(np.where(is_here_NK, logprobs_NK, -np.inf).astype(np.float64)).sum(axis=1) / (1 - tail_N)
+    )
+    chance_N = np.minimum(np.exp(sampled_N.astype(np.float64)) / (1 - tail_N), 1)
+    outside_N = np.where(count_N > 0, 0, np.minimum(chance_N, 1 / packed["width"]))
+    off_N = count_N - num_draws * (chance_N - outside_N)
+    worst = int(np.abs(off_N).argmax())
+    rounding_N = ROUNDING_DRAWS + num_draws * codec.TAIL_STEP / (1 - tail_N)
+    if packed["kind"] == codec.SYSTEMATIC and abs(off_N[worst]) > 1 + rounding_N[worst]:
+        raise UserError(
+            f"{name}, token {worst}: {count_N[worst]:.0f} of {num_draws} draws, and a log-prob that lets expect"
+            f" {num_draws * chance_N[worst]:.1f}: rows and tokens are not aligned"
+        )
+    deviation = float((chance_N * (1 - chance_N)).sum() * num_draws) ** 0.5
+    if abs(off_N.sum()) > DRAWS_SIGMA * deviation + DRAWS_SIGMA**2 / 3:
+        raise UserError(
+            f"{name}: its tokens have {off_N.sum():+.0f} draws beyond what their log-probs let expect, give or take"
+            f" {deviation:.0f}: rows and tokens are not aligned"
+        )

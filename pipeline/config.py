@@ -121,8 +121,17 @@ class Generate(Section):
     top_p: float = Field(default=1.0, description="Nucleus of sampling, 0-1.", gt=0, le=1)
     top_k: int = Field(default=0, description="Sample among this many best tokens; 0 is all.", ge=0)
     max_tokens: Positive = Field(default=512, description="Longest answer, tokens.")
-    k: Positive = Field(
-        default=64, description="Log-probs stored per token: the K best, and the exact mass of the rest."
+    k: Positive = Field(default=64, description="Log-probs asked of the teacher per token: its K best.")
+    support: Literal["top", "nucleus", "sampled"] = Field(
+        default="top",
+        description="What is stored of the K best, with the mass of the rest: top: all; nucleus: the likeliest, up to"
+        " nucleus_mass; sampled: draws from them, a quarter of the size, unbiased within them.",
+    )
+    nucleus_mass: Fraction = Field(default=0.98, description="nucleus: entries are stored until they hold this; 0-1.")
+    nucleus_min: Positive = Field(default=4, description="nucleus: fewest entries per token.")
+    num_draws: Positive = Field(default=50, description="sampled: draws per token.", le=127)
+    draw: Literal["systematic", "independent"] = Field(
+        default="systematic", description="sampled: evenly spaced draws, which vary least, or independent ones."
     )
     seed: int = Field(
         default=0, description="Seed; each response draws from its own stream, made of this and its id.", ge=0

@@ -12,6 +12,8 @@ Alignment contract. For a response with `prompt_token_ids` (P of them) and `toke
 
 import pyarrow as pa
 
+from pipeline import codec
+
 ALIGNMENT = "row t of logprobs: the teacher's distribution given prompt_token_ids + token_ids[:t]; nats, temperature 1"
 
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -40,7 +42,7 @@ RESPONSES = pa.schema(
         ("prompt_token_ids", TOKEN_IDS),
         ("token_ids", TOKEN_IDS),
         ("token_logprobs", pa.list_(pa.float32())),  # nats, of the sampled tokens
-        ("logprobs", pa.binary()),  # pipeline/codec.py
+        ("logprobs", codec.TYPE),
     ]
 )
 

@@ -238,9 +238,9 @@ class Stage:
     complete: bool = False
     began: float = field(default_factory=time.monotonic)
 
-    def commit(self, table: pa.Table, name: str) -> None:
+    def commit(self, table: pa.Table, name: str, level: int = 3) -> None:
         """Write one Parquet file: temporary name, fsync, rename. Raises UserError where the disk is full."""
-        write_table(table, self.path / name)
+        write_table(table, self.path / name, level)
 
     def shards(self, prefix: str) -> list[str]:
         """Names of the files committed so far, in order."""
@@ -324,10 +324,12 @@ def read_committed(path: Path, columns: list[str]) -> pa.Table:
         raise UserError(f"{path}: damaged ({_first_line(error)}); delete it and run the same command again") from None
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file atomically. Raises UserError where the disk is full."""
+def write_table(table: pa.Table, path: Path, level: int = 3) -> None:
+    """Write a Parquet file atomically, at this level of zstd. Raises UserError where the disk is full."""
+    # numbers and packed bytes hardly repeat as a whole: a dictionary of them only costs
+    text = [field.name for field in table.schema if pa.types.is_string(field.type)]
     with _atomic(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=3)
+        pq.write_table(table, temporary, compression="zstd", compression_level=level, use_dictionary=text)  # pyright: ignore[reportArgumentType]
 
 
 def write_text(path: Path, text: str) -> None:

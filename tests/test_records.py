@@ -4,11 +4,12 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import records
+from pipeline import codec, records
 from pipeline.config import Config
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -31,7 +32,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "prompt_token_ids": [],
         "token_ids": [7],
         "token_logprobs": [-0.5],
-        "logprobs": b"RTL1\x00\xff",
+        "logprobs": codec.encode(np.array([[7]]), np.log([[0.5]]), np.log([0.5])),  # type: ignore[arg-type]
     },
     "DECISIONS": {"response_id": "p-0", "kept": False, "reasons": ["truncated"], "scores": [("too_long", 3.0)]},
     "SAMPLES": {

@@ -28,7 +28,7 @@ def plan(config: Config, run_dir: RunDir, prompts_per_file: list[int]) -> Plan:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rundir, "read_shards", lambda *_: iter(tables))
-        return generate.planned(run_dir, config)
+        return dict(generate.planned(run_dir, config))
 
 
 plans = given(

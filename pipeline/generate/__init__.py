@@ -1,6 +1,7 @@
 """generate: the teacher answers every prompt; text, token ids and the log-probs behind each token, in one pass."""
 
 import hashlib
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -10,14 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import codec, hardware, models
-from pipeline.config import Config, output_settings
+from pipeline.config import Config, Generate, output_settings
 from pipeline.console import console, progress, say
 from pipeline.errors import UserError
+from pipeline.generate import support
 from pipeline.generate.engine import LOGPROBS_MODE, Answer, Engine, Request
 from pipeline.records import ALIGNMENT, RESPONSES
 from pipeline.rundir import RunDir, Stage, read_committed, read_planned
 
 Row = dict[str, Any]
+ZSTD_LEVEL = 15  # of the shards: 8 % smaller than at 3, for a hundredth of a second per thousand tokens
 
 
 def run(config: Config, run_dir: RunDir) -> None:
@@ -28,20 +31,20 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage = run_dir.begin("generate", config, _fingerprint(config, run_dir, teacher, prompts))
     if stage.complete:
         return
-    plan = planned(run_dir, config)
-    done = _committed(stage, plan)
-    todo = {name: rows for name, rows in plan.items() if name not in done}
+    names, done = _survey(stage, planned(run_dir, config))
     if done:
-        say(f"generate: {len(done)} of {len(plan)} shards are there; going on")
-    if todo:
+        say(f"generate: {len(done)} of {len(names)} shards are there; going on")
+    if len(done) < len(names):
         began = time.monotonic()
         say(f"generate: starting vLLM with {teacher.name}")
         engine = Engine(str(teacher.path), config.teacher.engine, config.generate.k)
         stage.remember(engine_start_s=round(time.monotonic() - began, 1), teacher_dtype=engine.dtype)
-        stage.remember(**_generate(stage, engine, config, teacher.tokenizer(), todo))
-    counts = _counts(stage, list(plan))
+        todo = ((name, rows) for name, rows in planned(run_dir, config) if name not in done)
+        total = prompts["counts"]["prompts"] * config.generate.num_samples - sum(done.values())
+        stage.remember(**_generate(stage, engine, config, teacher.tokenizer(), todo, total))
+    counts = _counts(stage, names)
     facts = {"alignment": ALIGNMENT, "k": config.generate.k, "vocab_size": teacher.vocab_size()}
-    stage.finish([stage.path / name for name in plan], counts, **facts)
+    stage.finish([stage.path / name for name in names], counts, **facts)
 
 
 def response_seed(seed: int, response_id: str) -> int:
@@ -49,63 +52,31 @@ def response_seed(seed: int, response_id: str) -> int:
     return int(hashlib.sha256(f"{seed} {response_id}".encode()).hexdigest()[:8], 16)
 
 
-def planned(run_dir: RunDir, config: Config) -> dict[str, list[Row]]:
-    """Which responses each shard holds; the same every time, so a shard is done or not done as a whole."""
+def planned(run_dir: RunDir, config: Config) -> Iterator[tuple[str, list[Row]]]:
+    """`(file, its responses)`: the same every time, so a shard is done or not done as a whole. One shard at a time."""
     columns = ["prompt_id", "split", "category", "prompt_token_ids"]
-    rows = list(read_planned(run_dir, columns, config.generate.num_samples))
-    size = config.generate.shard_responses
-    return {f"responses-{i // size:05d}.parquet": rows[i : i + size] for i in range(0, len(rows), size)}
+    rows = read_planned(run_dir, columns, config.generate.num_samples)
+    for number in itertools.count():
+        if not (shard := list(itertools.islice(rows, config.generate.shard_responses))):
+            return
+        yield f"responses-{number:05d}.parquet", shard
 
 
-def _committed(stage: Stage, plan: dict[str, list[Row]]) -> set[str]:
-    """The shards of the plan that are on disk. Raises UserError for one that is damaged."""
-    done = set(stage.shards("responses"))
-    for name in done:
-        ids = read_committed(stage.path / name, ["response_id"]).column("response_id").to_pylist()
-        if ids != [row["response_id"] for row in plan.get(name, [])]:
-            raise UserError(f"{stage.path / name}: holds other responses than planned; delete it and run again")
-    return done
+def request(row: Row, settings: Generate) -> Request:
+    """What the teacher is asked for one planned response."""
+    return Request(
+        request_id=row["response_id"],
+        prompt_token_ids=row["prompt_token_ids"],
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        seed=response_seed(settings.seed, row["response_id"]),
+        k=settings.k,
+    )
 
 
-def _generate(stage: Stage, engine: Engine, config: Config, tokenizer: Any, todo: dict[str, list[Row]]) -> Row:
-    """Answer every row of `todo`; commit each shard when its last answer is in."""
-    place = {row["response_id"]: (name, row) for name, rows in todo.items() for row in rows}
-    open_shards: dict[str, dict[str, Row]] = {name: {} for name in todo}
-    num_tokens, began = 0, time.monotonic()
-    with progress("answers") as bar:
-        task = bar.add_task("generate", total=len(place), note="")
-        for answer in engine.answers(requests(todo, config)):
-            name, row = place[answer.request.request_id]
-            open_shards[name][row["response_id"]] = response(row, answer, tokenizer, engine.vocab_size)
-            num_tokens += len(answer.token_ids)
-            if len(open_shards[name]) == len(todo[name]):
-                rows = open_shards.pop(name)
-                ordered = [rows[planned["response_id"]] for planned in todo[name]]
-                stage.commit(pa.Table.from_pylist(ordered, schema=RESPONSES), name)
-            bar.update(task, advance=1, note=f"{num_tokens / (time.monotonic() - began):.0f} tokens/s")
-    elapsed_s = time.monotonic() - began
-    if not console.is_terminal:
-        say(f"generate: {len(place)} answers, {num_tokens} tokens, {num_tokens / elapsed_s:.0f} tokens/s")
-    return {"generated_tokens": num_tokens, "generating_s": round(elapsed_s, 3)}
-
-
-def requests(todo: dict[str, list[Row]], config: Config) -> Iterator[Request]:
-    settings = config.generate
-    for rows in todo.values():
-        for row in rows:
-            yield Request(
-                request_id=row["response_id"],
-                prompt_token_ids=row["prompt_token_ids"],
-                max_tokens=settings.max_tokens,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                top_k=settings.top_k,
-                seed=response_seed(settings.seed, row["response_id"]),
-                k=settings.k,
-            )
-
-
-def response(row: Row, answer: Answer, tokenizer: Any, vocab_size: int) -> Row:
+def response(row: Row, answer: Answer, tokenizer: Any, vocab_size: int, settings: Generate) -> Row:
     """One row of RESPONSES."""
     return {
         **row,
@@ -113,8 +84,62 @@ def response(row: Row, answer: Answer, tokenizer: Any, vocab_size: int) -> Row:
         "finish_reason": answer.finish_reason,
         "token_ids": answer.token_ids,
         "token_logprobs": answer.token_logprobs,
-        "logprobs": codec.encode(answer.ids_TK, answer.logprobs_TK, codec.log_tail(answer.logprobs_TK, vocab_size)),
+        "logprobs": support.pack(answer.ids_TK, answer.logprobs_TK, vocab_size, settings, row["response_id"]),
     }
+
+
+def _survey(stage: Stage, plan: Iterator[tuple[str, list[Row]]]) -> tuple[list[str], dict[str, int]]:
+    """The files of the plan, and the responses of those that are on disk. Raises UserError for one that is damaged."""
+    there, names, done = set(stage.shards("responses")), [], {}
+    for name, rows in plan:
+        names.append(name)
+        if name not in there:
+            continue
+        ids = read_committed(stage.path / name, ["response_id"]).column("response_id").to_pylist()
+        if ids != [row["response_id"] for row in rows]:
+            raise UserError(f"{stage.path / name}: holds other responses than planned; delete it and run again")
+        done[name] = len(rows)
+    return names, done
+
+
+def _generate(
+    stage: Stage,
+    engine: Engine,
+    config: Config,
+    tokenizer: Any,
+    todo: Iterator[tuple[str, list[Row]]],
+    total: int,
+) -> Row:
+    """Answer the `total` rows of `todo`; commit each shard when its last answer is in.
+
+    Only shards with answers under way are in memory: the engine reads ahead no further than keeps it full.
+    """
+    place: dict[str, str] = {}
+    open_shards: dict[str, dict[str, Row]] = {}  # planned rows, until responses take their places
+
+    def requests() -> Iterator[Request]:
+        for name, rows in todo:
+            open_shards[name] = {row["response_id"]: row for row in rows}
+            place.update({row["response_id"]: name for row in rows})
+            yield from (request(row, config.generate) for row in rows)
+
+    num_tokens, began = 0, time.monotonic()
+    with progress("answers") as bar:
+        task = bar.add_task("generate", total=total, note="")
+        for answer in engine.answers(requests()):
+            response_id = answer.request.request_id
+            name = place.pop(response_id)
+            shard = open_shards[name]
+            shard[response_id] = response(shard[response_id], answer, tokenizer, engine.vocab_size, config.generate)
+            num_tokens += len(answer.token_ids)
+            if not any(planned_id in place for planned_id in shard):
+                stage.commit(pa.Table.from_pylist(list(shard.values()), schema=RESPONSES), name, ZSTD_LEVEL)
+                del open_shards[name]
+            bar.update(task, advance=1, note=f"{num_tokens / (time.monotonic() - began):.0f} tokens/s")
+    elapsed_s = time.monotonic() - began
+    if not console.is_terminal:
+        say(f"generate: {total} answers, {num_tokens} tokens, {num_tokens / elapsed_s:.0f} tokens/s")
+    return {"generated_tokens": num_tokens, "generating_s": round(elapsed_s, 3)}
 
 
 def _counts(stage: Stage, names: list[str]) -> dict[str, int]:
@@ -142,5 +167,6 @@ def _fingerprint(config: Config, run_dir: RunDir, teacher: models.Model, prompts
         "teacher.chat_template": prepared["teacher.chat_template"],
         "vllm": hardware.vllm_version(),
         "logprobs_mode": LOGPROBS_MODE,
+        "codec": codec.VERSION,
         "input.prepare": run_dir.output_hash("prepare"),
     }

@@ -1,5 +1,6 @@
 """A few prompts answered, measured, and multiplied: what the whole of generate will take, before it is begun."""
 
+import itertools
 import resource
 import shutil
 import tempfile
@@ -12,12 +13,12 @@ import pyarrow as pa
 from rich.table import Table
 
 from pipeline import generate, hardware, models
-from pipeline.config import Config
+from pipeline.config import Config, Generate
 from pipeline.console import console, progress, say
 from pipeline.errors import UserError
 from pipeline.generate.engine import Answer, Engine
 from pipeline.records import RESPONSES
-from pipeline.rundir import RunDir, read_json, write_json, write_table
+from pipeline.rundir import RunDir, read_json, read_planned, write_json, write_table
 
 Row = dict[str, Any]
 WIDEST_K = 128
@@ -31,8 +32,9 @@ def run(config: Config, run_dir: RunDir) -> None:
     prompts = run_dir.manifest("prepare")["counts"]["prompts"]
     teacher = models.find(config.teacher.model, config.teacher.revision)
     k = min(max(config.generate.k, WIDEST_K), teacher.vocab_size())
-    rows = [row for shard in generate.planned(run_dir, config).values() for row in shard if row["sample"] == 0]
-    chosen = rows[:: max(1, len(rows) // config.generate.pilot_prompts)][: config.generate.pilot_prompts]
+    every = max(1, prompts // config.generate.pilot_prompts)
+    columns = ["split", "category", "prompt_token_ids"]
+    chosen = list(itertools.islice(read_planned(run_dir, columns, 1), 0, every * config.generate.pilot_prompts, every))
     began = time.monotonic()
     say(f"plan: starting vLLM with {teacher.name}")
     engine = Engine(str(teacher.path), config.teacher.engine, k)
@@ -42,12 +44,12 @@ def run(config: Config, run_dir: RunDir) -> None:
     began = time.monotonic()
     with progress("answers") as bar:
         task = bar.add_task("plan", total=len(chosen), note="")
-        for answer in engine.answers(generate.requests({"pilot": chosen}, wide)):
+        for answer in engine.answers(generate.request(row, wide.generate) for row in chosen):
             answers.append(answer)
             bar.update(task, advance=1)
     answering_s = time.monotonic() - began
     place = {row["response_id"]: row for row in chosen}
-    by_k = measure_supports(answers, place, teacher, engine.vocab_size, sorted({*KS, config.generate.k}))
+    by_k = measure_supports(answers, place, teacher, engine.vocab_size, config.generate)
     tokens = [len(answer.token_ids) for answer in answers]
     plan = estimate(config, prompts, tokens, answering_s, start_s, by_k)
     write_json(run_dir.path / "plan.json", plan)
@@ -61,21 +63,24 @@ def run(config: Config, run_dir: RunDir) -> None:
 
 
 def measure_supports(
-    answers: list[Answer], place: dict[str, Row], teacher: models.Model, vocab_size: int, ks: list[int]
+    answers: list[Answer], place: dict[str, Row], teacher: models.Model, vocab_size: int, settings: Generate
 ) -> dict[int, dict[str, float]]:
-    """For each K: the mean mass that the K best hold, and bytes a token of the shard, every column included."""
+    """For each K: the mean mass that the K best hold, and bytes a token of the shard, every column included.
+
+    What is stored of the K best is what the settings ask for.
+    """
     tokenizer = teacher.tokenizer()
     num_tokens = sum(len(answer.token_ids) for answer in answers)
     by_k: dict[int, dict[str, float]] = {}
-    for k in ks:
+    for k in sorted({*KS, settings.k}):
         if k > answers[0].ids_TK.shape[1]:
             continue
         cut = [Answer(**{**vars(a), "ids_TK": a.ids_TK[:, :k], "logprobs_TK": a.logprobs_TK[:, :k]}) for a in answers]
         mass = sum(float(np.exp(a.logprobs_TK.astype(np.float64)).sum()) for a in cut) / num_tokens
-        rows = [generate.response(place[a.request.request_id], a, tokenizer, vocab_size) for a in cut]
+        rows = [generate.response(place[a.request.request_id], a, tokenizer, vocab_size, settings) for a in cut]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.parquet"
-            write_table(pa.Table.from_pylist(rows, schema=RESPONSES), path)
+            write_table(pa.Table.from_pylist(rows, schema=RESPONSES), path, generate.ZSTD_LEVEL)
             by_k[k] = {"mass_frac": mass, "bytes_per_token": path.stat().st_size / num_tokens}
     return by_k
 

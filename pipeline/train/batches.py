@@ -62,7 +62,10 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int, vocab_size: int) -> d
         labels_BT[b, P : P + A] = row["token_ids"]
         attention_BT[b, : P + A] = 1
     decoded = [codec.decode(row["logprobs"]) for row in rows]
-    ids_NK, logprobs_NK, log_tail_N = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
+    K = max(ids_NK.shape[1] for ids_NK, _, _ in decoded)
+    ids_NK = np.concatenate([_filled(ids_NK, ids_NK[:, :1], K) for ids_NK, _, _ in decoded])
+    logprobs_NK = np.concatenate([_filled(logprobs_NK, np.float32(-np.inf), K) for _, logprobs_NK, _ in decoded])
+    log_tail_N = np.concatenate([log_tail_N for _, _, log_tail_N in decoded])
     if len(ids_NK) != (labels_BT != IGNORED).sum():
         ids = ", ".join(row["response_id"] for row in rows)
         raise UserError(f"responses {ids}: {len(ids_NK)} rows of log-probs for {(labels_BT != IGNORED).sum()} tokens")
@@ -77,6 +80,12 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int, vocab_size: int) -> d
         "teacher_logprobs_NK": torch.from_numpy(logprobs_NK),
         "teacher_log_tail_N": torch.from_numpy(log_tail_N),
     }
+
+
+def _filled(values_NK: np.ndarray, filling: Any, K: int) -> np.ndarray:
+    """Rows of K entries, as the codec fills them: the row's first id again, at −inf."""
+    N, width = values_NK.shape
+    return np.concatenate([values_NK, np.broadcast_to(filling, (N, K - width))], axis=1)
 
 
 class LengthGrouped(Sampler[int]):

@@ -21,7 +21,8 @@ from pipeline.train.trainer import token_losses
 MAX_CHECKED_RESPONSES = 256
 MAX_PROOF_TOKENS = 512
 SHIFT_MARGIN_NATS = 0.5  # a useful student is several nats worse on shifted rows
-TEACHER_TOLERANCE_NATS = {"float32": 1e-3}
+TEACHER_TOLERANCE_NATS = {"float32": 1e-3}  # of its tokens' log-probs, which are stored exactly
+CODEC_KL_NATS = 2e-3  # what rounding log-probs to levels adds to the KL: 6e-4 on average (codec.py)
 LOOSE_TEACHER_TOLERANCE_NATS = 0.05  # half precision or quantised weights: two programs round differently
 
 
@@ -37,7 +38,7 @@ def prove(rows: Dataset, teacher: models.Model, learner: Any, teacher_dtype: str
     facts |= student_shift(learner, batch, chunk_tokens)
     if _fits(teacher):
         tolerance = TEACHER_TOLERANCE_NATS.get(teacher_dtype, LOOSE_TEACHER_TOLERANCE_NATS)
-        facts["teacher_kl_nats"] = check_teacher(student.load(teacher.path), batch, chunk_tokens, tolerance)
+        facts |= check_teacher(student.load(teacher.path), batch, chunk_tokens, tolerance)
         facts["teacher_tolerance_nats"] = tolerance
     else:
         say("train: the teacher does not fit this machine's memory; alignment is judged by the student's shift alone")
@@ -52,18 +53,29 @@ def check_sampled_tokens(rows: Dataset, vocab_size: int) -> float:
     return max(alignment.check(rows[index], vocab_size) for index in range(0, len(rows), step))
 
 
-def check_teacher(teacher: Any, batch: dict[str, Tensor], chunk_tokens: int, tolerance_nats: float) -> float:
-    """KL of a student equal to the teacher, through the real batch and the real loss: 0 but for rounding.
+def check_teacher(teacher: Any, batch: dict[str, Tensor], chunk_tokens: int, tolerance_nats: float) -> dict[str, float]:
+    """A student equal to the teacher, through the real batch and the real loss.
 
-    Returns it, nats. Raises UserError where its size exceeds the tolerance.
+    It must give the stored log-prob of each token, and a KL of 0 to the stored rows, but for rounding; where rows hold
+    draws, which have a KL of their own, a clearly lower one than to rows moved by one token. Returns both, nats.
+    Raises UserError where they are off by more than the tolerance.
     """
-    kl_nats = mean_kl_nats(teacher, batch, chunk_tokens)
-    if not abs(kl_nats) < tolerance_nats:
+    ce_N, kl_N = losses_nats(teacher, batch, chunk_tokens)
+    kl_nats, shifted_nats = float(kl_N.mean()), mean_kl_nats(teacher, shifted(batch, 1), chunk_tokens)
+    off_nats = float((ce_N.cpu() + batch["token_logprobs_N"]).abs().mean())
+    if not off_nats < tolerance_nats:
         raise UserError(
-            f"train: the teacher's own KL to the stored log-probs is {kl_nats:.4g} nats, not 0 (±{tolerance_nats}):"
-            " the rows do not belong to these tokens, or the weights are not those that generated"
+            f"train: the teacher's log-probs of its own tokens are {off_nats:.4g} nats from the stored ones, not 0"
+            f" (±{tolerance_nats}): the weights are not those that generated, or tokens were altered"
         )
-    return kl_nats
+    has_draws = bool(batch["has_draws"])
+    ceiling_nats = shifted_nats - SHIFT_MARGIN_NATS if has_draws else tolerance_nats + CODEC_KL_NATS
+    if not -ceiling_nats < kl_nats < ceiling_nats:
+        raise UserError(
+            f"train: the teacher's own KL to the stored log-probs is {kl_nats:.4g} nats (moved by a token:"
+            f" {shifted_nats:.4g}), not 0: the rows do not belong to these tokens"
+        )
+    return {"teacher_logprob_difference_nats": off_nats, "teacher_kl_nats": kl_nats}
 
 
 def student_shift(learner: Any, batch: dict[str, Tensor], chunk_tokens: int) -> dict[str, float]:
@@ -90,11 +102,15 @@ def check_student_shift(facts: dict[str, Any]) -> None:
 
 def mean_kl_nats(model: Any, batch: dict[str, Tensor], chunk_tokens: int) -> float:
     """Forward KL per token of a model to the batch's stored rows."""
+    return losses_nats(model, batch, chunk_tokens)[1].mean().item()
+
+
+def losses_nats(model: Any, batch: dict[str, Tensor], chunk_tokens: int) -> tuple[Tensor, Tensor]:
+    """`(ce_N, kl_N)` of a model on a batch, by the loss that train uses."""
     model.eval()
     device = next(model.parameters()).device
     with torch.no_grad():
-        _, kl_N = token_losses(model, {key: value.to(device) for key, value in batch.items()}, chunk_tokens)
-    return kl_N.mean().item()
+        return token_losses(model, {key: value.to(device) for key, value in batch.items()}, chunk_tokens)
 
 
 def shifted(batch: dict[str, Tensor], shift: int) -> dict[str, Tensor]:
@@ -111,7 +127,11 @@ def proof_batch(rows: Dataset, vocab_size: int) -> dict[str, Tensor]:
         if chosen and total > MAX_PROOF_TOKENS:
             break
         chosen.append(rows[int(index)])
-    return collate(chosen, pad_token_id=0, vocab_size=vocab_size)
+    return {
+        **collate(chosen, pad_token_id=0, vocab_size=vocab_size),
+        "token_logprobs_N": torch.tensor([nats for row in chosen for nats in row["token_logprobs"]]),
+        "has_draws": torch.tensor(chosen[0]["logprobs"]["num_draws"] > 0),
+    }
 
 
 def _fits(teacher: models.Model) -> bool:

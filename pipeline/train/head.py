@@ -21,7 +21,7 @@ class SupportLogprobs(NamedTuple):
 def support_logprobs(
     hidden_NH: Tensor, weight_VH: Tensor, ids_NK: Tensor, labels_N: Tensor, chunk_tokens: int
 ) -> SupportLogprobs:
-    """Log-probs at `ids_NK` (distinct within a row) and at `labels_N`, and the log tail mass, with gradients.
+    """Log-probs at `ids_NK` and at `labels_N`, and the log tail mass, with gradients.
 
     The vocabulary's logits exist for `chunk_tokens` tokens at a time, and once more in the backward pass.
     """
@@ -58,14 +58,16 @@ class _SupportLogprobs(torch.autograd.Function):
         total_N = g_NK.sum(dim=1) + g_tail_N + g_label_N
         # Where the loss gives the tail no weight, its mass may be 0: 0/0 is 0 here.
         outside_N = torch.where(g_tail_N == 0, 0.0, g_tail_N * torch.exp(-log_tail_N)) - total_N
-        inside_NK = g_NK - support_NK.exp() * total_N[:, None]
+        inside_NK = -support_NK.exp() * total_N[:, None]
         head_VH = weight_VH.to(ctx.dtype)
         grad_hidden_NH = torch.empty_like(hidden_NH)
         grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden_NH), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             grad_CV = _logits(hidden_NH[rows], head_VH).sub_(normaliser_N[rows, None]).exp_()
+            # set, then added to: an id that stands twice gets the sum of its g
             grad_CV.mul_(outside_N[rows, None]).scatter_(1, ids_NK[rows], inside_NK[rows])
+            grad_CV.scatter_add_(1, ids_NK[rows], g_NK[rows])
             grad_CV.scatter_add_(1, labels_N[rows, None], g_label_N[rows, None])
             grad_CV = grad_CV.to(ctx.dtype)
             grad_hidden_NH[rows] = grad_CV @ head_VH

@@ -52,7 +52,7 @@ def response(name: str, text: str = "alpha beta", **changes: Any) -> Row:
         "prompt_token_ids": [0],
         "token_ids": [2, 3, END],
         "token_logprobs": [-1.0, -1.0, -1.0],
-        "logprobs": b"",
+        "logprobs": None,
     }
     return {**row, **changes}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fabricated_run import make
 
-from pipeline.config import Config, validate
+from pipeline.config import Config, Generate, validate
 from pipeline.errors import UserError
 from pipeline.generate import pilot
 from pipeline.generate.engine import Answer, Request
@@ -94,11 +94,11 @@ def test_the_recommended_k_is_where_twice_as_many_hold_little_more(masses: dict[
 
 def test_supports_are_measured_by_mass_and_bytes(tmp_path: Path) -> None:
     place = {"p0-0": {"response_id": "p0-0", "prompt_token_ids": [1]}}
-    by_k = pilot.measure_supports([answer("p0-0", 50, 16)], place, FakeTeacher(), VOCAB, [2, 8, 32])  # type: ignore[arg-type]
-    assert list(by_k) == [2, 8], "16 are there: nothing can be said of 32"
-    assert by_k[2]["mass_frac"] == pytest.approx(0.75)
+    by_k = pilot.measure_supports([answer("p0-0", 50, 16)], place, FakeTeacher(), VOCAB, Generate(k=12))  # type: ignore[arg-type]
+    assert list(by_k) == [8, 12, 16], "16 are there: nothing can be said of 32"
     assert by_k[8]["mass_frac"] == pytest.approx(1 - 2**-8)
-    assert by_k[2]["bytes_per_token"] < by_k[8]["bytes_per_token"]
+    assert by_k[12]["mass_frac"] == pytest.approx(1 - 2**-12)
+    assert by_k[8]["bytes_per_token"] < by_k[12]["bytes_per_token"]
 
 
 @pytest.mark.usefixtures("_fakes")

@@ -53,6 +53,21 @@ def test_gradients_of_a_mixed_loss_equal_the_dense_reference(chunk: int) -> None
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+def test_an_id_that_stands_twice_gets_the_sum_of_its_gradients() -> None:
+    """The fill of a short row: its first id again, without teacher mass; or with any other weight."""
+    hidden, weight, ids, labels = problem(3)
+    doubled = torch.cat([ids, ids[:, :1].expand(-1, 2)], dim=1)
+    for factors in (torch.tensor([1.0, 1, 1, 1, 0, 0]), torch.randn(6)):
+        wanted_loss = [value * factors[:4].double() for value in dense(hidden, weight, ids, labels)[:1]]
+        extra = dense(hidden, weight, ids, labels)[0][:, :1] * factors[4:].double().sum()
+        wanted = torch.autograd.grad(wanted_loss[0].sum() + extra.sum(), (hidden, weight))
+        support_NK, log_tail_N, _ = support_logprobs(hidden, weight, doubled, labels, 3)
+        got = torch.autograd.grad((support_NK * factors.double()).sum(), (hidden, weight))
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(log_tail_N, dense(hidden, weight, ids, labels)[1])
+
+
 def test_gradcheck() -> None:
     hidden, weight, ids, labels = problem(2)
     assert torch.autograd.gradcheck(

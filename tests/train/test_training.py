@@ -10,14 +10,15 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pipeline import codec
-from pipeline.config import Train
+from pipeline.config import Generate, Train
 from pipeline.errors import UserError
+from pipeline.generate import support
 from pipeline.train import contract, student
 from pipeline.train.batches import IGNORED, LengthGrouped, collate
 from pipeline.train.trainer import fit, last_whole_checkpoint, token_losses
 
 VOCAB, K = 61, 8
+DRAWN = Generate(support="sampled", num_draws=6)
 
 
 def tiny(seed: int = 0, layers: int = 2) -> Any:
@@ -36,7 +37,9 @@ def tiny(seed: int = 0, layers: int = 2) -> Any:
     return LlamaForCausalLM(config)
 
 
-def captured(teacher: LlamaForCausalLM, num: int, seed: int = 0, shift: int = 0) -> Dataset:
+def captured(
+    teacher: LlamaForCausalLM, num: int, seed: int = 0, shift: int = 0, settings: Generate | None = None
+) -> Dataset:
     """Responses drawn by hand from the teacher, their rows written independently of the product's batching."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -57,7 +60,9 @@ def captured(teacher: LlamaForCausalLM, num: int, seed: int = 0, shift: int = 0)
                 "prompt_token_ids": prompt,
                 "token_ids": tokens,
                 "token_logprobs": [float(row[t]) for row, t in zip(kept, tokens, strict=True)],
-                "logprobs": codec.encode(best.indices.numpy().astype(np.int32), values, codec.log_tail(values, VOCAB)),
+                "logprobs": support.pack(
+                    best.indices.numpy().astype(np.int32), values, VOCAB, settings or Generate(), f"r{index}-0"
+                ),
                 "length": len(prompt) + len(tokens),
             }
         )
@@ -94,13 +99,36 @@ def test_labels_are_the_answer_alone_and_padding_is_ignored(teacher: LlamaForCau
 
 
 def test_a_student_equal_to_the_teacher_has_no_kl_and_a_shift_is_seen(teacher: LlamaForCausalLM) -> None:
-    batch = batch_of(captured(teacher, 8), list(range(8)))
-    assert abs(contract.check_teacher(teacher, batch, 5, 1e-3)) < 1e-4
+    batch = contract.proof_batch(captured(teacher, 8), VOCAB)
+    facts = contract.check_teacher(teacher, batch, 5, 1e-3)
+    assert facts["teacher_logprob_difference_nats"] < 1e-5
+    assert abs(facts["teacher_kl_nats"]) < 2e-3
+    with pytest.raises(UserError, match="weights are not those that generated"):
+        contract.check_teacher(tiny(1).eval(), batch, 5, 1e-3)
+    whole = batch_of(captured(teacher, 8), list(range(8)))
     for shift in (-1, 1):
         with pytest.raises(UserError, match="do not belong"):
             contract.check_teacher(teacher, contract.shifted(batch, shift), 5, 1e-3)
         with pytest.raises(UserError, match="not aligned"):
-            contract.check_student_shift(contract.student_shift(teacher, contract.shifted(batch, shift), 5))
+            contract.check_student_shift(contract.student_shift(teacher, contract.shifted(whole, shift), 5))
+
+
+def test_rows_of_draws_are_proved_by_tokens_and_by_a_shift(teacher: LlamaForCausalLM) -> None:
+    batch = contract.proof_batch(captured(teacher, 8, settings=DRAWN), VOCAB)
+    facts = contract.check_teacher(teacher, batch, 5, 1e-3)
+    assert 0.01 < facts["teacher_kl_nats"] < 1, "draws have a KL of their own"
+    with pytest.raises(UserError, match="do not belong"):
+        contract.check_teacher(teacher, contract.shifted(batch, 1), 5, 1e-3)
+
+
+def test_rows_of_different_widths_share_a_batch_and_change_no_loss(teacher: LlamaForCausalLM) -> None:
+    rows = captured(teacher, 6, settings=DRAWN)
+    together = contract.losses_nats(teacher, batch_of(rows, list(range(6))), 5)
+    alone = [contract.losses_nats(teacher, batch_of(rows, [i]), 5) for i in range(6)]
+    widths = {len(batch_of(rows, [i])["teacher_ids_NK"][0]) for i in range(6)}
+    assert len(widths) > 1
+    for got, parts in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.cat(parts), rtol=1e-5, atol=1e-5)
 
 
 def test_a_student_that_is_noise_before_it_learns_is_let_pass(teacher: LlamaForCausalLM) -> None:
@@ -115,9 +143,11 @@ def test_a_student_that_is_noise_before_it_learns_is_let_pass(teacher: LlamaForC
 
 
 def test_rows_stored_one_token_late_are_refused(teacher: LlamaForCausalLM) -> None:
-    assert contract.check_sampled_tokens(captured(teacher, 6), VOCAB) < 0.02
-    with pytest.raises(UserError, match="not aligned"):
-        contract.check_sampled_tokens(captured(teacher, 6, shift=1), VOCAB)
+    assert contract.check_sampled_tokens(captured(teacher, 6), VOCAB) < 0.1
+    assert contract.check_sampled_tokens(captured(teacher, 6, settings=DRAWN), VOCAB) == 0
+    for settings in (None, DRAWN):
+        with pytest.raises(UserError, match="not aligned"):
+            contract.check_sampled_tokens(captured(teacher, 6, shift=1, settings=settings), VOCAB)
 
 
 def test_ids_beyond_the_vocabulary_are_refused(teacher: LlamaForCausalLM) -> None:
