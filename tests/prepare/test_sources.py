@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config import Source
 from pipeline.errors import UserError
-from pipeline.prepare.sources import BadRowError, load_template, messages_of, read
+from pipeline.prepare.sources import BadRowError, load_template, prompt_of, read
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello."}
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def meaning(row: Row, template: str | None = None, **source: Any) -> list[dict[str, str]]:
-    return messages_of(row, Source(path="a.jsonl", template=template, **source), load_template(template))
+    return prompt_of(row, Source(path="a.jsonl", template=template, **source), load_template(template))
 
 
 def write(path: Path, content: str | bytes) -> Source:
@@ -188,14 +188,14 @@ def test_messages_come_out_of_parquet_as_plain_lists(tmp_path: Path) -> None:
     source = parquet([{"messages": [SYSTEM, USER], "category": "x"}])(tmp_path)
     [(_, row)] = read(source)
     assert not isinstance(row, BadRowError)
-    assert messages_of(row, source, None) == [SYSTEM, USER]
+    assert prompt_of(row, source, None) == [SYSTEM, USER]
 
 
 def test_messages_come_out_of_a_csv_cell_as_json(tmp_path: Path) -> None:
     source = write(tmp_path / "a.csv", 'messages,category\n"[{""role"": ""user"", ""content"": ""Hi""}]",x\n')
     [(_, row)] = read(source)
     assert not isinstance(row, BadRowError)
-    assert messages_of(row, source, None) == [USER]
+    assert prompt_of(row, source, None) == [USER]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
@@ -261,7 +261,7 @@ def test_a_csv_row_with_too_few_cells_is_no_prompt(tmp_path: Path) -> None:
     [(_, row)] = read(source)
     assert not isinstance(row, BadRowError)
     with pytest.raises(BadRowError, match="empty prompt"):
-        messages_of(row, source, None)
+        prompt_of(row, source, None)
 
 
 # --- datasets
@@ -280,7 +280,7 @@ def dataset(tmp_path: Path) -> Source:
 def test_a_local_dataset_folder_gives_rows_with_their_places(dataset: Source) -> None:
     rows = list(read(dataset))
     assert [place for place, _ in rows] == [f"{dataset.dataset}:0", f"{dataset.dataset}:1"]
-    assert [messages_of(row, dataset, None) for _, row in rows if not isinstance(row, BadRowError)] == [
+    assert [prompt_of(row, dataset, None) for _, row in rows if not isinstance(row, BadRowError)] == [
         [USER],
         [SYSTEM, USER],
     ]
