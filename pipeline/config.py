@@ -230,7 +230,7 @@ class Train(Section):
     accumulation_steps: Positive = Field(default=1, description="Forward passes per optimizer step.")
     reasoning: Literal["keep", "mask", "drop"] = Field(
         default="keep",
-        description="The teacher's reasoning: learnt like the rest, context without loss, or cut from between its tags.",
+        description="The teacher's reasoning: learnt like the rest, context without loss, or cut out between its tags.",
     )
     max_length: Positive = Field(default=2048, description="Longest prompt + answer, tokens; longer ones are left out.")
     lora: Lora | None = Field(default=None, description="Adapters in place of full fine-tuning.")

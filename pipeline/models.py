@@ -211,7 +211,7 @@ def render_completion(
     prompt = _apply_template(tokenizer, messages, *kwargs, add_generation_prompt=True, tokenize=False)
     whole = _apply_template(tokenizer, [*messages, completion], *kwargs, add_generation_prompt=False, tokenize=False)
     if not whole.startswith(prompt):
-        shared = len(os.path.commonprefix([prompt, whole]))
+        shared = next((n for n, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
         raise UserError(
             "the teacher's chat template does not write this answer where it has the teacher begin its own: it opens"
             f" the turn with {prompt[shared:][:30]!r}, and writes {whole[shared:][:30]!r} in its place"

@@ -1,4 +1,7 @@
-"""generate: the teacher answers every prompt; text, token ids and the log-probs behind each token, in one pass."""
+"""generate: the teacher answers every prompt; text, token ids and the log-probs behind each token, in one pass.
+
+With `generate.mode: score` the answers are there already (prepare read them), and the teacher gives their log-probs.
+"""
 
 import hashlib
 import time
@@ -9,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import codec, hardware, models
+from pipeline import codec, hardware, models, reasoning
 from pipeline.config import Config, output_settings
 from pipeline.console import console, progress, say
 from pipeline.errors import UserError
@@ -23,6 +26,7 @@ Row = dict[str, Any]
 def run(config: Config, run_dir: RunDir) -> None:
     """Write generate/responses-*.parquet, shard by shard; shards already there are kept."""
     prompts = run_dir.manifest("prepare")
+    _check_mode(config, prompts)
     teacher = models.find(config.teacher.model, config.teacher.revision)
     models.check_support(teacher, config.generate.k)
     stage = run_dir.begin("generate", config, _fingerprint(config, run_dir, teacher, prompts))
@@ -36,7 +40,8 @@ def run(config: Config, run_dir: RunDir) -> None:
     if todo:
         began = time.monotonic()
         say(f"generate: starting vLLM with {teacher.name}")
-        engine = Engine(str(teacher.path), config.teacher.engine, config.generate.k)
+        scoring = config.generate.mode == "score"
+        engine = Engine(str(teacher.path), config.teacher.engine, config.generate.k, scoring=scoring)
         stage.remember(engine_start_s=round(time.monotonic() - began, 1), teacher_dtype=engine.dtype)
         stage.remember(**_generate(stage, engine, config, teacher.tokenizer(), todo))
     counts = _counts(stage, list(plan))
@@ -51,10 +56,19 @@ def response_seed(seed: int, response_id: str) -> int:
 
 def planned(run_dir: RunDir, config: Config) -> dict[str, list[Row]]:
     """Which responses each shard holds; the same every time, so a shard is done or not done as a whole."""
-    columns = ["prompt_id", "split", "category", "prompt_token_ids"]
+    columns = ["prompt_id", "split", "category", "prompt_token_ids", "completion_token_ids"]
     rows = list(read_planned(run_dir, columns, config.generate.num_samples))
     size = config.generate.shard_responses
     return {f"responses-{i // size:05d}.parquet": rows[i : i + size] for i in range(0, len(rows), size)}
+
+
+def _check_mode(config: Config, prompts: Row) -> None:
+    prepared = prompts["fingerprint"].get("generate.mode", "sample")
+    if prepared != config.generate.mode:
+        raise UserError(
+            f"generate.mode is {config.generate.mode}, but prepare was done for {prepared}: it decides whether answers"
+            " are read; do it again: retort prepare CONFIG --fresh, or give the run a new name"
+        )
 
 
 def _committed(stage: Stage, plan: dict[str, list[Row]]) -> set[str]:
@@ -76,7 +90,8 @@ def _generate(stage: Stage, engine: Engine, config: Config, tokenizer: Any, todo
         task = bar.add_task("generate", total=len(place), note="")
         for answer in engine.answers(requests(todo, config)):
             name, row = place[answer.request.request_id]
-            open_shards[name][row["response_id"]] = response(row, answer, tokenizer, engine.vocab_size)
+            tags = config.teacher.reasoning_tags
+            open_shards[name][row["response_id"]] = response(row, answer, tokenizer, engine.vocab_size, tags)
             num_tokens += len(answer.token_ids)
             if len(open_shards[name]) == len(todo[name]):
                 rows = open_shards.pop(name)
@@ -102,14 +117,31 @@ def requests(todo: dict[str, list[Row]], config: Config) -> Iterator[Request]:
                 top_k=settings.top_k,
                 seed=response_seed(settings.seed, row["response_id"]),
                 k=settings.k,
+                completion_token_ids=_completion(row),
             )
 
 
-def response(row: Row, answer: Answer, tokenizer: Any, vocab_size: int) -> Row:
-    """One row of RESPONSES."""
+def _completion(row: Row) -> tuple[int, ...] | None:
+    token_ids = row.get("completion_token_ids")
+    return None if token_ids is None else tuple(token_ids)
+
+
+def response(
+    row: Row,
+    answer: Answer,
+    tokenizer: Any,
+    vocab_size: int,
+    reasoning_tags: tuple[str, str] | None = None,
+) -> Row:
+    """One row of RESPONSES; without tags no reasoning is looked for."""
+    parts = reasoning.split(tokenizer, reasoning_tags, row["prompt_token_ids"], answer.token_ids)
     return {
         **row,
-        "text": tokenizer.decode(answer.token_ids, skip_special_tokens=True).strip(),
+        "text": parts.text,
+        "reasoning": parts.reasoning,
+        "reasoning_tokens": parts.num_tokens,
+        "reasoning_start": parts.start,
+        "reasoning_end": parts.end,
         "finish_reason": answer.finish_reason,
         "token_ids": answer.token_ids,
         "token_logprobs": answer.token_logprobs,
@@ -118,12 +150,13 @@ def response(row: Row, answer: Answer, tokenizer: Any, vocab_size: int) -> Row:
 
 
 def _counts(stage: Stage, names: list[str]) -> dict[str, int]:
-    counts: Counter[str] = Counter(responses=0, answer_tokens=0, prompt_tokens=0, truncated=0)
+    counts: Counter[str] = Counter(responses=0, answer_tokens=0, reasoning_tokens=0, prompt_tokens=0, truncated=0)
     for name in names:
-        columns = ["token_ids", "prompt_token_ids", "finish_reason"]
+        columns = ["token_ids", "reasoning_tokens", "prompt_token_ids", "finish_reason"]
         table = pq.read_table(stage.path / name, columns=columns)
         counts["responses"] += table.num_rows
         counts["answer_tokens"] += len(table.column("token_ids").combine_chunks().flatten())
+        counts["reasoning_tokens"] += sum(table.column("reasoning_tokens").to_pylist())
         counts["prompt_tokens"] += len(table.column("prompt_token_ids").combine_chunks().flatten())
         counts["truncated"] += table.column("finish_reason").to_pylist().count("length")
     counts["bytes"] = sum((stage.path / name).stat().st_size for name in names)
@@ -137,6 +170,7 @@ def _fingerprint(config: Config, run_dir: RunDir, teacher: models.Model, prompts
         "teacher.model": config.teacher.model,
         "teacher.revision": config.teacher.revision,
         "teacher.engine": config.teacher.engine,
+        "teacher.reasoning_tags": list(config.teacher.reasoning_tags),
         "teacher.weights": teacher.weights_hash(),
         "teacher.tokenizer": prepared["teacher.tokenizer"],
         "teacher.chat_template": prepared["teacher.chat_template"],
