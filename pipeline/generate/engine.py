@@ -81,7 +81,7 @@ class Engine:
             defaults |= {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128}
             defaults |= {"enable_chunked_prefill": scoring}
         if scoring:
-            defaults |= {"max_num_batched_tokens": SCORING_BATCH_TOKENS, "enable_prefix_caching": True}
+            defaults |= {"max_num_batched_tokens": SCORING_BATCH_TOKENS}
         try:
             self._llm = LLM(
                 model=path,

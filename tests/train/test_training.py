@@ -178,10 +178,11 @@ def test_dropped_reasoning_is_gone_from_between_its_tags_with_its_rows(teacher: 
             **row,
             "prompt_token_ids": row["prompt_token_ids"] + row["token_ids"][:r][:1] + row["token_ids"][:r][2:],
             "token_ids": row["token_ids"][r:],
-            "logprobs": codec.encode(*(rows_N[r:] for rows_N in codec.decode(row["logprobs"]))),
+            "logprobs": codec.encode(ids_NK[r:], logprobs_NK[r:], log_tail_N[r:]),
         }
         for row in rows
         for r in [row["reasoning_tokens"]]
+        for ids_NK, logprobs_NK, log_tail_N in [codec.decode(row["logprobs"])]
     ]
     wanted = collate(without, 0, VOCAB)
     assert wanted.keys() == dropped.keys()
