@@ -60,6 +60,16 @@ class Teacher(Section):
         default={},
         description="Passed to vLLM's engine as they stand: tensor_parallel_size, quantization, max_model_len, ...",
     )
+    reasoning_tags: tuple[str, str] = Field(
+        default=("<think>", "</think>"), description="What the teacher puts around its reasoning, where it reasons."
+    )
+
+    @field_validator("reasoning_tags")
+    @classmethod
+    def _two_tags(cls, value: tuple[str, str]) -> tuple[str, str]:
+        if not all(tag.strip() for tag in value) or value[0] == value[1]:
+            raise ValueError("two different tags, such as [<think>, </think>]")
+        return value
 
 
 class Source(Section):
@@ -74,6 +84,12 @@ class Source(Section):
     messages: str = Field(default="messages", description="Column with OpenAI-style messages, where the rows have one.")
     prompt: str = Field(
         default="prompt", description="Column with a bare prompt, read when there is no messages column."
+    )
+    completion: str = Field(
+        default="completion", description="Column with the answer to a bare prompt, for generate.mode=score."
+    )
+    tools: str = Field(
+        default="tools", description="Column with the tools of the conversation, a list or JSON; need not exist."
     )
     category: str = Field(default="category", description="Column that labels the prompt; need not exist.")
     template: str | None = Field(
@@ -116,6 +132,9 @@ class Prepare(Section):
 class Generate(Section):
     """generate: the teacher's answers with the log-probs behind every token."""
 
+    mode: Literal["sample", "score"] = Field(
+        default="sample", description="The teacher answers the prompts, or scores the answers that the sources have."
+    )
     num_samples: Positive = Field(default=1, description="Answers per prompt.")
     temperature: float = Field(default=1.0, description="Sampling temperature; 0 is greedy.", ge=0, le=10)
     top_p: float = Field(default=1.0, description="Nucleus of sampling, 0-1.", gt=0, le=1)
@@ -143,6 +162,12 @@ class Generate(Section):
     price_per_hour: float | None = runtime(
         None, "Price of the machine per hour, in whatever currency; `retort plan` multiplies it.", ge=0
     )
+
+    @model_validator(mode="after")
+    def _scored_once(self) -> "Generate":
+        if self.mode == "score" and self.num_samples != 1:
+            raise ValueError("mode=score reads each answer once: num_samples must be 1")
+        return self
 
 
 class Filter(Section):
@@ -212,6 +237,10 @@ class Train(Section):
     max_grad_norm: float = Field(default=1.0, description="Gradients are clipped to this norm.", gt=0)
     batch_size: Positive = Field(default=8, description="Responses per forward pass and process.")
     accumulation_steps: Positive = Field(default=1, description="Forward passes per optimizer step.")
+    reasoning: Literal["keep", "mask", "drop"] = Field(
+        default="keep",
+        description="The teacher's reasoning: learnt like the rest, context without loss, or cut out between its tags.",
+    )
     max_length: Positive = Field(default=2048, description="Longest prompt + answer, tokens; longer ones are left out.")
     lora: Lora | None = Field(default=None, description="Adapters in place of full fine-tuning.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

@@ -73,6 +73,13 @@ class Model:
             raise UserError(f"model {self.name}: {self.path}/config.json has no number {key}")
         return value
 
+    def stop_ids(self, tokenizer: Any) -> frozenset[int]:
+        """The tokens that end an answer: the tokenizer's own, and those of generation_config.json, as vLLM has it."""
+        path = self.path / "generation_config.json"
+        ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        listed = ids if isinstance(ids, list) else [ids]
+        return frozenset(token for token in (*listed, tokenizer.eos_token_id) if token is not None)
+
     def weight_files(self) -> list[Path]:
         """The files that transformers loads: those of the index where there is one (a repository may hold copies)."""
         index = self.path / "model.safetensors.index.json"
@@ -177,15 +184,55 @@ def check_has_template(tokenizer: Any) -> None:
         raise UserError("the teacher's tokenizer has no chat template; use an instruction-tuned model")
 
 
-def render(tokenizer: Any, messages: list[dict[str, str]], template_kwargs: dict[str, Any]) -> list[int]:
+def render(
+    tokenizer: Any, messages: list[dict[str, Any]], template_kwargs: dict[str, Any], tools: list[Any] | None = None
+) -> list[int]:
     """Token ids of a conversation with the template applied and the assistant's turn opened.
 
     Raises UserError where the template refuses the conversation.
     """
-    try:
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template_kwargs
+    return _apply_template(tokenizer, messages, template_kwargs, tools, add_generation_prompt=True, tokenize=True)
+
+
+def render_completion(
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    completion: dict[str, Any],
+    template_kwargs: dict[str, Any],
+    tools: list[Any] | None,
+    stop_ids: frozenset[int],
+) -> list[int]:
+    """Token ids of an assistant's message as the teacher would have produced them after `render`'s, the last of
+    them an end-of-turn; what the template writes behind that is left out.
+
+    Raises UserError where the template does not write the conversation on from the prompt, or never ends the turn.
+    """
+    kwargs = (template_kwargs, tools)
+    prompt = _apply_template(tokenizer, messages, *kwargs, add_generation_prompt=True, tokenize=False)
+    whole = _apply_template(tokenizer, [*messages, completion], *kwargs, add_generation_prompt=False, tokenize=False)
+    if not whole.startswith(prompt):
+        shared = next((n for n, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
+        raise UserError(
+            "the teacher's chat template does not write this answer where it has the teacher begin its own: it opens"
+            f" the turn with {prompt[shared:][:30]!r}, and writes {whole[shared:][:30]!r} in its place"
+            " (see teacher.chat_template_kwargs, where it is the reasoning that it opens or leaves out)"
         )
+    prompt_ids, whole_ids = (tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, whole))
+    if whole_ids[: len(prompt_ids)] == prompt_ids:
+        token_ids = whole_ids[len(prompt_ids) :]
+    else:  # a token would reach over the border: the teacher begins a new one there
+        token_ids = tokenizer(whole[len(prompt) :], add_special_tokens=False).input_ids
+    last = max((place for place, token in enumerate(token_ids) if token in stop_ids), default=None)
+    if last is None:
+        raise UserError("the teacher's chat template does not end an answer with an end-of-turn token")
+    return token_ids[: last + 1]
+
+
+def _apply_template(
+    tokenizer: Any, messages: list[dict[str, Any]], template_kwargs: dict[str, Any], tools: list[Any] | None, **how: Any
+) -> Any:
+    try:
+        return tokenizer.apply_chat_template(messages, tools=tools, return_dict=False, **how, **template_kwargs)
     except Exception as error:  # a template is the model author's program: it may raise anything
         raise UserError(f"the teacher's chat template refuses a prompt: {_first_line(error)}") from None
 

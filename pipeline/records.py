@@ -16,17 +16,28 @@ from pipeline import codec
 
 ALIGNMENT = "row t of logprobs: the teacher's distribution given prompt_token_ids + token_ids[:t]; nats, temperature 1"
 
-MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+MESSAGE = pa.struct(
+    [
+        ("role", pa.string()),  # system | user | assistant | tool
+        ("content", pa.string()),
+        ("tool_calls", pa.string()),  # JSON of an assistant's calls, as OpenAI has them; null where there are none
+        ("tool_call_id", pa.string()),  # which call a tool's message answers
+        ("name", pa.string()),  # of the tool
+        ("reasoning_content", pa.string()),  # an assistant's reasoning, where it is apart from the content
+    ]
+)
 TOKEN_IDS = pa.list_(pa.int32())
 
 PROMPTS = pa.schema(
     [
-        ("prompt_id", pa.string()),  # hash of the messages: the same prompt has the same id in every run
+        ("prompt_id", pa.string()),  # hash of the messages (and of the answer to be scored): the same in every run
         ("messages", pa.list_(MESSAGE)),
+        ("tools", pa.string()),  # JSON list of the tools the teacher may call; null where there are none
         ("category", pa.string()),
         ("split", pa.string()),  # train | held_out
         ("source", pa.string()),  # file:line or dataset:row
         ("prompt_token_ids", TOKEN_IDS),  # the chat template applied; what the teacher sees
+        ("completion_token_ids", TOKEN_IDS),  # the answer to be scored; null where the teacher gives its own
     ]
 )
 
@@ -37,12 +48,18 @@ RESPONSES = pa.schema(
         ("sample", pa.int32()),
         ("split", pa.string()),
         ("category", pa.string()),
-        ("text", pa.string()),  # decoded once, special tokens left out; for people, never for training
+        ("text", pa.string()),  # decoded once, special tokens and reasoning left out; never trained on
+        ("reasoning", pa.string()),  # the text between the reasoning's tags; null where the teacher did not reason
         ("finish_reason", pa.string()),  # stop | length
         ("prompt_token_ids", TOKEN_IDS),
         ("token_ids", TOKEN_IDS),
         ("token_logprobs", pa.list_(pa.float32())),  # nats, of the sampled tokens
         ("logprobs", codec.TYPE),
+        # The answer begins with this many tokens of reasoning, its tags included; what is between the tags is
+        # token_ids[reasoning_start:reasoning_end]. All 0 where there is none.
+        ("reasoning_tokens", pa.int32()),
+        ("reasoning_start", pa.int32()),
+        ("reasoning_end", pa.int32()),
     ]
 )
 

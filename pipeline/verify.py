@@ -49,7 +49,7 @@ def _responses(run_dir: RunDir) -> str:
     """Responses stand in the order of the prompts, so they are held against the plan as both are read."""
     manifest = run_dir.manifest("generate")
     num_samples = manifest["fingerprint"]["generate.num_samples"]
-    planned = read_planned(run_dir, ["split", "prompt_token_ids"], num_samples)
+    planned = read_planned(run_dir, ["split", "prompt_token_ids", "completion_token_ids"], num_samples)
     num_responses = num_tokens = 0
     worst = 0.0
     with progress("responses") as bar:
@@ -61,6 +61,8 @@ def _responses(run_dir: RunDir) -> str:
             for key in ("split", "prompt_token_ids"):
                 if row[key] != expected[key]:
                     raise UserError(f"{place}: response {row['response_id']} has another {key} than its prompt")
+            if expected["completion_token_ids"] not in (None, row["token_ids"]):
+                raise UserError(f"{place}: response {row['response_id']} is not the text that was to be scored")
             try:
                 worst = max(worst, alignment.check(row, manifest["vocab_size"]))
             except UserError as problem:

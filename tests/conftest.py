@@ -1,9 +1,10 @@
-"""Fixtures of the tiers that use the real demo teacher."""
+"""Fixtures that several folders share: the real demo teacher, and a tokenizer of bytes."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,22 @@ def demo_teacher() -> Path:
     from pipeline.models import demo_path
 
     return demo_path()
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tokenizer whose tokens are bytes, and <|im_start|> and <|im_end|>; without a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("bytes")
+    pieces = ["<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    cutter: Any = Tokenizer(models.BPE(vocab={piece: n for n, piece in enumerate(pieces)}, merges=[]))
+    cutter.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    cutter.decoder = decoders.ByteLevel()
+    special = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
+    PreTrainedTokenizerFast(tokenizer_object=cutter, **special).save_pretrained(folder)
+    return folder
 
 
 def retort(*arguments: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -118,12 +118,19 @@ def _commit(stage: Stage, rows: list[Row], schema: pa.Schema, name: str) -> Path
 
 
 def _prompt(number: int) -> Row:
+    call = '[{"function": {"name": "look", "arguments": {"at": "\\u001b[2J"}}}]'
+    called = [  # the fourth prompt has tools
+        {"role": "assistant", "content": None, "tool_calls": call},
+        {"role": "tool", "content": "It is red.", "tool_call_id": "c1", "name": "look"},
+    ]
     return {
         "prompt_id": f"prompt{number}",
         "messages": [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": f"Say {number}.\x1b[2J {PLANTED}"},
+            *(called if number == 3 else []),
         ],
+        "tools": '[{"function": {"name": "look"}}]' if number == 3 else None,
         "category": "writing",
         "split": "held_out" if number == 5 else "train",
         "source": f"prompts/seeds.jsonl:{number + 1}",
@@ -156,6 +163,10 @@ def _response(number: int) -> Row:
         "token_ids": tokens,
         "token_logprobs": logprobs_NK[:, 0].tolist(),
         "logprobs": codec.encode(ids_NK, logprobs_NK, codec.log_tail(logprobs_NK, 1000)),
+        "reasoning": "Red,\x1b[2J I think." if number == 3 else None,  # the fourth answer has reasoning
+        "reasoning_tokens": 2 if number == 3 else 0,
+        "reasoning_start": 0,
+        "reasoning_end": 1 if number == 3 else 0,
     }
 
 

@@ -270,6 +270,16 @@ def test_all_mistakes_are_told_at_once(load: Load) -> None:
         assert key in message
 
 
+def test_an_answer_that_exists_is_scored_once(load: Load) -> None:
+    assert "num_samples must be 1" in refusal(load, "", "generate.mode=score", "generate.num_samples=2")
+    assert load("", "generate.mode=score").generate.mode == "score"
+
+
+@pytest.mark.parametrize("tags", ["[<think>]", "[<think>, <think>]", "['', </think>]"])
+def test_reasoning_has_two_tags(load: Load, tags: str) -> None:
+    assert "teacher.reasoning_tags" in refusal(load, "", f"teacher.reasoning_tags={tags}")
+
+
 @pytest.mark.parametrize("source", [{}, {"path": "a.jsonl", "dataset": "b"}], ids=["neither", "both"])
 def test_a_source_has_exactly_one_origin(source: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"prepare\.sources\.0: give exactly one of path and dataset"):

@@ -10,7 +10,7 @@ import pytest
 
 import pipeline
 from pipeline.config import Source
-from pipeline.prepare.sources import BadRowError, messages_of, read
+from pipeline.prepare.sources import BadRowError, prompt_of, read
 
 PROMPTS = Path(pipeline.__file__).parent.parent / "prompts"
 NGRAM_WORDS = 5
@@ -27,7 +27,7 @@ def seeds() -> list[str]:
     """The user's text of each seed."""
     source = Source(path=str(PROMPTS / "seeds.jsonl"))
     rows = [row for _, row in read(source) if not isinstance(row, BadRowError)]
-    return ["\n".join(m["content"] for m in messages_of(row, source, None) if m["role"] == "user") for row in rows]
+    return ["\n".join(m["content"] for m in prompt_of(row, source, None) if m["role"] == "user") for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,21 @@ import pytest
 from pipeline import codec, records
 from pipeline.config import Config
 
+UNSET = dict.fromkeys(("tool_calls", "tool_call_id", "name", "reasoning_content"))
 ROWS: dict[str, dict[str, Any]] = {
     "PROMPTS": {
         "prompt_id": "p",
-        "messages": [{"role": "system", "content": "Kurz."}, {"role": "user", "content": "你好 🙂"}],
+        "messages": [
+            {"role": "system", "content": "Kurz.", **UNSET},
+            {"role": "assistant", "content": None, **UNSET, "tool_calls": '[{"name": "f"}]'},
+            {"role": "user", "content": "你好 🙂", **UNSET},
+        ],
+        "tools": '[{"type": "function"}]',
         "category": "chat",
         "split": "train",
         "source": "a.jsonl:1",
         "prompt_token_ids": [1, 200_000],
+        "completion_token_ids": [2],
     },
     "RESPONSES": {
         "response_id": "p-0",
@@ -28,11 +35,15 @@ ROWS: dict[str, dict[str, Any]] = {
         "split": "held_out",
         "category": "chat",
         "text": "",
+        "reasoning": "hm",
         "finish_reason": "stop",
         "prompt_token_ids": [],
         "token_ids": [7],
         "token_logprobs": [-0.5],
         "logprobs": codec.encode(np.array([[7]]), np.log([[0.5]]), np.log([0.5])),  # type: ignore[arg-type]
+        "reasoning_tokens": 3,
+        "reasoning_start": 1,
+        "reasoning_end": 2,
     },
     "DECISIONS": {"response_id": "p-0", "kept": False, "reasons": ["truncated"], "scores": [("too_long", 3.0)]},
     "SAMPLES": {

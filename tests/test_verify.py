@@ -131,6 +131,16 @@ def test_the_first_bad_response_is_named(run_dir: RunDir, change: Callable[[Rows
     assert said in tampered(run_dir, "generate", change)
 
 
+def test_a_scored_answer_is_the_text_that_was_given(run_dir: RunDir) -> None:
+    """prepare holds what was to be scored for the fifth prompt; generate has other tokens."""
+
+    def other_text(rows: Rows) -> None:
+        rows[4]["completion_token_ids"] = [2, 3, 6]
+
+    said = tampered(run_dir, "prepare", other_text, number=0)
+    assert "responses-00001.parquet:2: response prompt4-0 is not the text that was to be scored" in said
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

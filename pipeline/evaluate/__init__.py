@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from safetensors import safe_open
 
-from pipeline import chat_set, hardware, models
+from pipeline import chat_set, hardware, models, reasoning
 from pipeline.config import Config, output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
@@ -198,12 +198,18 @@ def _comparisons(
 
 
 def _held_out(config: Config, run_dir: RunDir) -> list[ForcedText]:
-    """The teacher's answers to held-out prompts that filter kept; the first to each prompt before the second to any."""
+    """The teacher's answers to held-out prompts that filter kept; the first to each prompt before the second to any.
+
+    What is measured of an answer is what training learnt of one (train.reasoning), given the same context.
+    """
     rows: Rows = []
-    for answers, kept in read_answers(run_dir, ["prompt_id", "sample", "split", "prompt_token_ids", "token_ids"]):
+    how = run_dir.manifest("train")["fingerprint"].get("train.reasoning", "keep")
+    columns = ["prompt_id", "sample", "split", "prompt_token_ids", "token_ids"]
+    for answers, kept in read_answers(run_dir, [*columns, "reasoning_tokens", "reasoning_start", "reasoning_end"]):
         rows += [row for row in answers.filter(kept).to_pylist() if row["split"] == "held_out"]
     rows.sort(key=lambda row: row["sample"])
-    texts = [ForcedText(row["prompt_id"], row["prompt_token_ids"], row["token_ids"]) for row in rows]
+    forced = [ForcedText(row["prompt_id"], *reasoning.learnt(row, how)) for row in rows]
+    texts = [text for text in forced if text.token_ids]
     if not texts:
         raise UserError("evaluate: no held-out answer was kept; raise prepare.held_out_frac, or give more prompts")
     return texts[: config.evaluate.held_out_responses]

@@ -24,6 +24,7 @@ PLAIN = pa.schema(
         ("category", pa.string()),
         ("source", pa.string()),
         ("messages", pa.list_(MESSAGE)),  # the conversation with the teacher's answer as its last message
+        ("tools", pa.string()),
         ("finish_reason", pa.string()),
     ]
 )
@@ -97,6 +98,8 @@ def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool) -> Datase
     )
     sampled = ("temperature", "top_p", "top_k", "max_tokens", "num_samples", "seed")
     sampling = ", ".join(f"{key} {made[f'generate.{key}']}" for key in sampled)
+    is_scored = made.get("generate.mode") == "score"
+    origin = "Answers that the sources had, scored by" if is_scored else "Answers of"
     settings = filtered.get("settings", {})
     drops = "\n".join(
         f"| {words(row['reason'])} | {row['dropped']} | {setting_text(row['reason'], settings)} |"
@@ -111,11 +114,11 @@ def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool) -> Datase
 
 # {run_dir.path.name}
 
-Answers of {models.described(made["teacher.model"])}, captured with Retort through {made["vllm"]}.
+{origin} {models.described(made["teacher.model"])}, captured with Retort through {made["vllm"]}.
 
 - Splits: {", ".join(f"{split} {num}" for split, num in counts.items())} answers. A prompt is on one side alone.
 - Teacher: {made["teacher.model"]}, revision {revision}, weights `{made["teacher.weights"]}`
-- Sampling: {sampling}
+- Sampling: {"none, the answers are not the teacher's" if is_scored else sampling}
 - Made {generated["finished"]}
 {licence}
 ## What was left out
@@ -136,14 +139,16 @@ that dropped it.
 def _kept(run_dir: RunDir, with_logprobs: bool) -> Iterator[list[Row]]:
     """The kept answers of each shard, with their conversations; responses stand in the order of the prompts."""
     num_samples = run_dir.manifest("generate")["fingerprint"]["generate.num_samples"]
-    prompts = read_planned(run_dir, ["messages", "source"], num_samples)
-    columns = ["response_id", "prompt_id", "split", "category", "text", "finish_reason"]
+    prompts = read_planned(run_dir, ["messages", "tools", "source"], num_samples)
+    columns = ["response_id", "prompt_id", "split", "category", "text", "reasoning", "finish_reason"]
     for answers, kept in read_answers(run_dir, [*columns, *(CAPTURED if with_logprobs else ())]):
         rows = []
         for answer, is_kept, prompt in zip(answers.to_pylist(), kept.to_pylist(), prompts, strict=False):
             if prompt["response_id"] != answer["response_id"]:
                 raise UserError(f"{run_dir.path}: answers and prompts are not in one order; see retort verify")
             if is_kept:
-                messages = [*prompt["messages"], {"role": "assistant", "content": answer["text"]}]
-                rows.append({**answer, "source": prompt["source"], "messages": messages})
+                told = {"content": answer["text"], "reasoning_content": answer.get("reasoning") or None}
+                messages = [*prompt["messages"], {"role": "assistant", **told}]
+                kept_of_prompt = {key: prompt.get(key) for key in ("source", "tools")}
+                rows.append({**answer, **kept_of_prompt, "messages": messages})
         yield rows

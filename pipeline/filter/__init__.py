@@ -13,7 +13,7 @@ from pipeline.filter.rules import RULES, Candidate
 from pipeline.records import DECISIONS
 from pipeline.rundir import RunDir, read_shards
 
-COLUMNS = ["response_id", "prompt_id", "split", "text", "token_ids", "finish_reason"]
+COLUMNS = ["response_id", "prompt_id", "split", "text", "token_ids", "reasoning_tokens", "finish_reason"]
 
 
 def run(config: Config, run_dir: RunDir) -> None:
@@ -54,7 +54,8 @@ def run(config: Config, run_dir: RunDir) -> None:
 
 def _decide(row: dict[str, Any], settings: Filter, special_ids: frozenset[int], seen: set[bytes]) -> dict[str, Any]:
     """One row of DECISIONS. A duplicate is one only of an answer that every other rule kept."""
-    answer = Candidate(row["prompt_id"], row["text"], row["token_ids"], row["finish_reason"], special_ids)
+    answer_ids = row["token_ids"][row.get("reasoning_tokens") or 0 :]  # null in older runs
+    answer = Candidate(row["prompt_id"], row["text"], answer_ids, row["finish_reason"], special_ids)
     verdicts = {name: rule(answer, settings) for name, rule in RULES.items()}
     scores = {name: float(verdict[0]) for name, verdict in verdicts.items() if verdict is not None}
     reasons = [name for name, verdict in verdicts.items() if verdict is not None and not verdict[1]]

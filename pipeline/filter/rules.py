@@ -10,7 +10,7 @@ from pipeline.repetition import duplicate_ngram_frac, longest_sentence_run
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the rules see of a response."""
+    """What the rules see of a response: the answer without its reasoning."""
 
     prompt_id: str
     text: str

@@ -1,4 +1,7 @@
-"""generate: the teacher answers every prompt; text, token ids and the log-probs behind each token, in one pass."""
+"""generate: the teacher answers every prompt; text, token ids and the log-probs behind each token, in one pass.
+
+With `generate.mode: score` the answers are there already (prepare read them), and the teacher gives their log-probs.
+"""
 
 import hashlib
 import itertools
@@ -10,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import codec, hardware, models
+from pipeline import codec, hardware, models, reasoning
 from pipeline.config import Config, Generate, output_settings
 from pipeline.console import console, progress, say
 from pipeline.errors import UserError
@@ -26,6 +29,7 @@ ZSTD_LEVEL = 15  # of the shards: 8 % smaller than at 3, for a hundredth of a se
 def run(config: Config, run_dir: RunDir) -> None:
     """Write generate/responses-*.parquet, shard by shard; shards already there are kept."""
     prompts = run_dir.manifest("prepare")
+    _check_mode(config, prompts)
     teacher = models.find(config.teacher.model, config.teacher.revision)
     models.check_support(teacher, config.generate.k)
     stage = run_dir.begin("generate", config, _fingerprint(config, run_dir, teacher, prompts))
@@ -37,7 +41,8 @@ def run(config: Config, run_dir: RunDir) -> None:
     if len(done) < len(names):
         began = time.monotonic()
         say(f"generate: starting vLLM with {teacher.name}")
-        engine = Engine(str(teacher.path), config.teacher.engine, config.generate.k)
+        scoring = config.generate.mode == "score"
+        engine = Engine(str(teacher.path), config.teacher.engine, config.generate.k, scoring=scoring)
         stage.remember(engine_start_s=round(time.monotonic() - began, 1), teacher_dtype=engine.dtype)
         todo = ((name, rows) for name, rows in planned(run_dir, config) if name not in done)
         total = prompts["counts"]["prompts"] * config.generate.num_samples - sum(done.values())
@@ -54,7 +59,7 @@ def response_seed(seed: int, response_id: str) -> int:
 
 def planned(run_dir: RunDir, config: Config) -> Iterator[tuple[str, list[Row]]]:
     """`(file, its responses)`: the same every time, so a shard is done or not done as a whole. One shard at a time."""
-    columns = ["prompt_id", "split", "category", "prompt_token_ids"]
+    columns = ["prompt_id", "split", "category", "prompt_token_ids", "completion_token_ids"]
     rows = read_planned(run_dir, columns, config.generate.num_samples)
     for number in itertools.count():
         if not (shard := list(itertools.islice(rows, config.generate.shard_responses))):
@@ -64,6 +69,7 @@ def planned(run_dir: RunDir, config: Config) -> Iterator[tuple[str, list[Row]]]:
 
 def request(row: Row, settings: Generate) -> Request:
     """What the teacher is asked for one planned response."""
+    completion = row.get("completion_token_ids")
     return Request(
         request_id=row["response_id"],
         prompt_token_ids=row["prompt_token_ids"],
@@ -73,19 +79,34 @@ def request(row: Row, settings: Generate) -> Request:
         top_k=settings.top_k,
         seed=response_seed(settings.seed, row["response_id"]),
         k=settings.k,
+        completion_token_ids=None if completion is None else tuple(completion),
     )
 
 
-def response(row: Row, answer: Answer, tokenizer: Any, vocab_size: int, settings: Generate) -> Row:
+def response(row: Row, answer: Answer, tokenizer: Any, vocab_size: int, config: Config) -> Row:
     """One row of RESPONSES."""
+    parts = reasoning.split(tokenizer, config.teacher.reasoning_tags, row["prompt_token_ids"], answer.token_ids)
     return {
         **row,
-        "text": tokenizer.decode(answer.token_ids, skip_special_tokens=True).strip(),
+        "text": parts.text,
+        "reasoning": parts.reasoning,
+        "reasoning_tokens": parts.num_tokens,
+        "reasoning_start": parts.start,
+        "reasoning_end": parts.end,
         "finish_reason": answer.finish_reason,
         "token_ids": answer.token_ids,
         "token_logprobs": answer.token_logprobs,
-        "logprobs": support.pack(answer.ids_TK, answer.logprobs_TK, vocab_size, settings, row["response_id"]),
+        "logprobs": support.pack(answer.ids_TK, answer.logprobs_TK, vocab_size, config.generate, row["response_id"]),
     }
+
+
+def _check_mode(config: Config, prompts: Row) -> None:
+    prepared = prompts["fingerprint"].get("generate.mode", "sample")
+    if prepared != config.generate.mode:
+        raise UserError(
+            f"generate.mode is {config.generate.mode}, but prepare was done for {prepared}: it decides whether answers"
+            " are read; do it again: retort prepare CONFIG --fresh, or give the run a new name"
+        )
 
 
 def _survey(stage: Stage, plan: Iterator[tuple[str, list[Row]]]) -> tuple[list[str], dict[str, int]]:
@@ -99,6 +120,8 @@ def _survey(stage: Stage, plan: Iterator[tuple[str, list[Row]]]) -> tuple[list[s
         if ids != [row["response_id"] for row in rows]:
             raise UserError(f"{stage.path / name}: holds other responses than planned; delete it and run again")
         done[name] = len(rows)
+    if unplanned := there - set(names):
+        raise UserError(f"{stage.path / min(unplanned)}: no file of this plan; delete it and run again")
     return names, done
 
 
@@ -130,7 +153,7 @@ def _generate(
             response_id = answer.request.request_id
             name = place.pop(response_id)
             shard = open_shards[name]
-            shard[response_id] = response(shard[response_id], answer, tokenizer, engine.vocab_size, config.generate)
+            shard[response_id] = response(shard[response_id], answer, tokenizer, engine.vocab_size, config)
             num_tokens += len(answer.token_ids)
             if not any(planned_id in place for planned_id in shard):
                 stage.commit(pa.Table.from_pylist(list(shard.values()), schema=RESPONSES), name, ZSTD_LEVEL)
@@ -143,12 +166,13 @@ def _generate(
 
 
 def _counts(stage: Stage, names: list[str]) -> dict[str, int]:
-    counts: Counter[str] = Counter(responses=0, answer_tokens=0, prompt_tokens=0, truncated=0)
+    counts: Counter[str] = Counter(responses=0, answer_tokens=0, reasoning_tokens=0, prompt_tokens=0, truncated=0)
     for name in names:
-        columns = ["token_ids", "prompt_token_ids", "finish_reason"]
+        columns = ["token_ids", "reasoning_tokens", "prompt_token_ids", "finish_reason"]
         table = pq.read_table(stage.path / name, columns=columns)
         counts["responses"] += table.num_rows
         counts["answer_tokens"] += len(table.column("token_ids").combine_chunks().flatten())
+        counts["reasoning_tokens"] += sum(table.column("reasoning_tokens").to_pylist())
         counts["prompt_tokens"] += len(table.column("prompt_token_ids").combine_chunks().flatten())
         counts["truncated"] += table.column("finish_reason").to_pylist().count("length")
     counts["bytes"] = sum((stage.path / name).stat().st_size for name in names)
@@ -162,6 +186,7 @@ def _fingerprint(config: Config, run_dir: RunDir, teacher: models.Model, prompts
         "teacher.model": config.teacher.model,
         "teacher.revision": config.teacher.revision,
         "teacher.engine": config.teacher.engine,
+        "teacher.reasoning_tags": list(config.teacher.reasoning_tags),
         "teacher.weights": teacher.weights_hash(),
         "teacher.tokenizer": prepared["teacher.tokenizer"],
         "teacher.chat_template": prepared["teacher.chat_template"],

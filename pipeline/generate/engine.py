@@ -1,4 +1,7 @@
-"""vLLM, and the only module that imports it: token ids in, token ids and raw log-probs out, as they finish."""
+"""vLLM, and the only module that imports it: token ids in, token ids and raw log-probs out, as they finish.
+
+The tokens are drawn, or those of a text that exists: then its log-probs are vLLM's `prompt_logprobs`.
+"""
 
 import logging
 import os
@@ -14,6 +17,7 @@ from pipeline.codec import FloatArray, IdArray
 from pipeline.errors import UserError
 
 LOGPROBS_MODE = "raw_logprobs"  # before temperature, top-p, top-k and penalties: the contract in records.py
+SCORING_BATCH_TOKENS = 2048  # vLLM holds tokens × vocabulary × 6 bytes of them, beyond what it reserves
 OURS = (
     "model",
     "revision",
@@ -29,7 +33,7 @@ OURS = (
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to be drawn."""
+    """One answer to be drawn, or scored."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -40,16 +44,17 @@ class Request:
     top_p: float = 1.0
     top_k: int = 0
     ignore_eos: bool = False
+    completion_token_ids: tuple[int, ...] | None = None  # text to be scored, in place of an answer to be drawn
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer drawn: T tokens, the end-of-turn included, and row t of the log-probs for token t."""
+    """One answer drawn or scored: T tokens, the end-of-turn included, and row t of the log-probs for token t."""
 
     request: Request
     token_ids: list[int]
     finish_reason: str  # stop | length
-    token_logprobs: FloatArray  # (T,) nats, of the sampled tokens
+    token_logprobs: FloatArray  # (T,) nats, of the answer's tokens
     ids_TK: IdArray  # the K best, best first
     logprobs_TK: FloatArray  # nats
     first_token_s: float  # since the request was handed to the engine
@@ -59,7 +64,10 @@ class Answer:
 class Engine:
     """A vLLM engine in this process (its workers, where there are several, are vLLM's own)."""
 
-    def __init__(self, path: str, engine_args: dict[str, Any], k: int = 0, memory_share: float = 0.4) -> None:
+    def __init__(
+        self, path: str, engine_args: dict[str, Any], k: int = 0, memory_share: float = 0.4, scoring: bool = False
+    ) -> None:
+        """`scoring`: set up for requests with `completion_token_ids`; any engine takes them, with more memory."""
         os.environ.update({k: v for k, v in hardware.vllm_environment(memory_share).items() if k not in os.environ})
         # a CPU has no Triton, which torch tells on every start
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
@@ -69,8 +77,11 @@ class Engine:
         defaults: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
         if hardware.is_cpu():
             # A chunked prefill rewinds the request's generator, which CPU generators can't do: vLLM would raise.
+            # Scoring draws greedily, without one.
             defaults |= {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128}
-            defaults |= {"enable_chunked_prefill": False}
+            defaults |= {"enable_chunked_prefill": scoring}
+        if scoring:
+            defaults |= {"max_num_batched_tokens": SCORING_BATCH_TOKENS}
         try:
             self._llm = LLM(
                 model=path,
@@ -110,33 +121,51 @@ class Engine:
                 request, began = waiting[output.request_id]
                 elapsed_s = time.perf_counter() - began
                 first_s.setdefault(output.request_id, elapsed_s)
-                if output.finished:
-                    del waiting[output.request_id]
-                    yield _answer(request, output.outputs[0], first_s.pop(output.request_id), elapsed_s)
+                if not output.finished:
+                    continue
+                if _reaches_into_completion(request, output):
+                    self._add(request, timed, reuse=False)
+                    continue
+                del waiting[output.request_id]
+                yield _answer(request, output, first_s.pop(output.request_id), elapsed_s)
 
-    def _add(self, request: Request, timed: bool) -> None:
+    def _add(self, request: Request, timed: bool, reuse: bool = True) -> None:
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        if len(request.prompt_token_ids) >= self.max_model_len:
+        completion = request.completion_token_ids
+        token_ids = [*request.prompt_token_ids, *(completion or ())]
+        if len(token_ids) >= self.max_model_len:
             raise UserError(
-                f"{request.request_id}: its prompt has {len(request.prompt_token_ids)} tokens, the engine's context"
+                f"{request.request_id}: its prompt has {len(token_ids)} tokens, the engine's context"
                 f" is {self.max_model_len} (teacher.engine.max_model_len)"
             )
-        params = SamplingParams(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            max_tokens=request.max_tokens,
-            seed=request.seed,
-            logprobs=request.k or None,
-            flat_logprobs=bool(request.k),
-            detokenize=False,
-            ignore_eos=request.ignore_eos,
-            output_kind=RequestOutputKind.CUMULATIVE if timed else RequestOutputKind.FINAL_ONLY,
-        )
-        self._llm.llm_engine.add_request(request.request_id, tokens_input(request.prompt_token_ids), params)
+        shared: dict[str, Any] = {
+            "flat_logprobs": bool(request.k) or completion is not None,
+            "detokenize": False,
+            "output_kind": RequestOutputKind.CUMULATIVE if timed else RequestOutputKind.FINAL_ONLY,
+        }
+        if completion is None:
+            params = SamplingParams(
+                temperature=request.temperature,
+                top_p=request.top_p,
+                top_k=request.top_k,
+                max_tokens=request.max_tokens,
+                seed=request.seed,
+                logprobs=request.k or None,
+                ignore_eos=request.ignore_eos,
+                **shared,
+            )
+        else:  # vLLM draws a token at the least; it is thrown away
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=1,
+                prompt_logprobs=request.k,
+                skip_reading_prefix_cache=not reuse,
+                **shared,
+            )
+        self._llm.llm_engine.add_request(request.request_id, tokens_input(token_ids), params)
 
 
 def check_engine_args(engine_args: dict[str, Any]) -> None:
@@ -158,24 +187,43 @@ def check_engine_args(engine_args: dict[str, Any]) -> None:
         raise UserError("teacher.engine.data_parallel_size: one engine is one replica; use tensor_parallel_size")
 
 
-def _answer(request: Request, completion: Any, first_s: float, total_s: float) -> Answer:
-    T = len(completion.token_ids)
-    flat = completion.logprobs
-    if flat is None:
-        ids_TC, logprobs_TC = np.empty((T, 1), np.int32), np.empty((T, 1), np.float32)
-    else:
-        # column 0 is the sampled token, 1..K are the K best; a sampled token among them stands twice
-        ids_TC = np.asarray(flat.token_ids, np.int32).reshape(T, request.k + 1)
-        logprobs_TC = np.asarray(flat.logprobs, np.float32).reshape(T, request.k + 1)
+def _reaches_into_completion(request: Request, output: Any) -> bool:
+    """Whether vLLM took positions from its prefix cache, and so without log-probs, whose log-probs are wanted."""
+    wanted_from = len(request.prompt_token_ids) - 1  # the position that predicts the completion's first token
+    return request.completion_token_ids is not None and (output.num_cached_tokens or 0) > wanted_from
+
+
+def _answer(request: Request, output: Any, first_s: float, total_s: float) -> Answer:
+    drawn = output.outputs[0]
+    scored = request.completion_token_ids
+    token_ids = list(drawn.token_ids if scored is None else scored)
+    ids_TC, logprobs_TC = _rows(drawn.logprobs if scored is None else output.prompt_logprobs, request.k, len(token_ids))
+    if scored is not None and ids_TC[:, 0].tolist() != token_ids:
+        raise RuntimeError(f"{request.request_id}: vLLM's log-probs are not those of the text that was to be scored")
     return Answer(
         request=request,
-        token_ids=list(completion.token_ids),
-        finish_reason=str(completion.finish_reason),
+        token_ids=token_ids,
+        finish_reason=str(drawn.finish_reason) if scored is None else "stop",
         token_logprobs=logprobs_TC[:, 0],
         ids_TK=ids_TC[:, 1:],
         logprobs_TK=logprobs_TC[:, 1:],
         first_token_s=first_s,
         total_s=total_s,
+    )
+
+
+def _rows(flat: Any, k: int, T: int) -> tuple[IdArray, FloatArray]:
+    """The last T rows of vLLM's flat log-probs: a prompt's rows come before its completion's.
+
+    Column 0 is the answer's token, 1..K are the K best; an answer's token among them stands twice.
+    """
+    if flat is None:
+        return np.empty((T, 1), np.int32), np.empty((T, 1), np.float32)
+    first = len(flat.token_ids) - T * (k + 1)
+    shape = (T, k + 1)
+    return (
+        np.asarray(flat.token_ids[first:], np.int32).reshape(shape),
+        np.asarray(flat.logprobs[first:], np.float32).reshape(shape),
     )
 
 

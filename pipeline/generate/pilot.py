@@ -13,7 +13,7 @@ import pyarrow as pa
 from rich.table import Table
 
 from pipeline import generate, hardware, models
-from pipeline.config import Config, Generate
+from pipeline.config import Config
 from pipeline.console import console, progress, say
 from pipeline.errors import UserError
 from pipeline.generate.engine import Answer, Engine
@@ -33,11 +33,11 @@ def run(config: Config, run_dir: RunDir) -> None:
     teacher = models.find(config.teacher.model, config.teacher.revision)
     k = min(max(config.generate.k, WIDEST_K), teacher.vocab_size())
     every = max(1, prompts // config.generate.pilot_prompts)
-    columns = ["split", "category", "prompt_token_ids"]
+    columns = ["split", "category", "prompt_token_ids", "completion_token_ids"]
     chosen = list(itertools.islice(read_planned(run_dir, columns, 1), 0, every * config.generate.pilot_prompts, every))
     began = time.monotonic()
     say(f"plan: starting vLLM with {teacher.name}")
-    engine = Engine(str(teacher.path), config.teacher.engine, k)
+    engine = Engine(str(teacher.path), config.teacher.engine, k, scoring=config.generate.mode == "score")
     start_s = time.monotonic() - began
     wide = config.model_copy(update={"generate": config.generate.model_copy(update={"k": k})})
     answers: list[Answer] = []
@@ -49,7 +49,7 @@ def run(config: Config, run_dir: RunDir) -> None:
             bar.update(task, advance=1)
     answering_s = time.monotonic() - began
     place = {row["response_id"]: row for row in chosen}
-    by_k = measure_supports(answers, place, teacher, engine.vocab_size, config.generate)
+    by_k = measure_supports(answers, place, teacher, engine.vocab_size, config)
     tokens = [len(answer.token_ids) for answer in answers]
     plan = estimate(config, prompts, tokens, answering_s, start_s, by_k)
     write_json(run_dir.path / "plan.json", plan)
@@ -63,21 +63,21 @@ def run(config: Config, run_dir: RunDir) -> None:
 
 
 def measure_supports(
-    answers: list[Answer], place: dict[str, Row], teacher: models.Model, vocab_size: int, settings: Generate
+    answers: list[Answer], place: dict[str, Row], teacher: models.Model, vocab_size: int, config: Config
 ) -> dict[int, dict[str, float]]:
     """For each K: the mean mass that the K best hold, and bytes a token of the shard, every column included.
 
-    What is stored of the K best is what the settings ask for.
+    What is stored of the K best is what generate.support asks for.
     """
     tokenizer = teacher.tokenizer()
     num_tokens = sum(len(answer.token_ids) for answer in answers)
     by_k: dict[int, dict[str, float]] = {}
-    for k in sorted({*KS, settings.k}):
+    for k in sorted({*KS, config.generate.k}):
         if k > answers[0].ids_TK.shape[1]:
             continue
         cut = [Answer(**{**vars(a), "ids_TK": a.ids_TK[:, :k], "logprobs_TK": a.logprobs_TK[:, :k]}) for a in answers]
         mass = sum(float(np.exp(a.logprobs_TK.astype(np.float64)).sum()) for a in cut) / num_tokens
-        rows = [generate.response(place[a.request.request_id], a, tokenizer, vocab_size, settings) for a in cut]
+        rows = [generate.response(place[a.request.request_id], a, tokenizer, vocab_size, config) for a in cut]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.parquet"
             write_table(pa.Table.from_pylist(rows, schema=RESPONSES), path, generate.ZSTD_LEVEL)

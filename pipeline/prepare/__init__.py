@@ -1,9 +1,11 @@
-"""prepare: prompts in. Rows of every source become conversations with stable ids, rendered as the teacher sees them."""
+"""prepare: prompts in, and answers where they are to be scored. Rows of every source become conversations with stable
+ids, rendered as the teacher sees them."""
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from pipeline import models
 from pipeline.config import Config, output_settings
 from pipeline.errors import UserError
 from pipeline.prepare import sources
-from pipeline.prepare.sources import BadRowError, Messages
+from pipeline.prepare.sources import BadRowError, Message, Messages
 from pipeline.records import PROMPTS
 from pipeline.rundir import RunDir, Stage, file_hash, text_hash
 
@@ -31,7 +33,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     counts: Counter[str] = Counter(prompts=0, held_out=0, duplicates=0, bad_rows=0)
     files: list[Path] = []
     rows: list[dict[str, Any]] = []
-    for row in _prompts(config, tokenizer, context, counts):
+    for row in _prompts(config, teacher, tokenizer, context, counts):
         rows.append(row)
         if len(rows) == config.prepare.shard_prompts:
             files.append(_commit(stage, rows, len(files)))
@@ -48,9 +50,10 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage.finish(files, dict(counts))
 
 
-def prompt_id(messages: Messages) -> str:
-    """16 hexadecimal digits made from the conversation alone."""
-    return hashlib.sha256(json.dumps(messages, ensure_ascii=False).encode()).hexdigest()[:16]
+def prompt_id(messages: Messages, tools: list[Any] | None = None) -> str:
+    """16 hexadecimal digits made from the conversation, and the tools where there are some, alone."""
+    identity = messages if tools is None else {"messages": messages, "tools": tools}
+    return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def is_held_out(identifier: str, held_out_frac: float) -> bool:
@@ -58,55 +61,109 @@ def is_held_out(identifier: str, held_out_frac: float) -> bool:
     return int(hashlib.sha256(f"split {identifier}".encode()).hexdigest()[:15], 16) < held_out_frac * 16**15
 
 
-def _prompts(config: Config, tokenizer: Any, context: int, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Asked:
+    """A conversation to be gone on with, and the answer that is to be scored, where that is not the teacher's own."""
+
+    place: str
+    category: str
+    messages: Messages
+    tools: list[Any] | None
+    completion: Message | None
+
+    def identifier(self) -> str:
+        return prompt_id([*self.messages, *filter(None, [self.completion])], self.tools)
+
+    def side(self) -> str:
+        """What decides the split: of answers to be scored the first turn, so that no conversation is on both sides."""
+        return prompt_id(sources.first_turn(self.messages)) if self.completion else self.identifier()
+
+
+def _prompts(
+    config: Config, teacher: models.Model, tokenizer: Any, context: int, counts: Counter[str]
+) -> Iterator[dict[str, Any]]:
     """Rows of PROMPTS: each distinct conversation once, rendered."""
     seen: set[str] = set()
-    for place, category, messages in _conversations(config, counts):
-        identifier = prompt_id(messages)
+    stop_ids = teacher.stop_ids(tokenizer)
+    for asked in _conversations(config, counts):
+        identifier = asked.identifier()
         if identifier in seen:
             counts["duplicates"] += 1
             continue
         try:
-            token_ids = models.render(tokenizer, messages, config.teacher.chat_template_kwargs)
+            rendered = _rendered(config, tokenizer, asked, stop_ids)
+            _check_length(config, context, **rendered)
         except UserError as problem:
-            _refuse(config, place, str(problem), counts)
-            continue
-        if len(token_ids) + config.generate.max_tokens > context:
-            problem = (
-                f"prompt too long: its {len(token_ids)} tokens and generate.max_tokens={config.generate.max_tokens}"
-                f" exceed the teacher's context of {context}"
-            )
-            _refuse(config, place, problem, counts)
+            _refuse(config, asked.place, str(problem), counts)
             continue
         seen.add(identifier)
-        held_out = is_held_out(identifier, config.prepare.held_out_frac)
+        held_out = is_held_out(asked.side(), config.prepare.held_out_frac)
         counts["prompts"] += 1
         counts["held_out"] += held_out
         yield {
             "prompt_id": identifier,
-            "messages": messages,
-            "category": category,
+            "messages": [_stored(message) for message in asked.messages],
+            "tools": None if asked.tools is None else json.dumps(asked.tools, ensure_ascii=False),
+            "category": asked.category,
             "split": "held_out" if held_out else "train",
-            "source": place,
-            "prompt_token_ids": token_ids,
+            "source": asked.place,
+            **rendered,
         }
         if len(seen) == config.prepare.max_prompts:
             return
 
 
-def _conversations(config: Config, counts: Counter[str]) -> Iterator[tuple[str, str, Messages]]:
-    """`(place, category, messages)` of every usable row of every source."""
+def _rendered(config: Config, tokenizer: Any, asked: _Asked, stop_ids: frozenset[int]) -> dict[str, Any]:
+    """The columns of token ids. Raises UserError where the template refuses the conversation."""
+    kwargs = config.teacher.chat_template_kwargs
+    prompt = models.render(tokenizer, asked.messages, kwargs, asked.tools)
+    if asked.completion is None:
+        return {"prompt_token_ids": prompt, "completion_token_ids": None}
+    completion = models.render_completion(tokenizer, asked.messages, asked.completion, kwargs, asked.tools, stop_ids)
+    return {"prompt_token_ids": prompt, "completion_token_ids": completion}
+
+
+def _check_length(
+    config: Config, context: int, prompt_token_ids: list[int], completion_token_ids: list[int] | None
+) -> None:
+    P = len(prompt_token_ids)
+    if completion_token_ids is None and P + config.generate.max_tokens > context:
+        raise UserError(
+            f"prompt too long: its {P} tokens and generate.max_tokens={config.generate.max_tokens}"
+            f" exceed the teacher's context of {context}"
+        )
+    if completion_token_ids is not None and P + len(completion_token_ids) >= context:  # vLLM draws one token more
+        raise UserError(
+            f"conversation too long: its {P} + {len(completion_token_ids)} tokens do not fit the teacher's context"
+            f" of {context} with one to spare"
+        )
+
+
+def _stored(message: Message) -> Message:
+    """A message as PROMPTS has it: tool calls as JSON."""
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": json.dumps(calls, ensure_ascii=False)} if calls else message
+
+
+def _conversations(config: Config, counts: Counter[str]) -> Iterator[_Asked]:
+    """What every usable row of every source asks."""
     for source in config.prepare.sources:
         template = sources.load_template(source.template)
         for place, row in sources.read(source):
             try:
                 if isinstance(row, BadRowError):
                     raise row
-                messages = sources.messages_of(row, source, template)
+                tools = sources.tools_of(row, source)
+                if config.generate.mode == "score":
+                    pairs = sources.pairs_of(row, source, template)
+                else:
+                    pairs = [(sources.prompt_of(row, source, template), None)]
             except BadRowError as problem:
                 _refuse(config, place, str(problem), counts)
                 continue
-            yield place, sources.category_of(row, source), messages
+            category = sources.category_of(row, source)
+            for messages, completion in pairs:
+                yield _Asked(place, category, messages, tools, completion)
 
 
 def _refuse(config: Config, place: str, problem: str, counts: Counter[str]) -> None:
@@ -134,7 +191,9 @@ def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]
     folders = [s.dataset for s in config.prepare.sources if s.dataset and Path(s.dataset).is_dir()]
     return {
         **{f"prepare.{key}": value for key, value in prepare.items()},
-        "generate.max_tokens": config.generate.max_tokens,  # it decides which prompts fit the context
+        "generate.mode": config.generate.mode,  # whether answers are read too
+        # it decides which prompts fit the context
+        "generate.max_tokens": config.generate.max_tokens if config.generate.mode == "sample" else None,
         **{f"prepare.file.{path}": file_hash(Path(path)) for path in paths},
         **{f"prepare.folder.{folder}": _folder_hash(Path(folder)) for folder in folders},
         "teacher.context_tokens": context,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline import codec, models
+from pipeline import codec, models, reasoning
 from pipeline import config as config_module
 from pipeline.console import escaped
 from pipeline.errors import UserError
@@ -62,9 +62,13 @@ def _prompt_lines(prompt: Row) -> Iterator[str]:
     yield f"PROMPT {prompt['prompt_id']}"
     yield f"  split {prompt['split']} · category {escaped(prompt['category'] or NONE)} · {escaped(prompt['source'])}"
     yield f"  {len(prompt['prompt_token_ids'])} prompt tokens, the chat template applied"
+    if prompt.get("tools"):
+        yield f"  tools: {escaped(prompt['tools'])}"
     for message in prompt["messages"]:
         yield f"  [{escaped(message['role'])}]"
-        yield from _indented(message["content"])
+        for part in ("reasoning_content", "content", "tool_calls"):
+            if message.get(part):
+                yield from _indented(message[part])
 
 
 def _answer_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
@@ -74,6 +78,10 @@ def _answer_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
         return
     yield f"ANSWER {response['response_id']}"
     yield f"  {len(response['token_ids'])} tokens · finish reason {response['finish_reason']}"
+    if response.get("reasoning_tokens"):
+        yield f"  the first {response['reasoning_tokens']} are reasoning:"
+        yield from _indented(response["reasoning"])
+        yield "  the answer:"
     yield from _indented(response["text"])
     yield ""
     yield from _token_lines(run_dir, response)
@@ -154,8 +162,10 @@ def _train_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
         yield _stage_line(run_dir, "train")
         return
     decision = _find(run_dir, "filter", "response_id", response["response_id"]) if run_dir.is_done("filter") else None
-    length = len(response["prompt_token_ids"]) + len(response["token_ids"])
-    limit = run_dir.manifest("train")["fingerprint"].get("train.max_length")
+    made = run_dir.manifest("train")["fingerprint"]
+    context, answer = reasoning.learnt(response, made.get("train.reasoning", "keep"))
+    length = len(context) + len(answer)
+    limit = made.get("train.max_length")
     if decision is None:
         reason = "done; whether with this answer can't be told without filter's decision about it"
     elif not decision["kept"]:

@@ -26,7 +26,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         return
     teacher = models.teacher_of(run_dir)
     models.check_weights(teacher, run_dir)
-    rows, too_long = kept_rows(run_dir, "train", config.train.max_length)
+    rows, too_long = kept_rows(run_dir, "train", config.train.max_length, config.train.reasoning)
     untrained = stage.path / "untrained"
     _once(untrained, lambda target: student.make(config, teacher, target))
     tokenizer = teacher.tokenizer()
@@ -48,12 +48,16 @@ def run(config: Config, run_dir: RunDir) -> None:
     counts = {
         "rows": len(rows),
         "too_long": too_long,
-        "answer_tokens": sum(map(len, rows["token_ids"])),
+        "answer_tokens": _learnt_tokens(rows, config.train.reasoning),
         "steps": max(fitted["steps"] for fitted in trained.values()),
     }
     folders = [untrained, *(stage.path / arm for arm in arms)]
     files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
     stage.finish(files, counts, contract=facts, dtype=config.train.dtype)
+
+
+def _learnt_tokens(rows: Dataset, how: str) -> int:
+    return sum(map(len, rows["token_ids"])) - (0 if how == "keep" else sum(rows["reasoning_tokens"]))
 
 
 def with_dtype(settings: Train) -> Train:

@@ -17,17 +17,22 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from pipeline import codec
+from pipeline import codec, reasoning
 from pipeline.errors import UserError
 from pipeline.rundir import RunDir, read_answers
 
 IGNORED = -100  # label of a position without loss, as transformers has it
 GROUPED_BATCHES = 50  # batches' worth of shuffled rows among which like lengths are put together
-COLUMNS = ["response_id", "split", "prompt_token_ids", "token_ids", "token_logprobs", "logprobs"]
+REASONING = ["reasoning_tokens", "reasoning_start", "reasoning_end"]
+COLUMNS = ["response_id", "split", "prompt_token_ids", "token_ids", "token_logprobs", "logprobs", *REASONING]
 
 
-def kept_rows(run_dir: RunDir, split: str, max_length: int) -> tuple[Dataset, int]:
-    """The answers of a split that filter kept, and how many of those were left out as longer than `max_length`."""
+def kept_rows(run_dir: RunDir, split: str, max_length: int, how: str = "keep") -> tuple[Dataset, int]:
+    """The answers of a split that filter kept, and how many of those were left out as longer than `max_length`.
+
+    `how` is train.reasoning: `length` is that of the tokens which `collate` gives the student. Raises UserError where
+    none fits, or none tells its reasoning.
+    """
     tables, too_long = [], 0
     for answers, kept in read_answers(run_dir, COLUMNS):
         table = answers.filter(pc.and_(kept, pc.equal(answers.column("split"), split)))
@@ -35,6 +40,14 @@ def kept_rows(run_dir: RunDir, split: str, max_length: int) -> tuple[Dataset, in
             pc.list_value_length(table.column("prompt_token_ids")),
             pc.list_value_length(table.column("token_ids")),
         )
+        if how != "keep" and not set(REASONING) <= set(table.column_names):
+            raise UserError(
+                f"{run_dir.path}: its answers were captured before reasoning was marked, so train.reasoning={how} can't"
+                " tell it; generate again, or keep it"
+            )
+        if how == "drop":
+            cut = pc.subtract(table.column("reasoning_end"), table.column("reasoning_start"))
+            lengths = pc.subtract(lengths, cut)
         fits = pc.less_equal(lengths, max_length)
         too_long += table.num_rows - (pc.sum(fits).as_py() or 0)
         tables.append(table.append_column("length", lengths).filter(fits))
@@ -44,31 +57,38 @@ def kept_rows(run_dir: RunDir, split: str, max_length: int) -> tuple[Dataset, in
     return Dataset(table.drop_columns(["split"])), too_long
 
 
-def collate(rows: list[dict[str, Any]], pad_token_id: int, vocab_size: int) -> dict[str, Tensor]:
+def collate(rows: list[dict[str, Any]], pad_token_id: int, vocab_size: int, how: str = "keep") -> dict[str, Tensor]:
     """One batch: padded `input_ids_BT`, `labels_BT`, and the teacher's rows at its N loss positions.
 
     Label t of a row is token t of the row; a causal model predicts it at position t − 1. The teacher's row for an
     answer's token t is the distribution of exactly that label (records.py), so row n of the `teacher_*` tensors goes
-    with the n-th label that is not ignored. Raises UserError where rows and tokens differ in number, or an id is
-    outside the student's vocabulary.
+    with the n-th label that is not ignored. `how` is train.reasoning (pipeline/reasoning.py). Raises UserError where
+    rows and tokens differ in number, an id is outside the student's vocabulary, or there is nothing to learn.
     """
-    T = max(len(row["prompt_token_ids"]) + len(row["token_ids"]) for row in rows)
+    parts = [reasoning.learnt(row, how) for row in rows]
+    T = max(len(context) + len(answer) for context, answer in parts)
     input_ids_BT = np.full((len(rows), T), pad_token_id, np.int64)
     labels_BT = np.full((len(rows), T), IGNORED, np.int64)
     attention_BT = np.zeros((len(rows), T), np.int64)
-    for b, row in enumerate(rows):
-        P, A = len(row["prompt_token_ids"]), len(row["token_ids"])
-        input_ids_BT[b, : P + A] = row["prompt_token_ids"] + row["token_ids"]
-        labels_BT[b, P : P + A] = row["token_ids"]
+    for b, (context, answer) in enumerate(parts):
+        P, A = len(context), len(answer)
+        input_ids_BT[b, : P + A] = context + answer
+        labels_BT[b, P : P + A] = answer
         attention_BT[b, : P + A] = 1
     decoded = [codec.decode(row["logprobs"]) for row in rows]
+    for row, (ids_NK, _, _) in zip(rows, decoded, strict=True):
+        if len(ids_NK) != len(row["token_ids"]):
+            name, tokens = f"response {row['response_id']}", len(row["token_ids"])
+            raise UserError(f"{name}: {len(ids_NK)} rows of log-probs for {tokens} tokens")
+    firsts = [len(row["token_ids"]) - len(answer) for row, (_, answer) in zip(rows, parts, strict=True)]
+    learnt = [[values[first:] for values in arrays] for first, arrays in zip(firsts, decoded, strict=True)]
     K = max(ids_NK.shape[1] for ids_NK, _, _ in decoded)
-    ids_NK = np.concatenate([_filled(ids_NK, ids_NK[:, :1], K) for ids_NK, _, _ in decoded])
-    logprobs_NK = np.concatenate([_filled(logprobs_NK, np.float32(-np.inf), K) for _, logprobs_NK, _ in decoded])
-    log_tail_N = np.concatenate([log_tail_N for _, _, log_tail_N in decoded])
-    if len(ids_NK) != (labels_BT != IGNORED).sum():
+    ids_NK = np.concatenate([_filled(ids_NK, ids_NK[:, :1], K) for ids_NK, _, _ in learnt])
+    logprobs_NK = np.concatenate([_filled(logprobs_NK, np.float32(-np.inf), K) for _, logprobs_NK, _ in learnt])
+    log_tail_N = np.concatenate([log_tail_N for _, _, log_tail_N in learnt])
+    if not len(ids_NK):
         ids = ", ".join(row["response_id"] for row in rows)
-        raise UserError(f"responses {ids}: {len(ids_NK)} rows of log-probs for {(labels_BT != IGNORED).sum()} tokens")
+        raise UserError(f"responses {ids}: nothing but reasoning, and train.reasoning={how} leaves nothing to learn")
     if max(ids_NK.max(initial=0), input_ids_BT.max()) >= vocab_size:
         ids = ", ".join(row["response_id"] for row in rows)
         raise UserError(f"responses {ids}: a token id is outside the student's vocabulary of {vocab_size}")

@@ -123,10 +123,11 @@ def proof_batch(rows: Dataset, vocab_size: int) -> dict[str, Tensor]:
     order = np.argsort(np.asarray(rows["length"]), kind="stable")
     chosen, total = [], 0
     for index in order[len(order) // 4 :]:
-        total += int(rows[int(index)]["length"])
+        row: Any = rows[int(index)]
+        total += len(row["prompt_token_ids"]) + len(row["token_ids"])  # reasoning and all: as the teacher wrote it
         if chosen and total > MAX_PROOF_TOKENS:
             break
-        chosen.append(rows[int(index)])
+        chosen.append(row)
     return {
         **collate(chosen, pad_token_id=0, vocab_size=vocab_size),
         "token_logprobs_N": torch.tensor([nats for row in chosen for nats in row["token_logprobs"]]),

@@ -24,7 +24,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from pipeline.config import Train
 from pipeline.console import progress
 from pipeline.rundir import write_text
-from pipeline.train.batches import IGNORED, LengthGrouped, collate
+from pipeline.train.batches import IGNORED, REASONING, LengthGrouped, collate
 from pipeline.train.divergences import forward_kl_nats
 from pipeline.train.head import support_logprobs
 
@@ -89,7 +89,7 @@ class DistillationTrainer(SFTTrainer):
         return LengthGrouped(rows["length"], self._settings.batch_size, self._settings.seed)
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["prompt_token_ids", "token_ids", "logprobs", "response_id", "length"]
+        self._signature_columns = ["prompt_token_ids", "token_ids", "logprobs", "response_id", "length", *REASONING]
 
     def _count(self, ce_N: Tensor, kl_N: Tensor, attention_BT: Tensor) -> None:
         self._sums["ce_nats"] += ce_N.detach().sum().item()
@@ -169,6 +169,7 @@ def fit(
             collate,
             pad_token_id=tokenizer.pad_token_id or 0,
             vocab_size=model.get_output_embeddings().weight.shape[0],
+            how=settings.reasoning,
         ),
         callbacks=[Progress(arm, folder / "metrics.jsonl")],
         peft_config=None

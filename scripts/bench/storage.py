@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import codec, config, generate, models
-from pipeline.config import Generate
+from pipeline.config import Config, Generate
 from pipeline.generate import support
 from pipeline.generate.engine import Answer, Engine, Request
 from pipeline.records import RESPONSES
@@ -104,7 +104,7 @@ def shard_bytes(answers: list[Answer], vocab_size: int, settings: Generate, toke
         )
         row = {"response_id": f"{number:016x}-0", "prompt_id": f"{number:016x}", "sample": 0, "split": "train"}
         row |= {"category": "chat", "prompt_token_ids": answer.request.prompt_token_ids}
-        rows.append(generate.response(row, cut, tokenizer, vocab_size, settings))
+        rows.append(generate.response(row, cut, tokenizer, vocab_size, Config(name="bench", generate=settings)))
     table = pa.Table.from_pylist(rows, schema=RESPONSES)
     tokens = sum(len(answer.token_ids) for answer in answers)
     sizes = {}
@@ -266,8 +266,13 @@ def compare(answers: list[Answer], vocab_size: int, tokenizer: Any, title: str) 
 class NoTokenizer:
     """Decodes nothing: the random model has no text."""
 
+    unk_token_id = None
+
     def decode(self, *_: Any, **__: Any) -> str:
         return ""
+
+    def convert_tokens_to_ids(self, _: str) -> None:
+        return None
 
 
 def main() -> None:

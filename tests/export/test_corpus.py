@@ -41,6 +41,17 @@ def test_the_kept_answers_are_loaded_by_split_with_their_conversations(run_dir: 
     assert "logprobs" not in first
 
 
+def test_tools_calls_and_reasoning_go_along(run_dir: RunDir, tmp_path: Path) -> None:
+    rows = loaded(corpus.write(run_dir), tmp_path)["train"]
+    assert [row["tools"] for row in rows] == [None, '[{"function": {"name": "look"}}]', None]
+    _, _, call, result, answer = rows[1]["messages"]
+    assert json.loads(call["tool_calls"])[0]["function"]["name"] == "look"
+    assert (result["tool_call_id"], result["name"]) == ("c1", "look")
+    assert answer["reasoning_content"] == "Red,\x1b[2J I think."
+    assert answer["content"].startswith("Answer 3")
+    assert rows[0]["messages"][-1]["reasoning_content"] is None
+
+
 def test_log_probs_go_along_where_asked_for_and_decode(run_dir: RunDir, tmp_path: Path) -> None:
     first = loaded(corpus.write(run_dir, with_logprobs=True), tmp_path)["train"][0]
     ids_NK, _, _ = codec.decode(first["logprobs"])

@@ -127,6 +127,23 @@ def test_a_plain_token_that_was_added_to_the_tokenizer_is_no_leak(filtered: Filt
     assert reasons(filtered.captured([response("a-0", token_ids=[2, 6, END])]).do()) == {"a-0": []}
 
 
+REASONED = {"reasoning": "alpha", "reasoning_tokens": 3, "reasoning_start": 1, "reasoning_end": 2}
+
+
+def test_rules_see_the_answer_without_its_reasoning(filtered: Filtered) -> None:
+    """Tags that are special tokens are no leak, and reasoning makes no answer longer."""
+    rows = [response("a-0", token_ids=[5, 2, 5, 3, 4, END], **REASONED), response("b-0", token_ids=[2, 5, 3, END])]
+    decisions = filtered.captured(rows).do(max_tokens=2)
+    assert reasons(decisions) == {"a-0": [], "b-0": ["control_tokens", "too_long"]}
+    assert dict(decisions["a-0"]["scores"])["too_short"] == 2
+
+
+def test_reasoning_that_never_came_to_an_answer_is_dropped(filtered: Filtered) -> None:
+    cut = {"token_ids": [5, 2, 3], "finish_reason": "length", "reasoning_tokens": 3}
+    decisions = filtered.captured([response("a-0"), response("b-0", "", **cut)]).do(drop_truncated=False)
+    assert reasons(decisions)["b-0"] == ["empty", "too_short"]
+
+
 def test_every_shard_of_answers_has_its_file_of_decisions_in_the_same_order(filtered: Filtered) -> None:
     shards = [[response("b-0"), response("a-0")], [response("c-0")]]
     filtered.captured(*shards).do()

@@ -106,6 +106,23 @@ def test_a_response_is_drawn_from_its_own_stream_whatever_runs_beside_it(engine:
     assert response_seed(0, "a-0") != response_seed(1, "a-0")
 
 
+def test_an_answer_that_is_scored_has_the_log_probs_it_was_drawn_with(engine: Engine, tokenizer: Any) -> None:
+    drawn = by_id(engine.answers(requests(tokenizer)))
+    again = [
+        Request(name, a.request.prompt_token_ids, 1, 0.7, 0, K, completion_token_ids=tuple(a.token_ids))
+        for name, a in drawn.items()
+    ]
+    scored = by_id(engine.answers(again))
+    assert scored.keys() == drawn.keys()
+    for name, answer in scored.items():
+        assert answer.token_ids == drawn[name].token_ids
+        assert answer.finish_reason == "stop"
+        np.testing.assert_allclose(answer.token_logprobs, drawn[name].token_logprobs, atol=1e-3)
+        np.testing.assert_allclose(answer.logprobs_TK, drawn[name].logprobs_TK, atol=1e-3)
+        is_clear = np.diff(drawn[name].logprobs_TK[:, :2], axis=1)[:, 0] < -2e-3  # no tie for the first place
+        assert (answer.ids_TK[:, 0] == drawn[name].ids_TK[:, 0])[is_clear].all()
+
+
 def test_requests_are_read_no_further_ahead_than_needed(engine: Engine, tokenizer: Any) -> None:
     taken = 0
 

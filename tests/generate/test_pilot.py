@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fabricated_run import make
 
-from pipeline.config import Config, Generate, validate
+from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.generate import pilot
 from pipeline.generate.engine import Answer, Request
@@ -49,8 +49,13 @@ class FakeTeacher:
     def tokenizer(self) -> Any:
         return self
 
-    def decode(self, _: list[int], skip_special_tokens: bool) -> str:
+    unk_token_id = None
+
+    def decode(self, _: list[int], skip_special_tokens: bool = False) -> str:
         return "text"
+
+    def convert_tokens_to_ids(self, _: str) -> None:
+        return None
 
 
 class FakeEngine:
@@ -58,7 +63,7 @@ class FakeEngine:
 
     vocab_size = VOCAB
 
-    def __init__(self, path: str, engine_args: dict[str, Any], k: int) -> None:
+    def __init__(self, path: str, engine_args: dict[str, Any], k: int, scoring: bool = False) -> None:
         self.k = k
 
     def answers(self, requests: Any) -> Any:
@@ -94,7 +99,7 @@ def test_the_recommended_k_is_where_twice_as_many_hold_little_more(masses: dict[
 
 def test_supports_are_measured_by_mass_and_bytes(tmp_path: Path) -> None:
     place = {"p0-0": {"response_id": "p0-0", "prompt_token_ids": [1]}}
-    by_k = pilot.measure_supports([answer("p0-0", 50, 16)], place, FakeTeacher(), VOCAB, Generate(k=12))  # type: ignore[arg-type]
+    by_k = pilot.measure_supports([answer("p0-0", 50, 16)], place, FakeTeacher(), VOCAB, config(tmp_path, k=12))  # type: ignore[arg-type]
     assert list(by_k) == [8, 12, 16], "16 are there: nothing can be said of 32"
     assert by_k[8]["mass_frac"] == pytest.approx(1 - 2**-8)
     assert by_k[12]["mass_frac"] == pytest.approx(1 - 2**-12)

@@ -21,19 +21,15 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Path) -> Path:
     from safetensors.numpy import save_file
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("teacher")
-    pieces = ["<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    cutter: Any = Tokenizer(models.BPE(vocab={piece: n for n, piece in enumerate(pieces)}, merges=[]))
-    cutter.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    cutter.decoder = decoders.ByteLevel()
-    special = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
-    PreTrainedTokenizerFast(tokenizer_object=cutter, chat_template=TEMPLATE, **special).save_pretrained(folder)
-    shape = {"model_type": "llama", "max_position_embeddings": CONTEXT, "vocab_size": len(pieces)}
+    tokenizer: Any = AutoTokenizer.from_pretrained(byte_tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    shape = {"model_type": "llama", "max_position_embeddings": CONTEXT, "vocab_size": len(tokenizer)}
     (folder / "config.json").write_text(json.dumps(shape))
     save_file({}, folder / "model.safetensors")
     return folder

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config import Source
 from pipeline.errors import UserError
-from pipeline.prepare.sources import BadRowError, load_template, messages_of, read
+from pipeline.prepare.sources import BadRowError, first_turn, load_template, pairs_of, prompt_of, read, tools_of
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello."}
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def meaning(row: Row, template: str | None = None, **source: Any) -> list[dict[str, str]]:
-    return messages_of(row, Source(path="a.jsonl", template=template, **source), load_template(template))
+    return prompt_of(row, Source(path="a.jsonl", template=template, **source), load_template(template))
 
 
 def write(path: Path, content: str | bytes) -> Source:
@@ -74,8 +74,8 @@ def test_a_system_message_is_put_before_a_prompt_that_has_none() -> None:
         ({"messages": []}, "no list"),
         ({"messages": {"role": "user"}}, "no list"),
         ({"messages": "Hi"}, "column 'messages' is no JSON list of messages"),
-        ({"messages": ["Hi"]}, "role must be one of system, user, assistant"),
-        ({"messages": [{"role": "human", "content": "Hi"}]}, "role must be one of system, user, assistant"),
+        ({"messages": ["Hi"]}, "role must be one of system, user, assistant, tool"),
+        ({"messages": [{"role": "human", "content": "Hi"}]}, "role must be one of system, user, assistant, tool"),
         ({"messages": [{"role": "user"}]}, "empty prompt"),
         ({"prompt": 5}, r"a user message's content is no text \(its type: int\)"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, r"content is no text \(its type: list\)"),
@@ -88,6 +88,140 @@ def test_a_system_message_is_put_before_a_prompt_that_has_none() -> None:
 def test_a_row_that_gives_no_prompt_is_told_why(row: Row, said: str) -> None:
     with pytest.raises(BadRowError, match=said):
         meaning(row)
+
+
+# --- answers to be scored
+
+
+def pairs(row: Row, template: str | None = None, **source: Any) -> list[tuple[list[Row], Row]]:
+    return pairs_of(row, Source(path="a.jsonl", template=template, **source), load_template(template))
+
+
+@pytest.mark.parametrize(
+    ("row", "source", "wanted"),
+    [
+        ({"prompt": "Hi", "completion": "Hello."}, {}, [([USER], ANSWER)]),
+        ({"question": "Hi", "reply": "Hello."}, {"prompt": "question", "completion": "reply"}, [([USER], ANSWER)]),
+        ({"prompt": "Hi", "completion": "Hello."}, {"system": "Be brief."}, [([SYSTEM, USER], ANSWER)]),
+        ({"messages": [USER, ANSWER], "completion": "not this"}, {}, [([USER], ANSWER)]),
+        ({"messages": json.dumps([USER, ANSWER])}, {}, [([USER], ANSWER)]),
+        (
+            {"messages": [SYSTEM, USER, ANSWER, USER, ANSWER]},
+            {},
+            [([SYSTEM, USER], ANSWER), ([SYSTEM, USER, ANSWER, USER], ANSWER)],
+        ),
+        ({"messages": [USER, ANSWER, USER]}, {}, [([USER], ANSWER)]),
+        ({"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]}, {}, [([USER, ANSWER, USER], ANSWER)]),
+        ({"messages": [USER, {**ANSWER, "train": False}, USER, ANSWER]}, {}, [([USER, ANSWER, USER], ANSWER)]),
+        ({"messages": [USER, {**ANSWER, "weight": 1, "train": True}]}, {}, [([USER], ANSWER)]),
+        ({"messages": [USER, {**ANSWER, "weight": None, "train": None}]}, {}, [([USER], ANSWER)]),
+        ({"messages": [ANSWER, USER, ANSWER]}, {}, [([ANSWER, USER], ANSWER)]),
+    ],
+)
+def test_each_answer_of_a_row_with_all_that_stands_before_it(row: Row, source: Row, wanted: list[Any]) -> None:
+    assert pairs(row, **source) == wanted
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "Hi"}, "no answer to be scored: there is nothing in column 'completion'"),
+        ({"prompt": "Hi", "completion": None}, "nothing in column 'completion'"),
+        ({"prompt": "Hi", "completion": " "}, "empty answer"),
+        ({"prompt": "Hi", "completion": 5}, r"assistant message's content is no text \(its type: int\)"),
+        ({"messages": [USER]}, "no answer to be scored: no assistant message"),
+        ({"messages": [ANSWER, USER]}, "no answer to be scored"),
+        ({"messages": [USER, {**ANSWER, "weight": 0}]}, "none that is not masked"),
+    ],
+)
+def test_a_row_without_an_answer_to_be_scored_is_told_why(row: Row, said: str) -> None:
+    with pytest.raises(BadRowError, match=said):
+        pairs(row)
+
+
+def test_a_completion_may_answer_a_template(template: Callable[[str], str]) -> None:
+    row = {"text": "Hi", "completion": "Hello.", "messages": [USER, ANSWER]}
+    assert pairs(row, template("{{ text }}")) == [([USER], ANSWER)]
+
+
+def test_the_first_turn_ends_with_the_first_user_message() -> None:
+    assert first_turn([SYSTEM, USER, ANSWER, USER]) == [SYSTEM, USER]
+    assert first_turn([ANSWER, USER]) == [ANSWER, USER]
+    assert first_turn([SYSTEM]) == [SYSTEM]
+
+
+# --- tools
+
+FUNCTION = {"name": "weather", "arguments": {"city": "Oslo", "days": 2}}
+CALL = {"id": "c1", "type": "function", "function": FUNCTION}
+AS_OPENAI = {**CALL, "function": {**FUNCTION, "arguments": json.dumps(FUNCTION["arguments"])}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+RESULT = {"role": "tool", "content": "rain", "tool_call_id": "c1", "name": "weather"}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("calls", [[AS_OPENAI], [CALL], json.dumps([AS_OPENAI])], ids=["text", "object", "a JSON cell"])
+def test_tool_calls_come_as_objects(calls: Any) -> None:
+    messages = [USER, {"role": "assistant", "tool_calls": calls}, RESULT]
+    assert meaning({"messages": messages}) == [USER, CALLING, RESULT]
+    assert pairs({"messages": messages}) == [([USER], CALLING)]
+
+
+def test_a_call_without_an_envelope_stays_so() -> None:
+    messages = [USER, {"role": "assistant", "content": "", "tool_calls": [FUNCTION]}, RESULT]
+    assert meaning({"messages": messages})[1]["tool_calls"] == [FUNCTION]
+
+
+def test_only_fields_that_are_set_and_of_the_role_are_kept() -> None:
+    unset = dict.fromkeys(("tool_calls", "tool_call_id", "name", "reasoning_content"))
+    messages = [{**unset, **USER, "name": "Ann"}, {**unset, **ANSWER, "reasoning_content": "hm"}, {**unset, **RESULT}]
+    assert meaning({"messages": messages}) == [USER, {**ANSWER, "reasoning_content": "hm"}, RESULT]
+
+
+def test_a_tool_may_give_nothing_back() -> None:
+    assert meaning({"messages": [USER, CALLING, {"role": "tool", "content": ""}]})[-1]["content"] == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "tool"}, "a tool message has no text"),
+        ({**CALLING, "tool_calls": "weather()"}, "tool_calls is no JSON"),
+        ({**CALLING, "tool_calls": [5]}, "tool_calls is no list of calls"),
+        ({**CALLING, "tool_calls": {"name": "weather"}}, "tool_calls is no list of calls"),
+        ({**CALLING, "tool_calls": [{"function": {"arguments": "{}"}}]}, "needs function.name"),
+        ({**CALLING, "tool_calls": [{"name": "f", "arguments": "[1]"}]}, "arguments that is a JSON object"),
+        ({**CALLING, "tool_calls": [{"name": "f", "arguments": "city=Oslo"}]}, "arguments of a tool call is no JSON"),
+        ({**CALLING, "tool_calls": [{"name": "f\ud83d"}]}, "not valid Unicode"),
+        ({**ANSWER, "reasoning_content": "\ud83d"}, "not valid Unicode"),
+    ],
+)
+def test_a_malformed_call_is_a_bad_row(message: Row, said: str) -> None:
+    with pytest.raises(BadRowError, match=said):
+        meaning({"messages": [USER, message, USER]})
+
+
+@pytest.mark.parametrize(
+    ("value", "tools"),
+    [
+        (None, None),
+        ([], None),
+        ("", None),
+        ([TOOL], [TOOL]),
+        (json.dumps([TOOL]), [TOOL]),
+        ([{**TOOL, "strict": None}], [TOOL]),
+    ],
+)
+def test_the_tools_of_a_row(value: Any, tools: Any) -> None:
+    assert tools_of({"tools": value}, Source(path="a.jsonl")) == tools
+    assert tools_of({"functions": value}, Source(path="a.jsonl", tools="functions")) == tools
+    assert tools_of({}, Source(path="a.jsonl")) is None
+
+
+@pytest.mark.parametrize("value", ["weather", {"name": "weather"}, ["weather"], 5])
+def test_tools_that_are_no_list_of_tools_are_a_bad_row(value: Any) -> None:
+    with pytest.raises(BadRowError, match="column 'tools' is no"):
+        tools_of({"tools": value}, Source(path="a.jsonl"))
 
 
 # --- templates
@@ -188,14 +322,14 @@ def test_messages_come_out_of_parquet_as_plain_lists(tmp_path: Path) -> None:
     source = parquet([{"messages": [SYSTEM, USER], "category": "x"}])(tmp_path)
     [(_, row)] = read(source)
     assert not isinstance(row, BadRowError)
-    assert messages_of(row, source, None) == [SYSTEM, USER]
+    assert prompt_of(row, source, None) == [SYSTEM, USER]
 
 
 def test_messages_come_out_of_a_csv_cell_as_json(tmp_path: Path) -> None:
     source = write(tmp_path / "a.csv", 'messages,category\n"[{""role"": ""user"", ""content"": ""Hi""}]",x\n')
     [(_, row)] = read(source)
     assert not isinstance(row, BadRowError)
-    assert messages_of(row, source, None) == [USER]
+    assert prompt_of(row, source, None) == [USER]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
@@ -261,7 +395,7 @@ def test_a_csv_row_with_too_few_cells_is_no_prompt(tmp_path: Path) -> None:
     [(_, row)] = read(source)
     assert not isinstance(row, BadRowError)
     with pytest.raises(BadRowError, match="empty prompt"):
-        messages_of(row, source, None)
+        prompt_of(row, source, None)
 
 
 # --- datasets
@@ -280,7 +414,7 @@ def dataset(tmp_path: Path) -> Source:
 def test_a_local_dataset_folder_gives_rows_with_their_places(dataset: Source) -> None:
     rows = list(read(dataset))
     assert [place for place, _ in rows] == [f"{dataset.dataset}:0", f"{dataset.dataset}:1"]
-    assert [messages_of(row, dataset, None) for _, row in rows if not isinstance(row, BadRowError)] == [
+    assert [prompt_of(row, dataset, None) for _, row in rows if not isinstance(row, BadRowError)] == [
         [USER],
         [SYSTEM, USER],
     ]

@@ -40,6 +40,13 @@ def test_nothing_of_a_model_or_prompt_moves_the_cursor(tmp_path: Path, teacher_p
     assert r'"bad\x1b[31mtoken"' in text
 
 
+def test_tools_calls_and_reasoning_are_shown(tmp_path: Path) -> None:
+    text = example.describe(make(tmp_path, until="generate"), "prompt3-0")
+    for part in ('tools: [{"function"', '"name": "look"', "[tool]", "It is red.", "the first 2 are reasoning", "Red,"):
+        assert part in text
+    assert "\x1b" not in text
+
+
 def test_escaping_keeps_what_people_write() -> None:
     assert example.escaped("naïve 你好 👩\u200d🚀 “quoted” [red]") == "naïve 你好 👩\u200d🚀 “quoted” [red]"
     assert example.escaped("a\tb\r\x9b\u2028\u2066") == r"a\tb\r\x9b\u2028\u2066"

@@ -178,6 +178,71 @@ def test_log_probs_of_another_length_are_refused(teacher: LlamaForCausalLM) -> N
         collate(rows, 0, VOCAB)
 
 
+def reasoned(rows: Dataset) -> list[dict[str, Any]]:
+    """The rows, every second one with three tokens of reasoning, of which one is between the tags."""
+    some = {"reasoning_tokens": 3, "reasoning_start": 1, "reasoning_end": 2}
+    none = dict.fromkeys(some, 0)
+    return [{**row, **(none if place % 2 else some)} for place, row in enumerate(rows.to_list())]
+
+
+def test_masked_reasoning_is_context_without_loss(teacher: LlamaForCausalLM) -> None:
+    rows = reasoned(captured(teacher, 4))
+    whole, masked = (collate(rows, 0, VOCAB, how) for how in ("keep", "mask"))
+    assert torch.equal(masked["input_ids"], whole["input_ids"])
+    for b, row in enumerate(rows):
+        labels = masked["labels"][b]
+        assert labels[labels != IGNORED].tolist() == row["token_ids"][row["reasoning_tokens"] :]
+    kept = torch.cat([torch.arange(len(row["token_ids"])) >= row["reasoning_tokens"] for row in rows])
+    for name in ("teacher_ids_NK", "teacher_logprobs_NK", "teacher_log_tail_N"):
+        assert torch.equal(masked[name], whole[name][kept])
+    assert abs(contract.mean_kl_nats(teacher, masked, 5)) < 2e-3
+    learner = tiny(1).eval()
+    torch.testing.assert_close(token_losses(learner, masked, 4)[1], token_losses(learner, whole, 4)[1][kept])
+
+
+def test_dropped_reasoning_is_gone_from_between_its_tags_with_its_rows(teacher: LlamaForCausalLM) -> None:
+    rows = reasoned(captured(teacher, 4))
+    whole, dropped = collate(rows, 0, VOCAB), collate(rows, 0, VOCAB, "drop")
+    for b, row in enumerate(rows):
+        r, tokens = row["reasoning_tokens"], row["token_ids"]
+        context = row["prompt_token_ids"] + tokens[:r][:1] + tokens[:r][2:]  # tags stay, what is between them goes
+        length = len(context) + len(tokens) - r
+        assert dropped["input_ids"][b, :length].tolist() == context + tokens[r:]
+        assert dropped["attention_mask"][b].sum() == length
+        labels = dropped["labels"][b]
+        assert labels[: len(context)].eq(IGNORED).all()
+        assert labels[len(context) : length].tolist() == tokens[r:]
+    kept = torch.cat([torch.arange(len(row["token_ids"])) >= row["reasoning_tokens"] for row in rows])
+    for name in ("teacher_ids_NK", "teacher_logprobs_NK", "teacher_log_tail_N"):
+        assert torch.equal(dropped[name], whole[name][kept])
+
+
+@pytest.mark.parametrize("how", ["mask", "drop"])
+def test_a_batch_of_nothing_but_reasoning_is_refused(teacher: LlamaForCausalLM, how: str) -> None:
+    [row] = captured(teacher, 1).to_list()
+    T = len(row["token_ids"])
+    whole = {**row, "reasoning_tokens": T, "reasoning_start": 0, "reasoning_end": T}
+    with pytest.raises(UserError, match=f"r0-0: nothing but reasoning, and train.reasoning={how}"):
+        collate([whole], 0, VOCAB, how)
+    assert len(collate([whole], 0, VOCAB)["teacher_ids_NK"]) == T
+
+
+@pytest.mark.parametrize(("how", "num_masked"), [("keep", 0), ("mask", 3), ("drop", 3)])
+def test_training_learns_the_tokens_that_the_switch_leaves(
+    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any, how: str, num_masked: int
+) -> None:
+    """One step over all rows: the trainer's own mean loss is that of the tokens that are left."""
+    rows = reasoned(captured(teacher, 4))
+    (tmp_path / "run").mkdir()
+    asked = settings(reasoning=how, batch_size=4, epochs=1)
+    fit(asked, "student", tiny(1), tokenizer, Dataset.from_list(rows), tmp_path / "run", tmp_path / "checkpoints")
+    [line] = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    ce_N, kl_N = token_losses(tiny(1), collate(rows, 0, VOCAB, how), 100)
+    assert len(ce_N) == sum(len(row["token_ids"]) for row in rows) - 2 * num_masked
+    assert line["kl_nats"] == pytest.approx(kl_N.mean().item(), rel=1e-4)
+    assert line["loss"] == pytest.approx(0.5 * (ce_N.mean() + kl_N.mean()).item(), rel=1e-4)
+
+
 def test_padding_and_batching_leave_each_tokens_loss_as_it_is(teacher: LlamaForCausalLM) -> None:
     rows, learner = captured(teacher, 5), tiny(1).eval()
     together = torch.cat([x[None] for x in token_losses(learner, batch_of(rows, list(range(5))), 4)])
