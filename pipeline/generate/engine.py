@@ -40,6 +40,7 @@ class Request:
     top_p: float = 1.0
     top_k: int = 0
     ignore_eos: bool = False
+    completion_token_ids: tuple[int, ...] | None = None  # text to be scored, in place of an answer to be drawn
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,8 @@ class Engine:
         from vllm import LLM
 
         check_engine_args(engine_args)
-        defaults: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
-        if hardware.is_cpu():
-            # A chunked prefill rewinds the request's generator, which CPU generators can't do: vLLM would raise.
-            defaults |= {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128}
-            defaults |= {"enable_chunked_prefill": False}
         try:
-            self._llm = LLM(
-                model=path,
-                max_logprobs=max(k, 1),
-                logprobs_mode=LOGPROBS_MODE,
-                load_format="safetensors",
-                **(defaults | engine_args),
-            )
+            self._llm = LLM(**engine_settings(path, engine_args, k))
         except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
             raise UserError(f"teacher.engine: vLLM refuses these settings: {_reason(error)}") from None
         config = self._llm.llm_engine.vllm_config
@@ -137,6 +127,22 @@ class Engine:
             output_kind=RequestOutputKind.CUMULATIVE if timed else RequestOutputKind.FINAL_ONLY,
         )
         self._llm.llm_engine.add_request(request.request_id, tokens_input(request.prompt_token_ids), params)
+
+
+def engine_settings(path: str, engine_args: dict[str, Any], k: int) -> dict[str, Any]:
+    """What vLLM is started with, here or as a server: what the contract needs, and defaults that the user overrides."""
+    defaults: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
+    if hardware.is_cpu():
+        # A chunked prefill rewinds the request's generator, which CPU generators can't do: vLLM would raise.
+        defaults |= {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128}
+        defaults |= {"enable_chunked_prefill": False}
+    needed = {
+        "model": path,
+        "max_logprobs": max(k, 1),
+        "logprobs_mode": LOGPROBS_MODE,
+        "load_format": "safetensors",
+    }
+    return needed | defaults | engine_args
 
 
 def check_engine_args(engine_args: dict[str, Any]) -> None:

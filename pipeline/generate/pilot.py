@@ -13,9 +13,9 @@ from rich.table import Table
 
 from pipeline import generate, hardware, models
 from pipeline.config import Config
-from pipeline.console import console, progress, say
+from pipeline.console import console, progress
 from pipeline.errors import UserError
-from pipeline.generate.engine import Answer, Engine
+from pipeline.generate.engine import Answer
 from pipeline.records import RESPONSES
 from pipeline.rundir import RunDir, read_json, write_json, write_table
 
@@ -34,8 +34,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     rows = [row for shard in generate.planned(run_dir, config).values() for row in shard if row["sample"] == 0]
     chosen = rows[:: max(1, len(rows) // config.generate.pilot_prompts)][: config.generate.pilot_prompts]
     began = time.monotonic()
-    say(f"plan: starting vLLM with {teacher.name}")
-    engine = Engine(str(teacher.path), config.teacher.engine, k)
+    engine = generate.open_teacher(config, teacher, k)
     start_s = time.monotonic() - began
     wide = config.model_copy(update={"generate": config.generate.model_copy(update={"k": k})})
     answers: list[Answer] = []
