@@ -49,7 +49,7 @@ class Url:
 
 
 class Pool:
-    """The servers of one round of requests. `admit` asks one whether it is fit, and raises UnansweredError or UserError."""
+    """The servers of one round of requests. `admit` asks one whether it is fit: raises UnansweredError, UserError."""
 
     def __init__(
         self,

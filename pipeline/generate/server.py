@@ -17,7 +17,7 @@ from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.generate import completions
 from pipeline.generate.engine import Answer, Request
-from pipeline.generate.health import UnansweredError, Pauses, Pool, Url
+from pipeline.generate.health import Pauses, Pool, UnansweredError, Url
 
 KEY = "RETORT_SERVER_KEY"
 ATTEMPTS = 10  # at one request, on servers that were fit when it was sent
