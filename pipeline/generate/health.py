@@ -17,10 +17,13 @@ TICK_S = 1.0  # between looks at the clock while no server is free
 class UnansweredError(Exception):
     """One request that was not answered, and may be sent again."""
 
-    def __init__(self, reason: str, retry_after_s: float = 0.0, is_requests: bool = True) -> None:
+    def __init__(
+        self, reason: str, retry_after_s: float = 0.0, is_requests: bool = True, is_down: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason, self.retry_after_s = reason, retry_after_s
         self.is_requests = is_requests  # whether the request itself may be at fault
+        self.is_down = is_down  # whether another server may stand there when it answers again
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Url:
 
     url: str
     is_in: bool = False
+    is_checked: bool = False  # that what stands there now is fit; set by `admit`
     since_s: float = 0.0  # monotonic: when it came in, or was taken out
     num_in_flight: int = 0
     num_failures: int = 0  # since its last answer
@@ -149,6 +153,7 @@ class Pool:
     def _note(self, url: Url, failure: UnansweredError) -> None:
         url.num_failures += 1
         url.reason = failure.reason
+        url.is_checked &= not failure.is_down
 
     def _check_patience(self) -> None:
         now_s = time.monotonic()

@@ -21,6 +21,7 @@ from pipeline.generate.health import Pauses, Pool, UnansweredError, Url
 
 KEY = "RETORT_SERVER_KEY"
 ATTEMPTS = 10  # at one request, on servers that were fit when it was sent
+GATEWAY_ERRORS = (502, 503, 504)  # of what stands before a server that is gone
 CONNECT_S = 10.0
 IDLE_S = 2.0  # vLLM closes an idle connection after 5 s
 
@@ -154,8 +155,11 @@ class Server:
         """Raises UnansweredError where a server does not answer now, UserError where its answers would be of no use."""
         with _unreadable():
             cards = _Cards.model_validate_json(await self._ask(client, url, "/v1/models"))
-            version = _Version.model_validate_json(await self._ask(client, url, "/version")).version
         card = _chosen(cards.data, self._settings.model, url)
+        if url.is_checked and (card.id, card.max_model_len) == (self.served.model, self.served.max_model_len):
+            return
+        with _unreadable():
+            version = _Version.model_validate_json(await self._ask(client, url, "/version")).version
         body = completions.probe(card.id, self._k, self.vocab_size)
         hint = f"start it with --max-logprobs {body['logprobs']} or more" if self._k else "a probe"
         content = await self._ask(client, url, "/v1/completions", body, hint)
@@ -165,6 +169,7 @@ class Server:
         self._served = self._served or served
         if served != self._served:
             raise UserError(f"{url.url}: is not what the servers before it were: {_difference(served, self._served)}")
+        url.is_checked = True
 
     async def _ask(
         self, client: httpx.AsyncClient, url: Url, path: str, body: dict[str, Any] | None = None, note: str = ""
@@ -178,18 +183,19 @@ class Server:
             async with asyncio.timeout(longest_s):
                 reply = await client.request("POST" if body else "GET", url.url + path, json=body)
         except (httpx.ConnectError, httpx.ConnectTimeout):
-            raise UnansweredError("no connection", is_requests=False) from None
+            raise UnansweredError("no connection", is_requests=False, is_down=True) from None
         except TimeoutError:
             raise UnansweredError(f"no answer within {longest_s:g} s") from None
         except httpx.HTTPError as error:
-            raise UnansweredError(f"the connection broke ({type(error).__name__})") from None
+            raise UnansweredError(f"the connection broke ({type(error).__name__})", is_down=True) from None
         if reply.status_code == httpx.codes.OK:
             return reply.content
         if reply.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise UserError(f"{url.url}: refuses the key; set {KEY} in the environment to the server's")
         is_busy = reply.status_code == httpx.codes.TOO_MANY_REQUESTS
         if is_busy or reply.status_code == httpx.codes.REQUEST_TIMEOUT or reply.is_server_error:
-            raise UnansweredError(f"HTTP {reply.status_code}", _retry_after_s(reply), is_requests=not is_busy)
+            is_down = reply.status_code in GATEWAY_ERRORS
+            raise UnansweredError(f"HTTP {reply.status_code}", _retry_after_s(reply), not is_busy, is_down)
         why = _message(reply) + (f" ({note})" if note else "")
         raise UserError(f"{url.url}{path}: refused with HTTP {reply.status_code}: {why}")
 

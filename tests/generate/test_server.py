@@ -145,7 +145,7 @@ def test_a_url_that_dies_is_taken_out_and_comes_back(fake: FakeServer, said: lis
 def test_one_of_two_that_never_answers_does_not_hold_up_the_other(fake: FakeServer, said: list[str]) -> None:
     dead = FakeServer(port=free_port())
     assert_right(list(teacher(dead, fake, patience_s=0.5).answers(requests(30))), 30)
-    assert [line for line in said if dead.url in line][0].startswith(f"{dead.url}: taken out: no connection")
+    assert next(line for line in said if dead.url in line).startswith(f"{dead.url}: taken out: no connection")
 
 
 def test_a_server_that_is_still_starting_is_waited_for() -> None:
@@ -175,7 +175,7 @@ def test_servers_that_die_for_good_end_the_run(fake: FakeServer) -> None:
 def test_a_server_that_is_fit_but_busy_for_ever_ends_the_run(fake: FakeServer) -> None:
     server = teacher(fake, patience_s=0.2, timeout_s=0.2)
     fake.always = "429"
-    with pytest.raises(UserError, match="no server answers.*HTTP 429"):
+    with pytest.raises(UserError, match=r"no server answers.*HTTP 429"):
         list(server.answers(requests(3)))
 
 
@@ -273,8 +273,7 @@ def test_an_abandoned_round_leaves_nothing_open(fake: FakeServer) -> None:
         warnings.simplefilter("error")
         answers = server.answers(requests(30))
         next(answers)
-        answers.close()
-        del answers
+        del answers  # closes it
         gc.collect()
     assert_right(list(server.answers(requests(8))), 8)
 
