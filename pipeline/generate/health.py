@@ -142,7 +142,7 @@ class Pool:
             self._note(url, failure)
             if not url.is_announced:  # a single failure is no news: the next try answers that
                 url.is_announced = True
-                say(f"{url.url}: taken out: {url.reason}; it is asked again for {self._patience_s:.0f} s and more")
+                say(f"{url.url}: taken out: {url.reason}; it is asked again until it answers")
             return failure.retry_after_s
         url.is_in, url.since_s = True, time.monotonic()
         if url.is_announced:
