@@ -47,7 +47,9 @@ def test_no_mass_is_minus_infinity_and_short_rows_are_padded() -> None:
     rows = [{"token_id:4": -0.1, "token_id:7": -9999.0}, {"token_id:9": 0.0}]
     got = answer(REQUEST, reply(rows), VOCAB, 0.1)
     assert got.ids_TK.tolist() == [[4, 7, 4], [9, 9, 9]]
-    np.testing.assert_array_equal(got.logprobs_TK, np.float32([[-0.1, -np.inf, -np.inf], [0, -np.inf, -np.inf]]))
+    np.testing.assert_array_equal(
+        got.logprobs_TK, np.array([[-0.1, -np.inf, -np.inf], [0, -np.inf, -np.inf]], np.float32)
+    )
 
 
 def test_a_scored_token_outside_the_k_best_is_no_candidate() -> None:

@@ -144,6 +144,16 @@ def test_the_key_is_in_the_environment_and_in_no_flag(demo_teacher: Path) -> Non
     assert "--max-logprobs=201" in listed, "one more than K"
 
 
+def test_what_a_killed_server_leaves_is_stopped_too() -> None:
+    process = subprocess.Popen(["sh", "-c", "sleep 100 & wait"], start_new_session=True)
+    while not (left := psutil.Process(process.pid).children()):
+        time.sleep(0.01)
+    process.kill()
+    serve._stop(process)
+    _, alive = psutil.wait_procs(left, timeout=5)
+    assert not alive
+
+
 # --- what does
 
 
