@@ -1,6 +1,5 @@
 """The verbs of `retort`. Each stage runs in a process of its own; a stage's code is imported only there."""
 
-import ctypes
 import shlex
 import signal
 import subprocess
@@ -78,6 +77,24 @@ def plan(config: ConfigPath, overrides: Overrides = None) -> None:
     loaded = _checked(config, overrides)
     for stage in ("prepare", "generate.pilot"):
         _do(stage, loaded, "no", [])
+
+
+@app.command()
+def serve(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
+) -> None:
+    """Start a vLLM server with the teacher on this machine, for `teacher.server.urls`, and keep it until ctrl-C.
+
+    Its key is RETORT_SERVER_KEY from the environment, or else a new one, shown once.
+
+    Example: retort serve configs/quickstart.yaml --port 8000
+    """
+    from pipeline.generate import serve as server
+
+    loaded = config_module.load(config, overrides or [])
+    server.run(loaded, port, shlex.join([str(config), *(overrides or [])]))
 
 
 class _StudentByDefault(TyperGroup):
@@ -270,7 +287,7 @@ def _in_child(stage: str, config: Config, fresh: Fresh, accept: list[str]) -> in
     # -P: a folder called pipeline/ where the user stands is not ours
     command = [sys.executable, "-P", "-m", "pipeline.stage", stage]
     environment = hardware.stage_environment()
-    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, preexec_fn=_die_with_parent)
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, preexec_fn=hardware.die_with_parent)
     way_on = "the same command" + (" without --fresh" if fresh == "always" else "") + " goes on from what is committed"
     try:
         child.communicate(order.encode())
@@ -284,10 +301,3 @@ def _in_child(stage: str, config: Config, fresh: Fresh, accept: list[str]) -> in
         say(f"{stage} was killed by {signal.Signals(-code).name}{why}; {way_on}")
         return 128 - code
     return code
-
-
-def _die_with_parent() -> None:
-    """Linux: have the kernel kill this process when the one that started it dies, however it dies."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from urllib.parse import urlsplit
 
 import yaml
 from omegaconf import OmegaConf
@@ -46,6 +47,41 @@ def _engine_args(value: dict[str, Any]) -> dict[str, Any]:
 EngineArgs = Annotated[dict[str, Any], AfterValidator(_engine_args)]
 
 
+def _base_urls(value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(url.strip().rstrip("/").removesuffix("/v1").rstrip("/") for url in value)
+
+
+def _is_base_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0 and re.fullmatch(r"https?://[^?#\s]+", url) is not None
+    except ValueError:  # a port that is no number
+        return False
+
+
+class Server(Section):
+    """vLLM servers that answer in place of an engine in this process; their key is RETORT_SERVER_KEY."""
+
+    urls: Annotated[tuple[str, ...], AfterValidator(_base_urls)] = runtime(
+        (), "OpenAI-compatible vLLM servers, such as [http://127.0.0.1:8000]; none: an engine in this process."
+    )
+    model: str | None = Field(default=None, description="Name by which they serve the teacher; null: their only one.")
+    concurrency: Positive = runtime(64, "Requests in flight per URL.")
+    timeout_s: float = runtime(600.0, "Longest time that one answer may take, seconds.", gt=0)
+    patience_s: float = runtime(600.0, "How long no server may answer before the run stops, seconds.", gt=0)
+
+    @model_validator(mode="after")
+    def _usable_urls(self) -> "Server":
+        for url in self.urls:  # none is repeated in the message: it may hold a password
+            if not _is_base_url(url):
+                raise ValueError("urls: each is written like http://127.0.0.1:8000")
+            if "@" in url:
+                raise ValueError("urls: no name or password in a URL; set RETORT_SERVER_KEY in the environment instead")
+        if len(set(self.urls)) < len(self.urls):
+            raise ValueError("urls: the same URL stands there twice")
+        return self
+
+
 class Teacher(Section):
     """The large model whose answers and log-probs are captured."""
 
@@ -60,6 +96,7 @@ class Teacher(Section):
         default={},
         description="Passed to vLLM's engine as they stand: tensor_parallel_size, quantization, max_model_len, ...",
     )
+    server: Server = Field(default=Server(), description="Servers that answer in place of an engine in this process.")
     reasoning_tags: tuple[str, str] = Field(
         default=("<think>", "</think>"), description="What the teacher puts around its reasoning, where it reasons."
     )
@@ -393,8 +430,14 @@ def dump_explained(config: Config) -> str:
 
 
 def _explained_fields(section: Section) -> list[str]:
-    values = section.model_dump(mode="json")
-    return [f"{key}: {_flow(values[key])}  # {field.description}" for key, field in type(section).model_fields.items()]
+    values, lines = section.model_dump(mode="json"), []
+    for key, field in type(section).model_fields.items():
+        if isinstance(value := getattr(section, key), Section):
+            lines.append(f"{key}:  # {field.description}")
+            lines += [f"  {line}" for line in _explained_fields(value)]
+        else:
+            lines.append(f"{key}: {_flow(values[key])}  # {field.description}")
+    return lines
 
 
 def _flow(value: Any) -> str:

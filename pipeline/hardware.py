@@ -1,10 +1,12 @@
-"""What this machine offers, asked without importing torch; and the environment in which a stage's process starts."""
+"""What this machine offers, asked without importing torch; and how the process of a stage starts."""
 
+import ctypes
 import functools
 import importlib.metadata
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -80,6 +82,13 @@ def vllm_environment(share: float) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": str(cache_gib),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process is the engine's alone already
     }
+
+
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Linux: have the kernel send this process a signal when the one that started it dies, however it dies."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def _processor() -> str:

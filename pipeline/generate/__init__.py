@@ -8,6 +8,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from pipeline.console import console, progress, say
 from pipeline.errors import UserError
 from pipeline.generate import support
 from pipeline.generate.engine import LOGPROBS_MODE, Answer, Engine, Request
+from pipeline.generate.server import Server
 from pipeline.records import ALIGNMENT, RESPONSES
 from pipeline.rundir import RunDir, Stage, read_committed, read_planned
 
@@ -32,7 +34,14 @@ def run(config: Config, run_dir: RunDir) -> None:
     _check_mode(config, prompts)
     teacher = models.find(config.teacher.model, config.teacher.revision)
     models.check_support(teacher, config.generate.k)
-    stage = run_dir.begin("generate", config, _fingerprint(config, run_dir, teacher, prompts))
+    fingerprint, engine = _fingerprint(config, run_dir, teacher, prompts), None
+    if config.teacher.server.urls:
+        served = _recorded_server(config, run_dir, fingerprint)
+        if served is None:
+            engine = Server(config.teacher.server, teacher.vocab_size(), config.generate.k)
+            served = asdict(engine.served)
+        fingerprint |= {"vllm": served["vllm"], "teacher.served": {k: v for k, v in served.items() if k != "vllm"}}
+    stage = run_dir.begin("generate", config, fingerprint)
     if stage.complete:
         return
     names, done = _survey(stage, planned(run_dir, config))
@@ -40,9 +49,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         say(f"generate: {len(done)} of {len(names)} shards are there; going on")
     if len(done) < len(names):
         began = time.monotonic()
-        say(f"generate: starting vLLM with {teacher.name}")
-        scoring = config.generate.mode == "score"
-        engine = Engine(str(teacher.path), config.teacher.engine, config.generate.k, scoring=scoring)
+        engine = engine or open_teacher(config, teacher, config.generate.k)
         stage.remember(engine_start_s=round(time.monotonic() - began, 1), teacher_dtype=engine.dtype)
         todo = ((name, rows) for name, rows in planned(run_dir, config) if name not in done)
         total = prompts["counts"]["prompts"] * config.generate.num_samples - sum(done.values())
@@ -50,6 +57,14 @@ def run(config: Config, run_dir: RunDir) -> None:
     counts = _counts(stage, names)
     facts = {"alignment": ALIGNMENT, "k": config.generate.k, "vocab_size": teacher.vocab_size()}
     stage.finish([stage.path / name for name in names], counts, **facts)
+
+
+def open_teacher(config: Config, teacher: models.Model, k: int) -> Engine | Server:
+    """The servers that the config names, or else a vLLM engine in this process, for up to K log-probs a token."""
+    if config.teacher.server.urls:
+        return Server(config.teacher.server, teacher.vocab_size(), k)
+    say(f"starting vLLM with {teacher.name}")
+    return Engine(str(teacher.path), config.teacher.engine, k, scoring=config.generate.mode == "score")
 
 
 def response_seed(seed: int, response_id: str) -> int:
@@ -127,7 +142,7 @@ def _survey(stage: Stage, plan: Iterator[tuple[str, list[Row]]]) -> tuple[list[s
 
 def _generate(
     stage: Stage,
-    engine: Engine,
+    engine: Engine | Server,
     config: Config,
     tokenizer: Any,
     todo: Iterator[tuple[str, list[Row]]],
@@ -195,3 +210,18 @@ def _fingerprint(config: Config, run_dir: RunDir, teacher: models.Model, prompts
         "codec": codec.VERSION,
         "input.prepare": run_dir.output_hash("prepare"),
     }
+
+
+def _recorded_server(config: Config, run_dir: RunDir, fingerprint: Row) -> Row | None:
+    """What a finished stage knows of its server, where nothing will be made anew: then the server need not run."""
+    if not run_dir.is_done("generate") or run_dir.lost_files("generate") or run_dir.fresh == "always":
+        return None
+    made = run_dir.manifest("generate")["fingerprint"]
+    if "teacher.served" not in made:
+        return None
+    keys = {"vllm", "teacher.served"}
+    is_changed = any(made.get(key) != value for key, value in fingerprint.items() if key not in keys)
+    if run_dir.fresh == "changed" and is_changed:
+        return None
+    named = config.teacher.server.model
+    return {**made["teacher.served"], "vllm": made["vllm"]} | ({"model": named} if named else {})

@@ -74,22 +74,8 @@ class Engine:
         from vllm import LLM
 
         check_engine_args(engine_args)
-        defaults: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
-        if hardware.is_cpu():
-            # A chunked prefill rewinds the request's generator, which CPU generators can't do: vLLM would raise.
-            # Scoring draws greedily, without one.
-            defaults |= {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128}
-            defaults |= {"enable_chunked_prefill": scoring}
-        if scoring:
-            defaults |= {"max_num_batched_tokens": SCORING_BATCH_TOKENS}
         try:
-            self._llm = LLM(
-                model=path,
-                max_logprobs=max(k, 1),
-                logprobs_mode=LOGPROBS_MODE,
-                load_format="safetensors",
-                **(defaults | engine_args),
-            )
+            self._llm = LLM(**engine_settings(path, engine_args, k, scoring))
         except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
             raise UserError(f"teacher.engine: vLLM refuses these settings: {_reason(error)}") from None
         config = self._llm.llm_engine.vllm_config
@@ -166,6 +152,25 @@ class Engine:
                 **shared,
             )
         self._llm.llm_engine.add_request(request.request_id, tokens_input(token_ids), params)
+
+
+def engine_settings(path: str, engine_args: dict[str, Any], k: int, scoring: bool = False) -> dict[str, Any]:
+    """What vLLM is started with, here or as a server: what the contract needs, and defaults that the user overrides."""
+    defaults: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
+    if hardware.is_cpu():
+        # A chunked prefill rewinds the request's generator, which CPU generators can't do: vLLM would raise.
+        # Scoring draws greedily, without one.
+        defaults |= {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128}
+        defaults |= {"enable_chunked_prefill": scoring}
+    if scoring:
+        defaults |= {"max_num_batched_tokens": SCORING_BATCH_TOKENS}
+    needed = {
+        "model": path,
+        "max_logprobs": max(k, 1),
+        "logprobs_mode": LOGPROBS_MODE,
+        "load_format": "safetensors",
+    }
+    return needed | defaults | engine_args
 
 
 def check_engine_args(engine_args: dict[str, Any]) -> None:

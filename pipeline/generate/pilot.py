@@ -14,9 +14,9 @@ from rich.table import Table
 
 from pipeline import generate, hardware, models
 from pipeline.config import Config
-from pipeline.console import console, progress, say
+from pipeline.console import console, progress
 from pipeline.errors import UserError
-from pipeline.generate.engine import Answer, Engine
+from pipeline.generate.engine import Answer
 from pipeline.records import RESPONSES
 from pipeline.rundir import RunDir, read_json, read_planned, write_json, write_table
 
@@ -36,8 +36,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     columns = ["split", "category", "prompt_token_ids", "completion_token_ids"]
     chosen = list(itertools.islice(read_planned(run_dir, columns, 1), 0, every * config.generate.pilot_prompts, every))
     began = time.monotonic()
-    say(f"plan: starting vLLM with {teacher.name}")
-    engine = Engine(str(teacher.path), config.teacher.engine, k, scoring=config.generate.mode == "score")
+    engine = generate.open_teacher(config, teacher, k)
     start_s = time.monotonic() - began
     wide = config.model_copy(update={"generate": config.generate.model_copy(update={"k": k})})
     answers: list[Answer] = []

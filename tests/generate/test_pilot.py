@@ -74,7 +74,7 @@ class FakeEngine:
 @pytest.fixture
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pilot.models, "find", lambda *_: FakeTeacher())
-    monkeypatch.setattr(pilot, "Engine", FakeEngine)
+    monkeypatch.setattr(pilot.generate, "Engine", FakeEngine)
 
 
 def test_the_whole_is_the_pilot_times_all_responses(tmp_path: Path) -> None:
