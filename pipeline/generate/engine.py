@@ -102,7 +102,7 @@ class Engine:
                 self._add(request, timed)
             if not waiting:
                 return
-            outputs: list[Any] = engine.step()
+            outputs: list[Any] = _step(engine)
             for output in outputs:
                 request, began = waiting[output.request_id]
                 elapsed_s = time.perf_counter() - began
@@ -152,6 +152,18 @@ class Engine:
                 **shared,
             )
         self._llm.llm_engine.add_request(request.request_id, tokens_input(token_ids), params)
+
+
+def _step(engine: Any) -> list[Any]:
+    """What finished or went on. Raises UserError where the engine's own process, where it has one, is gone."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        return engine.step()
+    except EngineDeadError:
+        raise UserError(
+            "vLLM's engine process died (see its messages above); the same command goes on from what is committed"
+        ) from None
 
 
 def engine_settings(path: str, engine_args: dict[str, Any], k: int, scoring: bool = False) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.generate import serve
 from pipeline.generate.engine import Answer, Engine, Request
 from pipeline.generate.server import KEY, Server
+from pipeline.rundir import file_hash
 
 RETORT = [sys.executable, "-m", "pipeline"]
 ROOT = Path(__file__).parent.parent.parent
@@ -282,8 +285,6 @@ def plain(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_of_prepared(plain: Path, target: Path) -> list[str]:
-    import shutil
-
     shutil.copytree(plain / "prepare", target / "other/prepare")
     shutil.copy(plain / "config.yaml", target / "other/config.yaml")
     return [QUICKSTART, f"runs_dir={target}", "name=other", *SETTINGS]
@@ -306,6 +307,64 @@ def test_through_a_faulty_proxy_the_same_responses_come_each_once(served: Served
     again = retort("generate", *where, "teacher.server.urls=[http://127.0.0.1:9]")
     assert again.returncode == 0
     assert "done already" in again.stderr
+
+
+@pytest.mark.engine
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_responses(
+    served: Served, plain: Path, tmp_path: Path
+) -> None:
+    where = [*copy_of_prepared(plain, tmp_path), f"teacher.server.urls=[{served.url}]"]
+    command, run = [*RETORT, "generate", *where], tmp_path / "other"
+    environment = {**os.environ, KEY: SECRET}
+    rng, began = random.Random(0), time.monotonic()
+    assert retort("generate", *where).returncode == 0
+    whole_s = time.monotonic() - began
+    num_cut, hashes = 0, {}
+    for _ in range(20):
+        if (run / "generate/manifest.json").exists():  # it was through: begin again
+            assert_same(responses(plain), responses(run))
+            shutil.rmtree(run / "generate")
+            hashes = {}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        time.sleep(whole_s * rng.uniform(0.3, 1.0))  # the first third loads libraries
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.kill()
+        process.wait()
+        psutil.wait_procs(children, timeout=20)
+        shards = {path.name: file_hash(path) for path in (run / "generate").glob("responses-*.parquet")}
+        assert shards.items() >= hashes.items(), "a committed shard was lost or made again"
+        num_cut, hashes = num_cut + bool(0 < len(shards) < NUM_PROMPTS // 4), shards
+    assert num_cut >= 2, "no kill came between two shards: nothing was shown"
+    assert retort("generate", *where).returncode == 0
+    assert_same(responses(plain), responses(run))
+    verified = retort("verify", str(run))
+    assert verified.returncode == 0, verified.stderr
+
+
+@pytest.mark.engine
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_an_engine_process_that_dies_is_one_line_and_the_same_command_goes_on(plain: Path, tmp_path: Path) -> None:
+    where = [*copy_of_prepared(plain, tmp_path), f"teacher.engine={ENGINE}", "generate.max_tokens=24"]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    command, shards = [*RETORT, "generate", *where], tmp_path / "other/generate"
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    while not list(shards.glob("responses-*.parquet")):
+        assert run.poll() is None, "it ended before its engine could be killed"
+        time.sleep(0.01)
+    cores = [p for p in psutil.Process(run.pid).children(recursive=True) if "EngineCore" in p.name()]
+    assert len(cores) == 1
+    cores[0].kill()
+    _, said = run.communicate(timeout=120)
+    assert run.returncode == 2, said
+    assert "error: vLLM's engine process died" in said
+    assert not (shards / "manifest.json").exists()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same(responses(plain), responses(tmp_path / "other"))
+    assert retort("verify", str(tmp_path / "other")).returncode == 0
 
 
 @pytest.mark.engine
