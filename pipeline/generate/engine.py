@@ -5,6 +5,7 @@ The tokens are drawn, or those of a text that exists: then its log-probs are vLL
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class Engine:
             self._llm = LLM(**engine_settings(path, engine_args, k, scoring))
         except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
             raise UserError(f"teacher.engine: vLLM refuses these settings: {_reason(error)}") from None
+        _watch(self._llm.llm_engine.engine_core)
         config = self._llm.llm_engine.vllm_config
         self.max_num_seqs: int = config.scheduler_config.max_num_seqs
         self.max_model_len: int = config.model_config.max_model_len
@@ -152,6 +154,23 @@ class Engine:
                 **shared,
             )
         self._llm.llm_engine.add_request(request.request_id, tokens_input(token_ids), params)
+
+
+def _watch(client: Any) -> None:
+    """Have `step` raise when the engine's own process dies: vLLM notes that, and leaves `step` waiting for ever."""
+    from vllm.v1.engine.core_client import SyncMPClient
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if not isinstance(client, SyncMPClient):
+        return
+    resources, outputs = client.resources, client.outputs_queue
+
+    def wake() -> None:
+        while not resources.engine_dead:
+            time.sleep(1)
+        outputs.put_nowait(EngineDeadError())
+
+    threading.Thread(target=wake, daemon=True, name="engine watch").start()
 
 
 def _step(engine: Any) -> list[Any]:

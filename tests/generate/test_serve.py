@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_proxy import LATE_S, FaultyProxy
 
+from pipeline import codec, models
 from pipeline import config as config_module
-from pipeline import models
 from pipeline.errors import UserError
 from pipeline.generate import serve
 from pipeline.generate.engine import Answer, Engine, Request
@@ -288,6 +288,28 @@ def copy_of_prepared(plain: Path, target: Path) -> list[str]:
     shutil.copytree(plain / "prepare", target / "other/prepare")
     shutil.copy(plain / "config.yaml", target / "other/config.yaml")
     return [QUICKSTART, f"runs_dir={target}", "name=other", *SETTINGS]
+
+
+@pytest.mark.engine
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("support", ["nucleus", "sampled"])
+def test_another_support_stores_the_same_answers(served: Served, plain: Path, tmp_path: Path, support: str) -> None:
+    where = [*copy_of_prepared(plain, tmp_path), f"generate.support={support}", "generate.num_draws=12"]
+    done = retort("generate", *where, f"teacher.server.urls=[{served.url}]")
+    assert done.returncode == 0, done.stderr
+    verified = retort("verify", str(tmp_path / "other"))
+    assert verified.returncode == 0, verified.stderr
+    whole, stored = responses(plain), responses(tmp_path / "other")
+    assert_same(whole, stored)
+    entries = dict.fromkeys(("whole", "stored"), 0)
+    for name, row in stored.items():
+        (all_NK, all_values_NK, _), (ids_NK, values_NK, _) = (codec.decode(r["logprobs"]) for r in (whole[name], row))
+        for ids, values, some in zip(all_NK, all_values_NK, ids_NK, strict=True):
+            assert set(some.tolist()) <= set(ids[values > -np.inf].tolist())
+        entries["whole"] += int((all_values_NK > -np.inf).sum())
+        entries["stored"] += int((values_NK > -np.inf).sum())
+    assert entries["stored"] < 0.8 * entries["whole"]
 
 
 @pytest.mark.engine
