@@ -35,10 +35,11 @@ from pipeline.codec import decode  # of Retort
 
 row = load_dataset("THIS", split="train")[0]
 ids, logprobs, log_tail = decode(row["logprobs"])  # (N, K), (N, K), (N,): natural logs; a row and its tail sum to 1
+# a row with fewer than K entries is filled with its first id at -inf
 ```
 
 Row t is the teacher's distribution from which `token_ids[t]` was drawn, given `prompt_token_ids + token_ids[:t]`,
-at temperature 1 and before top-p and top-k."""
+at temperature 1 and before top-p and top-k; what `decode` reads is laid out in the docstring of `pipeline/codec.py`."""
 
 
 def write(run_dir: RunDir, with_logprobs: bool = False) -> Path:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline import codec, models, reasoning
@@ -94,15 +95,18 @@ def _token_lines(run_dir: RunDir, response: Row) -> Iterator[str]:
     except ValueError as error:
         raise UserError(f"response {response['response_id']}: {error}; generate again: --fresh") from None
     shown = response["token_ids"][:NUM_TOKENS]
-    yield f"FIRST {len(shown)} OF {len(response['token_ids'])} TOKENS, of {ids_NK.shape[1]} log-probs stored for each"
+    num_draws = response["logprobs"]["num_draws"]
+    stored = f"{num_draws} draws for each" if num_draws else f"up to {ids_NK.shape[1]} log-probs for each"
+    yield f"FIRST {len(shown)} OF {len(response['token_ids'])} TOKENS, stored with {stored}"
     pieces = _Pieces(run_dir)
     if pieces.problem:
         yield f"  tokens are shown by id: {pieces.problem}"
-    yield f"  {'t':>3}  {'token':<18} {'nats':>7}  likeliest tokens, and the tail: all that is not stored"
+    yield f"  {'t':>3}  {'token':<18} {'nats':>7}  likeliest tokens, and the tail: the mass of all others"
     rows = zip(shown, response["token_logprobs"], ids_NK, logprobs_NK, log_tail_N, strict=False)
     for t, (token, logprob, ids_K, logprobs_K, log_tail) in enumerate(rows):
         best = zip(ids_K[:NUM_ALTERNATIVES], logprobs_K[:NUM_ALTERNATIVES], strict=True)
-        alternatives = "  ".join(f"{pieces.of(int(other))} {_percent(value)}" for other, value in best)
+        known = ((int(other), value) for other, value in best if value > -np.inf)
+        alternatives = "  ".join(f"{pieces.of(other)} {_percent(value)}" for other, value in known)
         yield f"  {t:>3}  {pieces.of(token):<18} {logprob:>7.3f}  {alternatives}  tail {_percent(log_tail)}"
 
 

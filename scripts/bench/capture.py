@@ -281,9 +281,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few answers, engine alone: a rough figure in two minutes")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--only", default=",".join(PARTS), help="parts to run, by comma")
-    parser.add_argument("--num", type=int, default=256, help="answers per round")
+    parser.add_argument("--num", type=int, default=128, help="answers per round")
     parser.add_argument("--tokens", type=int, default=64, help="tokens per answer")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds there and back")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds there and back, in each process")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--texts", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -301,9 +301,9 @@ def main() -> None:
     parts = options.only.split(",")
     if "score" in parts and "engine" not in parts:
         parser.error("score scores the text that engine writes: --only engine,score")
-    once = [part for part in PARTS[:3] if part in parts]
-    once += [f"hand_tuned_{n}" for n in HAND_TUNED_SEQS if "hand_tuned" in parts]
-    order = once if options.quick else [*once, *once[::-1]]
+    there = [part for part in ("engine", "score") if part in parts]
+    there += [f"hand_tuned_{n}" for n in HAND_TUNED_SEQS if "hand_tuned" in parts]
+    order = there if options.quick else [*there, *["server"][: "server" in parts], *there[::-1]]
     rates: Rates = {}
     with tempfile.TemporaryDirectory() as folder:
         for arm in order:

@@ -26,7 +26,7 @@ def test_without_an_id_the_first_kept_response_is_shown(tmp_path: Path, teacher_
 def test_tokens_have_pieces_logprobs_alternatives_and_tail(tmp_path: Path, teacher_path: Path) -> None:
     text = example.describe(make(tmp_path, teacher=str(teacher_path)), "prompt2-0")
     heading, _, first, *_ = lines_of(text, "FIRST")
-    assert heading == "FIRST 4 OF 4 TOKENS, of 6 log-probs stored for each"
+    assert heading == "FIRST 4 OF 4 TOKENS, stored with up to 6 log-probs for each"
     # the mass stored is 45 + 20 + 10 + 8 + 5 + 2 %, of which the five best are shown
     alternatives = '"alpha" 44.3%  "<s>" 20.3%  "</s>" 10.0%  "beta" 8.2%  "gamma" 5.1%  tail 10.0%'
     assert re.fullmatch(rf'\s+0  "alpha"\s+-0\.799  {re.escape(alternatives)}', first)
