@@ -326,10 +326,11 @@ def read_committed(path: Path, columns: list[str]) -> pa.Table:
 
 def write_table(table: pa.Table, path: Path, level: int = 3) -> None:
     """Write a Parquet file atomically, at this level of zstd. Raises UserError where the disk is full."""
-    # numbers and packed bytes hardly repeat as a whole: a dictionary of them only costs
-    text = [field.name for field in table.schema if pa.types.is_string(field.type)]
+    # numbers and packed bytes hardly repeat as a whole, and nobody looks for their least: both would only cost
+    text: Any = [field.name for field in table.schema if pa.types.is_string(field.type)]
+    options = {"use_dictionary": text, "write_statistics": text}
     with _atomic(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=level, use_dictionary=text)  # pyright: ignore[reportArgumentType]
+        pq.write_table(table, temporary, compression="zstd", compression_level=level, **options)
 
 
 def write_text(path: Path, text: str) -> None:

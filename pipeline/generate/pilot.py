@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.table import Table
 
 from pipeline import generate, hardware, models
@@ -80,7 +81,13 @@ def measure_supports(
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.parquet"
             write_table(pa.Table.from_pylist(rows, schema=RESPONSES), path, generate.ZSTD_LEVEL)
-            by_k[k] = {"mass_frac": mass, "bytes_per_token": path.stat().st_size / num_tokens}
+            # each shard has a footer: the pilot's are fewer answers, or more, than a shard's
+            footer = pq.read_metadata(path).serialized_size
+            per_shard = num_tokens / len(answers) * config.generate.shard_responses
+            by_k[k] = {
+                "mass_frac": mass,
+                "bytes_per_token": (path.stat().st_size - footer) / num_tokens + footer / per_shard,
+            }
     return by_k
 
 
