@@ -5,7 +5,8 @@ zstd finds like next to like. Version 2, N = tokens of the response, E = entries
 
     field        content
     version      2
-    kind         0: entries have levels (log-probs); else counts, of 1: systematic, 2: independent draws (support.py)
+    kind         entries have levels (log-probs), 0: of the likeliest tokens, 3: of tokens that were drawn;
+                 or counts, of 1: systematic, 2: independent draws (generate/support.py)
     num_tokens   N
     width        levels: entries of each row, K; 0 where rows differ, and then `lengths` says. Counts: how many of the
                  likeliest tokens were drawn from
@@ -13,7 +14,8 @@ zstd finds like next to like. Version 2, N = tokens of the response, E = entries
     lengths      levels of rows that differ: N uint16 (little endian), entries per row
     codes        levels: E uint8, differences of neighbouring levels; counts: see below
     ids_0, 1, 2  E uint8 each: lowest, middle and highest byte of the id differences (the highest: empty if all are 0)
-    tail_0, 1    N uint8 each: low and high byte of round(mass outside the row's ids / TAIL_STEP)
+    tail_0, 1    N uint8 each: low and high byte of round(tail / 2e-4). Levels: the tail is the mass outside the row's
+                 ids; counts: that outside the tokens drawn from
 
 Entries of a row stand by level, lowest (likeliest) first, or by count, highest first; equal ones by ascending id.
 
@@ -44,7 +46,8 @@ LEVELS_PER_NAT = 48  # at p = 1
 TAIL_STEP = 2e-4
 MAX_DRAWS = 127
 ID_BITS, LEVEL_BITS = 24, 8
-LEVELS, SYSTEMATIC, INDEPENDENT = range(3)  # kinds
+LEVELS, SYSTEMATIC, INDEPENDENT, DRAWN_LEVELS = range(4)  # kinds
+COUNTS = (SYSTEMATIC, INDEPENDENT)
 FloatArray = npt.NDArray[np.float32]
 IdArray = npt.NDArray[np.int32]
 Packed = dict[str, Any]
@@ -90,8 +93,8 @@ def level_error_nats(logprobs: npt.NDArray[np.floating]) -> npt.NDArray[np.float
     return np.minimum(1.0, np.exp(-np.maximum(logprobs, -NATS[-1]) / 2) / LEVELS_PER_NAT) / 2
 
 
-def encode(ids_NK: IdArray, logprobs_NK: FloatArray, log_tail_N: FloatArray) -> Packed:
-    """Pack the rows of one response; an entry at −inf is none (rows may differ in length).
+def encode(ids_NK: IdArray, logprobs_NK: FloatArray, log_tail_N: FloatArray, kind: int = LEVELS) -> Packed:
+    """Pack the log-probs of one response; an entry at −inf is none (rows may differ in length).
 
     Raises ValueError where the shapes disagree, or a row has no entry.
     """
@@ -103,7 +106,7 @@ def encode(ids_NK: IdArray, logprobs_NK: FloatArray, log_tail_N: FloatArray) -> 
     differences_E = np.diff(levels_E, prepend=0)
     first_E = _starts(lengths_N)
     differences_E[first_E] = levels_E[first_E]
-    header = {"version": VERSION, "kind": LEVELS, "num_tokens": len(ids_NK), "num_draws": 0}
+    header = {"version": VERSION, "kind": kind, "num_tokens": len(ids_NK), "num_draws": 0}
     is_even = len(lengths_N) and (lengths_N == lengths_N[0]).all()
     width = int(lengths_N[0]) if is_even else 0
     header |= {"width": width, "lengths": b"" if width else lengths_N.astype("<u2").tobytes()}
@@ -142,6 +145,8 @@ def decode_with_mass(packed: Packed) -> tuple[IdArray, FloatArray, FloatArray, n
     lengths_N, ids_E, values_E = _unpack(packed)
     N, K = len(lengths_N), int(lengths_N.max(initial=0))
     tail_N = TAIL_STEP * (_bytes(packed, "tail_0", N) + 256.0 * _bytes(packed, "tail_1", N))
+    if tail_N.max(initial=0) > 1 - TAIL_STEP / 2:
+        raise ValueError("packed log-probs are damaged: a tail holds all the mass")
     is_entry_NK = np.arange(K) < lengths_N[:, None]
     first_E = _starts(lengths_N)
     ids_NK = np.repeat(ids_E[first_E].astype(np.int32)[:, None], K, axis=1)
@@ -152,7 +157,7 @@ def decode_with_mass(packed: Packed) -> tuple[IdArray, FloatArray, FloatArray, n
     with np.errstate(divide="ignore", invalid="ignore"):
         logprobs_NK = np.log(probs_NK * ((1 - tail_N) / mass_N)[:, None])
         log_tail_N = np.log(tail_N)
-    total_N = mass_N + tail_N if packed["kind"] == LEVELS else np.ones(N)
+    total_N = np.ones(N) if packed["kind"] in COUNTS else mass_N + tail_N
     return ids_NK, logprobs_NK.astype(np.float32), log_tail_N.astype(np.float32), total_N
 
 
@@ -160,8 +165,12 @@ def _check_shapes(ids_NK: IdArray, values_NK: Any, log_tail_N: FloatArray, is_en
     N, K = ids_NK.shape
     if values_NK.shape != (N, K) or log_tail_N.shape != (N,):
         raise ValueError(f"ids {ids_NK.shape}, values {values_NK.shape}, tail {log_tail_N.shape} do not agree")
+    if np.isnan(values_NK).any() or np.isnan(log_tail_N).any():
+        raise ValueError("a log-prob is no number")
     if not is_entry_NK.any(axis=1).all():
         raise ValueError("a row has no entry")
+    if np.iinfo(np.uint16).max < K:
+        raise ValueError(f"rows of {K} entries are too long")
     if ids_NK.size and not 0 <= ids_NK.min() <= ids_NK.max() < 1 << ID_BITS:
         raise ValueError(f"token ids must be from 0 to {(1 << ID_BITS) - 1}")
 
@@ -224,8 +233,10 @@ def _unpack(
     """
     if not isinstance(packed, dict) or packed.get("version") != VERSION:
         raise ValueError(f"not packed log-probs of version {VERSION}; generate them again")
-    N, width = packed["num_tokens"], packed["width"] if packed["kind"] == LEVELS else 0
-    if packed["kind"] != LEVELS:
+    if packed["kind"] not in (LEVELS, DRAWN_LEVELS, *COUNTS):
+        raise ValueError(f"packed log-probs are damaged: there is no kind {packed['kind']}")
+    N, width = packed["num_tokens"], 0 if packed["kind"] in COUNTS else packed["width"]
+    if packed["kind"] in COUNTS:
         num_draws = packed["num_draws"]
         lengths_N, counts_E = _counts(np.frombuffer(packed["codes"], np.uint8).astype(np.int64), N, num_draws)
         ranks_E, values_E = MAX_DRAWS - counts_E, counts_E / num_draws

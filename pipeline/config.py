@@ -178,16 +178,17 @@ class Generate(Section):
     top_k: int = Field(default=0, description="Sample among this many best tokens; 0 is all.", ge=0)
     max_tokens: Positive = Field(default=512, description="Longest answer, tokens.")
     k: Positive = Field(default=64, description="Log-probs asked of the teacher per token: its K best.")
-    support: Literal["top", "nucleus", "sampled"] = Field(
+    support: Literal["top", "nucleus", "drawn", "sampled"] = Field(
         default="top",
-        description="What is stored of the K best, with the mass of the rest: top: all; nucleus: the likeliest, up to"
-        " nucleus_mass; sampled: draws from them, a quarter of the size, unbiased within them.",
+        description="What is stored of the K best. top: all; nucleus: the likeliest, up to nucleus_mass; drawn: those"
+        " that num_draws draws hit; each with its log-prob, and the mass of all others. sampled: the counts of the"
+        " draws, smallest and unbiased within the K best, outside which the student learns no mass: take k=256, say.",
     )
     nucleus_mass: Fraction = Field(default=0.98, description="nucleus: entries are stored until they hold this; 0-1.")
     nucleus_min: Positive = Field(default=4, description="nucleus: fewest entries per token.")
-    num_draws: Positive = Field(default=50, description="sampled: draws per token.", le=127)
+    num_draws: Positive = Field(default=50, description="drawn, sampled: draws per token.", le=127)
     draw: Literal["systematic", "independent"] = Field(
-        default="systematic", description="sampled: evenly spaced draws, which vary least, or independent ones."
+        default="systematic", description="drawn, sampled: evenly spaced draws, which vary least, or independent."
     )
     seed: int = Field(
         default=0, description="Seed; each response draws from its own stream, made of this and its id.", ge=0

@@ -225,7 +225,16 @@ def render_completion(
     last = max((place for place, token in enumerate(token_ids) if token in stop_ids), default=None)
     if last is None:
         raise UserError("the teacher's chat template does not end an answer with an end-of-turn token")
+    # some templates end the text as well, after the turn: what is between is their own, too
+    while earlier := [
+        p for p in range(last) if token_ids[p] in stop_ids and _is_blank(tokenizer, token_ids[p + 1 : last])
+    ]:
+        last = earlier[-1]
     return token_ids[: last + 1]
+
+
+def _is_blank(tokenizer: Any, token_ids: list[int]) -> bool:
+    return not tokenizer.decode(token_ids, skip_special_tokens=True).strip()
 
 
 def _apply_template(

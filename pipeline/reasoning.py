@@ -50,7 +50,7 @@ def learnt(row: Row, how: str) -> tuple[list[int], list[int]]:
     `how` is train.reasoning. With `drop` the answer's rows of log-probs are still those of the teacher that had its
     reasoning in view: the student learns to answer as if it had reasoned.
     """
-    num_reasoning = 0 if how == "keep" else row.get("reasoning_tokens") or 0  # null in older runs
+    num_reasoning = 0 if how == "keep" else row["reasoning_tokens"]
     reasoning, answer = row["token_ids"][:num_reasoning], row["token_ids"][num_reasoning:]
     if how == "drop" and num_reasoning:
         reasoning = reasoning[: row["reasoning_start"]] + reasoning[row["reasoning_end"] :]

@@ -30,6 +30,7 @@ TOKEN_IDS = pa.list_(pa.int32())
 
 PROMPTS = pa.schema(
     [
+        ("conversation_id", pa.string()),  # shared by prompts that are no independent evidence: a conversation's turns
         ("prompt_id", pa.string()),  # hash of the messages (and of the answer to be scored): the same in every run
         ("messages", pa.list_(MESSAGE)),
         ("tools", pa.string()),  # JSON list of the tools the teacher may call; null where there are none
@@ -44,6 +45,7 @@ PROMPTS = pa.schema(
 RESPONSES = pa.schema(
     [
         ("response_id", pa.string()),  # prompt_id-sample
+        ("conversation_id", pa.string()),
         ("prompt_id", pa.string()),
         ("sample", pa.int32()),
         ("split", pa.string()),

@@ -290,7 +290,13 @@ def read_shards(run: RunDir, stage: str, columns: list[str] | None = None) -> It
     """
     for record in run.manifest(stage)["files"]:
         if record["name"].endswith(".parquet"):
-            yield pq.read_table(run._check_file(stage, record), columns=columns)
+            path = run._check_file(stage, record)
+            if lacking := set(columns or []) - set(pq.read_schema(path).names):
+                raise UserError(
+                    f"{path}: has no {min(lacking)}: another version of Retort made it; do `retort {stage} CONFIG"
+                    " --fresh` and what follows, or use that version"
+                )
+            yield pq.read_table(path, columns=columns)
 
 
 def read_planned(run: RunDir, columns: list[str], num_samples: int) -> Iterator[dict[str, Any]]:

@@ -124,6 +124,7 @@ def _prompt(number: int) -> Row:
         {"role": "tool", "content": "It is red.", "tool_call_id": "c1", "name": "look"},
     ]
     return {
+        "conversation_id": f"prompt{number}",
         "prompt_id": f"prompt{number}",
         "messages": [
             {"role": "system", "content": "Be brief."},
@@ -153,6 +154,7 @@ def _response(number: int) -> Row:
     logprobs_NK = np.log(probabilities_NK).astype(np.float32)
     return {
         "response_id": f"prompt{number}-0",
+        "conversation_id": f"prompt{number}",
         "prompt_id": f"prompt{number}",
         "sample": 0,
         "split": _prompt(number)["split"],

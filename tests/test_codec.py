@@ -246,6 +246,7 @@ def test_shapes_that_disagree_are_refused(shapes: tuple[tuple[int, int], tuple[i
         ([[1, 2]], [[-np.inf, -np.inf]], "no entry"),
         ([[1, 1 << 24]], [[-1.0, -2.0]], "token ids"),
         ([[1, -1]], [[-1.0, -2.0]], "token ids"),
+        ([[1, 2]], [[np.nan, -2.0]], "no number"),
     ],
 )
 def test_rows_that_can_not_be_kept_are_refused(ids: Any, logprobs: Any, said: str) -> None:
@@ -287,6 +288,8 @@ def test_a_stream_that_was_cut_or_has_bytes_to_spare_is_refused(kind: int, strea
     ("kind", "change", "said"),
     [
         (0, {"version": 1}, "version 2"),
+        (0, {"kind": 5}, "there is no kind 5"),
+        (0, {"tail_1": b"\xff" * 5}, "a tail holds all the mass"),
         (0, {"num_tokens": 6}, "damaged"),
         (0, {"codes": b"\xff" * 60}, "level is out of range"),
         (0, {"ids_2": b"\xff" * 60, "codes": bytes(60)}, "id is out of range"),

@@ -15,6 +15,7 @@ from pipeline.config import Config
 UNSET = dict.fromkeys(("tool_calls", "tool_call_id", "name", "reasoning_content"))
 ROWS: dict[str, dict[str, Any]] = {
     "PROMPTS": {
+        "conversation_id": "p",
         "prompt_id": "p",
         "messages": [
             {"role": "system", "content": "Kurz.", **UNSET},
@@ -30,6 +31,7 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "RESPONSES": {
         "response_id": "p-0",
+        "conversation_id": "p",
         "prompt_id": "p",
         "sample": 0,
         "split": "held_out",

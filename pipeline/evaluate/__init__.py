@@ -57,7 +57,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     )
     rows, rounds = _serve(config, stage, folders, groups, asked)
     texts = {"fidelity": _held_out(config, run_dir), "fidelity_chat": _chat_texts(rows)}
-    sums = _fidelity(config, folders, texts, generated.get("teacher_dtype", "float32"))
+    sums = _fidelity(config, folders, texts, generated.get("teacher_dtype") or "float32")
     arms = {
         arm: {
             **{section: _fidelity_figures(config, sums[section][arm]) for section in texts if sums[section]},
@@ -204,11 +204,11 @@ def _held_out(config: Config, run_dir: RunDir) -> list[ForcedText]:
     """
     rows: Rows = []
     how = run_dir.manifest("train")["fingerprint"].get("train.reasoning", "keep")
-    columns = ["prompt_id", "sample", "split", "prompt_token_ids", "token_ids"]
+    columns = ["conversation_id", "sample", "split", "prompt_token_ids", "token_ids"]
     for answers, kept in read_answers(run_dir, [*columns, "reasoning_tokens", "reasoning_start", "reasoning_end"]):
         rows += [row for row in answers.filter(kept).to_pylist() if row["split"] == "held_out"]
     rows.sort(key=lambda row: row["sample"])
-    forced = [ForcedText(row["prompt_id"], *reasoning.learnt(row, how)) for row in rows]
+    forced = [ForcedText(row["conversation_id"], *reasoning.learnt(row, how)) for row in rows]
     texts = [text for text in forced if text.token_ids]
     if not texts:
         raise UserError("evaluate: no held-out answer was kept; raise prepare.held_out_frac, or give more prompts")

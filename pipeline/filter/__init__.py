@@ -54,7 +54,7 @@ def run(config: Config, run_dir: RunDir) -> None:
 
 def _decide(row: dict[str, Any], settings: Filter, special_ids: frozenset[int], seen: set[bytes]) -> dict[str, Any]:
     """One row of DECISIONS. A duplicate is one only of an answer that every other rule kept."""
-    answer_ids = row["token_ids"][row.get("reasoning_tokens") or 0 :]  # null in older runs
+    answer_ids = row["token_ids"][row["reasoning_tokens"] :]
     answer = Candidate(row["prompt_id"], row["text"], answer_ids, row["finish_reason"], special_ids)
     verdicts = {name: rule(answer, settings) for name, rule in RULES.items()}
     scores = {name: float(verdict[0]) for name, verdict in verdicts.items() if verdict is not None}

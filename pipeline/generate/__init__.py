@@ -74,7 +74,7 @@ def response_seed(seed: int, response_id: str) -> int:
 
 def planned(run_dir: RunDir, config: Config) -> Iterator[tuple[str, list[Row]]]:
     """`(file, its responses)`: the same every time, so a shard is done or not done as a whole. One shard at a time."""
-    columns = ["prompt_id", "split", "category", "prompt_token_ids", "completion_token_ids"]
+    columns = ["conversation_id", "split", "category", "prompt_token_ids", "completion_token_ids"]
     rows = read_planned(run_dir, columns, config.generate.num_samples)
     for number in itertools.count():
         if not (shard := list(itertools.islice(rows, config.generate.shard_responses))):

@@ -63,11 +63,16 @@ def body(request: Request, model: str, vocab_size: int, max_model_len: int) -> d
             f"{request.request_id}: its {what} {len(prompt)} tokens, the server's context is {max_model_len}"
             " (--max-model-len)"
         )
+    if request.completion_token_ids is None and len(prompt) + request.max_tokens > max_model_len:
+        raise UserError(
+            f"{request.request_id}: its prompt of {len(prompt)} tokens and generate.max_tokens={request.max_tokens}"
+            f" exceed the server's context of {max_model_len} (--max-model-len), which would cut the answer short"
+        )
     asked = {"model": model, "prompt": prompt, "return_token_ids": True, **NEUTRAL}
     if request.completion_token_ids is not None:
         return asked | {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": request.k}
     return asked | {
-        "max_tokens": min(request.max_tokens, max_model_len),
+        "max_tokens": request.max_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "top_k": request.top_k,

@@ -201,7 +201,9 @@ class Server:
         raise UserError(f"{url.url}{path}: refused with HTTP {reply.status_code}: {why}")
 
     def _client(self) -> httpx.AsyncClient:
-        key = os.environ.get(KEY)
+        key = os.environ.get(KEY, "")
+        if not key.isascii() or any(c.isspace() or not c.isprintable() for c in key):
+            raise UserError(f"{KEY}: a key has printable ASCII characters and no space or line end in it")
         return httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(None, connect=min(CONNECT_S, self._settings.timeout_s)),

@@ -1,4 +1,9 @@
-"""Which of the teacher's K best tokens are stored for each token: all, the likeliest, or draws from them.
+"""Which of the teacher's K best tokens are stored for each token: all, the likeliest, those drawn, or counts of draws.
+
+All but counts are the teacher's distribution with some tokens merged into one bucket, the tail: a student that matches
+it has a KL of 0, whichever tokens were merged. Counts are an unbiased estimate of the distribution within the K best.
+Their tail is the mass outside the K best; it can't be held against a student's, whose mass outside the ids that happen
+to be stored is another thing, so training leaves it out.
 
 Axes: N tokens, K log-probs that the teacher gave, best first, padded at −inf.
 """
@@ -17,11 +22,13 @@ def pack(
     ids_NK: IdArray, logprobs_NK: FloatArray, vocab_size: int, settings: Generate, response_id: str
 ) -> codec.Packed:
     """The support that the settings ask for, packed. Log-probs are nats, over the whole vocabulary."""
-    if settings.support == "sampled":
-        uniforms_ND = uniforms(len(ids_NK), settings, response_id)
-        counts_NK = counts_of_draws(logprobs_NK, uniforms_ND)
-        kind = codec.SYSTEMATIC if settings.draw == "systematic" else codec.INDEPENDENT
-        return codec.encode_draws(ids_NK, counts_NK, codec.log_tail(logprobs_NK, vocab_size), kind)
+    if settings.support in ("drawn", "sampled"):
+        counts_NK = counts_of_draws(logprobs_NK, uniforms(len(ids_NK), settings, response_id))
+        if settings.support == "sampled":
+            kind = codec.SYSTEMATIC if settings.draw == "systematic" else codec.INDEPENDENT
+            return codec.encode_draws(ids_NK, counts_NK, codec.log_tail(logprobs_NK, vocab_size), kind)
+        drawn_NK = np.where(counts_NK > 0, logprobs_NK, -np.inf).astype(np.float32)
+        return codec.encode(ids_NK, drawn_NK, codec.log_tail(drawn_NK, vocab_size), codec.DRAWN_LEVELS)
     if settings.support == "nucleus":
         logprobs_NK = nucleus(logprobs_NK, settings.nucleus_mass, settings.nucleus_min)
     return codec.encode(ids_NK, logprobs_NK, codec.log_tail(logprobs_NK, vocab_size))

@@ -101,6 +101,7 @@ def _prompts(
         counts["prompts"] += 1
         counts["held_out"] += held_out
         yield {
+            "conversation_id": asked.side(),
             "prompt_id": identifier,
             "messages": [_stored(message) for message in asked.messages],
             "tools": None if asked.tools is None else json.dumps(asked.tools, ensure_ascii=False),

@@ -100,7 +100,7 @@ def tools_of(row: Row, source: Source) -> list[Any] | None:
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise BadRowError(f"column {source.tools!r} is no list of tools")
     _check_encodable(tools)
-    return _without_nulls(tools)
+    return tools if isinstance(row.get(source.tools), str) else _without_nulls(tools)
 
 
 def category_of(row: Row, source: Source) -> str:
@@ -167,11 +167,15 @@ def _tool_calls(value: Any) -> list[Any]:
     parsed = []
     for call in calls:
         function = call.get("function") or call
-        arguments = _parsed(function.get("arguments") or {}, "the arguments of a tool call")
+        given = function.get("arguments") or {}
+        arguments = _parsed(given, "the arguments of a tool call")
         if not isinstance(function.get("name"), str) or not isinstance(arguments, dict):
             raise BadRowError("a tool call needs function.name, and function.arguments that is a JSON object")
+        if not isinstance(value, str):  # a null in JSON text is meant
+            call, function = _without_nulls(call), _without_nulls(function)
+            arguments = arguments if isinstance(given, str) else _without_nulls(arguments)
         whole = {**function, "arguments": arguments}
-        parsed.append(_without_nulls({**call, "function": whole} if function is not call else whole))
+        parsed.append({**call, "function": whole} if "function" in call else whole)
     return parsed
 
 
@@ -186,6 +190,7 @@ def _parsed(value: Any, what: str, wanted: str = "") -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
+    """Without the fields that Parquet gives every row because one has them."""
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

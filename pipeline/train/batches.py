@@ -40,11 +40,6 @@ def kept_rows(run_dir: RunDir, split: str, max_length: int, how: str = "keep") -
             pc.list_value_length(table.column("prompt_token_ids")),
             pc.list_value_length(table.column("token_ids")),
         )
-        if how != "keep" and not set(REASONING) <= set(table.column_names):
-            raise UserError(
-                f"{run_dir.path}: its answers were captured before reasoning was marked, so train.reasoning={how} can't"
-                " tell it; generate again, or keep it"
-            )
         if how == "drop":
             cut = pc.subtract(table.column("reasoning_end"), table.column("reasoning_start"))
             lengths = pc.subtract(lengths, cut)
@@ -75,7 +70,7 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int, vocab_size: int, how:
         input_ids_BT[b, : P + A] = context + answer
         labels_BT[b, P : P + A] = answer
         attention_BT[b, : P + A] = 1
-    decoded = [codec.decode(row["logprobs"]) for row in rows]
+    decoded = [_targets(row["logprobs"]) for row in rows]
     for row, (ids_NK, _, _) in zip(rows, decoded, strict=True):
         if len(ids_NK) != len(row["token_ids"]):
             name, tokens = f"response {row['response_id']}", len(row["token_ids"])
@@ -100,6 +95,14 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int, vocab_size: int, how:
         "teacher_logprobs_NK": torch.from_numpy(logprobs_NK),
         "teacher_log_tail_N": torch.from_numpy(log_tail_N),
     }
+
+
+def _targets(packed: codec.Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`(ids_NK, logprobs_NK, log_tail_N)` to learn: of draws, the shares alone (see generate/support.py)."""
+    ids_NK, logprobs_NK, log_tail_N = codec.decode(packed)
+    if packed["kind"] not in codec.COUNTS:
+        return ids_NK, logprobs_NK, log_tail_N
+    return ids_NK, logprobs_NK - np.log1p(-np.exp(log_tail_N))[:, None], np.full_like(log_tail_N, -np.inf)
 
 
 def _filled(values_NK: np.ndarray, filling: Any, K: int) -> np.ndarray:

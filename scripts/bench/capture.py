@@ -272,7 +272,10 @@ def ratios(rates: Rates) -> dict[str, Any]:
     figures = {f"{arm}_tokens_per_s": figure(values, "tokens/s") for arm, values in rates.items()}
     for name, (above, below) in pairs.items():
         if above in rates and below in rates:
-            figures[name] = figure([a / b for a, b in zip(rates[above], rates[below], strict=False)], "ratio")
+            above_r, below_r = rates[above], rates[below]
+            if len(above_r) != len(below_r):  # of different processes: nothing pairs them
+                above_r, below_r = [statistics.median(above_r)], [statistics.median(below_r)]
+            figures[name] = figure([a / b for a, b in zip(above_r, below_r, strict=True)], "ratio")
     return figures
 
 

@@ -7,13 +7,14 @@ log-probs of each token are the truth that every format is made from. A second m
 vocabulary of 151,936. Bytes per answer token are those of a Parquet shard as `retort generate` writes it: the columns
 that KD needs (prompt and answer ids, packed log-probs), offsets and metadata included; `with the rest` adds text,
 sampled log-probs and labels. KL is the forward KL between the buckets (entries and tail) before and after the format.
-Draws lose nothing of their counts; that they are draws has another price, seen in training (`kd_quality.py`).
+Of counts of draws (`sampled`) nothing is lost; that they are
+draws has another price.
 
 The others: JSON as an OpenAI-style server answers; int32 + float16 arrays; DistillKit's published "budget pick"
 (k=50: ids of ⌈log2 V⌉ bits, one log-prob in bfloat16, three float32 terms 1, i, √i fitted to the rest).
 
-Figures: `top50_bytes_per_token`, `sampled50_bytes_per_token`, `sampled32_bytes_per_token`, `nucleus_bytes_per_token`,
-each also with `_v151936`, `top50_kl_nats`, `encode_tokens_per_s`, `decode_tokens_per_s` (K=50, one core),
+Figures: `top50_bytes_per_token`, `sampled50_...`, `sampled32_...`, `drawn50_...`, `drawn32_...`, `nucleus_...`, each
+also with `_v151936`; `top50_kl_nats`; `encode_tokens_per_s`, `decode_tokens_per_s` (K=50, one core), and
 `decode_over_train` (against training steps of the quickstart's student).
 """
 
@@ -45,6 +46,8 @@ KD_COLUMNS = ["prompt_token_ids", "token_ids", "logprobs"]
 ARMS = {
     "top50": {"k": K, "support": "top"},
     "nucleus": {"k": 64, "support": "nucleus"},
+    "drawn50": {"k": WIDE_K, "support": "drawn", "num_draws": 50},
+    "drawn32": {"k": WIDE_K, "support": "drawn", "num_draws": 32},
     "sampled50": {"k": WIDE_K, "support": "sampled", "num_draws": 50},
     "sampled32": {"k": WIDE_K, "support": "sampled", "num_draws": 32},
 }
@@ -139,18 +142,17 @@ def of_codec(answers: list[Answer], vocab_size: int, settings: Generate) -> floa
     total, tokens = 0.0, 0
     for answer in answers:
         ids_NK, logprobs_NK = answer.ids_TK[:, : settings.k], answer.logprobs_TK[:, : settings.k]
-        if settings.support == "nucleus":
-            logprobs_NK = support.nucleus(logprobs_NK, settings.nucleus_mass, settings.nucleus_min)
         packed = support.pack(ids_NK, logprobs_NK, vocab_size, settings, "r")
         after_ids_NK, decoded_NK, after_tail_N = codec.decode(packed)
         after_NK = np.full(logprobs_NK.shape, -np.inf)
         rows_N1 = np.arange(len(ids_NK))[:, None]
         rank_NV = np.full((len(ids_NK), vocab_size), -1, np.int16)
         np.put_along_axis(rank_NV, ids_NK, np.arange(settings.k, dtype=np.int16)[None], 1)
-        is_entry_NK = decoded_NK > -np.inf
+        is_entry_NK = decoded_NK > -np.inf  # what is not stored, went into the tail
         after_NK[
             np.broadcast_to(rows_N1, decoded_NK.shape)[is_entry_NK], rank_NV[rows_N1, after_ids_NK][is_entry_NK]
         ] = decoded_NK[is_entry_NK]
+        logprobs_NK = np.where(after_NK > -np.inf, logprobs_NK, -np.inf)
         tail_N = np.exp(codec.log_tail(logprobs_NK, vocab_size).astype(np.float64))
         total += kl_nats(logprobs_NK.astype(np.float64), after_NK, tail_N, np.exp(after_tail_N)) * len(ids_NK)
         tokens += len(ids_NK)
@@ -252,7 +254,7 @@ def compare(answers: list[Answer], vocab_size: int, tokenizer: Any, title: str) 
         sizes = shard_bytes(answers, vocab_size, settings, tokenizer)
         measured[name] = sizes["kd"]
         if settings.support == "sampled":
-            lost = "0 (draws)"
+            lost = "counts kept"
         else:
             measured[f"{name}_kl"] = of_codec(answers, vocab_size, settings)
             lost = f"{measured[f'{name}_kl']:.1e}"

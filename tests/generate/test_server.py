@@ -284,9 +284,22 @@ def test_a_prompt_beyond_the_context_is_refused_by_name(fake: FakeServer) -> Non
         list(teacher(fake).answers([long]))
 
 
-def test_longer_answers_than_the_context_are_asked_for_as_long_as_it_is(fake: FakeServer) -> None:
-    (answer,) = teacher(fake).answers([Request("r", [2, 3], 1000, 1.0, 0, k=K)])
-    assert len(answer.token_ids) == 64
+def test_a_context_that_would_cut_answers_short_is_refused(fake: FakeServer) -> None:
+    server = teacher(fake)
+    (answer,) = server.answers([Request("r", [2, 3], 62, 1.0, 0, k=K)])
+    assert len(answer.token_ids) == 62
+    with pytest.raises(UserError, match="exceed the server's context of 64"):
+        list(server.answers([Request("r", [2, 3], 63, 1.0, 0, k=K)]))
+
+
+@pytest.mark.parametrize("key", ["sesame\n", "open sesame", "schlüssel"])
+def test_a_key_that_no_header_can_hold_is_told_at_once(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv(server_module.KEY, key)
+    with pytest.raises(UserError, match="printable ASCII") as caught:
+        teacher(fake)
+    assert key.strip() not in str(caught.value)
 
 
 def test_text_that_exists_is_scored(fake: FakeServer) -> None:

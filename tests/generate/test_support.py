@@ -80,8 +80,40 @@ def test_the_nucleus_holds_its_mass_and_no_more_than_it_needs() -> None:
     assert len(set(lengths_N)) > 3
 
 
+def test_a_small_tail_and_near_ties_are_no_misalignment() -> None:
+    """A token drawn from a tail of 2.8e-4, which is stored as 2e-4; and 64 entries that all round the same way."""
+    for masses, token in (([0.5, 0.3, 0.19, 0.00972], 9), ([0.7 / 64] * 64, 3)):
+        ids_NK, k = np.arange(len(masses), dtype=np.int32)[None] + 100, len(masses)
+        logprobs_NK = np.log(np.array([masses])).astype(np.float32)
+        tail = 1 - sum(masses)
+        inside = token == 3
+        row = {
+            "response_id": "r-0",
+            "token_ids": [103 if inside else token],
+            "token_logprobs": [float(np.log(masses[3] if inside else tail))],
+            "logprobs": support.pack(ids_NK, logprobs_NK, VOCAB, settings(support="top", k=k), "r-0"),
+        }
+        alignment.check(row, VOCAB)
+
+
+def test_drawn_entries_keep_their_own_log_probs_and_all_else_is_the_tail() -> None:
+    ids_NK, logprobs_NK = rows(40, 60)
+    packed = support.pack(ids_NK, logprobs_NK, VOCAB, settings(support="drawn", num_draws=8), "r-0")
+    counts_NK = support.counts_of_draws(logprobs_NK, support.uniforms(40, settings(num_draws=8), "r-0"))
+    after_ids_NK, after_NK, log_tail_N = codec.decode(packed)
+    for ids, values, counts, after_ids, after, tail in zip(
+        ids_NK, logprobs_NK, counts_NK, after_ids_NK, after_NK, np.exp(log_tail_N), strict=True
+    ):
+        drawn = dict(zip(ids[counts > 0].tolist(), values[counts > 0].tolist(), strict=True))
+        kept = {int(i): float(p) for i, p in zip(after_ids, after, strict=True) if p > -np.inf}
+        assert kept.keys() == drawn.keys()
+        assert tail == pytest.approx(1 - np.exp(list(drawn.values())).sum(), abs=2e-4)
+        assert all(abs(kept[i] - drawn[i]) < 0.6 for i in kept)
+
+
 @pytest.mark.parametrize(
-    "chosen", [{"support": "top"}, {"support": "nucleus"}, {}, {"draw": "independent"}, {"num_draws": 7}]
+    "chosen",
+    [{"support": "top"}, {"support": "nucleus"}, {"support": "drawn"}, {}, {"draw": "independent"}, {"num_draws": 7}],
 )
 def test_every_support_keeps_the_contract_and_a_shift_is_seen(chosen: dict[str, Any]) -> None:
     """Tokens drawn from the rows themselves, the whole vocabulary included, pass; moved by one token they don't."""
@@ -104,10 +136,10 @@ def test_every_support_keeps_the_contract_and_a_shift_is_seen(chosen: dict[str, 
 
 def test_what_is_stored_and_its_tail_are_all_the_mass() -> None:
     ids_NK, logprobs_NK = rows(40, 30)
-    for name in ("top", "nucleus", "sampled"):
+    for name in ("top", "nucleus", "drawn", "sampled"):
         packed = support.pack(ids_NK, logprobs_NK, VOCAB, settings(support=name, nucleus_mass=0.8), "r-0")
         _, stored_NK, log_tail_N = codec.decode(packed)
         np.testing.assert_allclose(np.exp(stored_NK).sum(axis=1) + np.exp(log_tail_N), 1, atol=1e-5)
-        if name != "nucleus":
+        if name in ("top", "sampled"):
             outside_N = 1 - np.exp(logprobs_NK.astype(np.float64)).sum(axis=1)
             np.testing.assert_allclose(np.exp(log_tail_N), outside_N, atol=1.01e-4)

@@ -15,6 +15,8 @@ from pipeline.errors import UserError
 from pipeline.generate import support
 from pipeline.train import contract, student
 from pipeline.train.batches import IGNORED, LengthGrouped, collate
+from pipeline.train.divergences import forward_kl_nats
+from pipeline.train.head import support_logprobs
 from pipeline.train.trainer import fit, last_whole_checkpoint, token_losses
 
 VOCAB, K = 61, 8
@@ -119,6 +121,45 @@ def test_rows_of_draws_are_proved_by_tokens_and_by_a_shift(teacher: LlamaForCaus
     assert 0.01 < facts["teacher_kl_nats"] < 1, "draws have a KL of their own"
     with pytest.raises(UserError, match="do not belong"):
         contract.check_teacher(teacher, contract.shifted(batch, 1), 5, 1e-3)
+
+
+@pytest.mark.parametrize("support_name", ["top", "nucleus", "drawn", "sampled"])
+def test_a_free_student_learns_the_teachers_distribution_from_every_support(support_name: str) -> None:
+    """The minimum of the real loss over many responses of one distribution is that law; of counts, within K."""
+    generator = torch.Generator().manual_seed(0)
+    truth_V = (torch.randn(VOCAB, generator=generator) * 2).log_softmax(dim=0)
+    best = truth_V.topk(24)
+    settings = Generate.model_validate({"support": support_name, "num_draws": 12, "nucleus_mass": 0.8})
+    ids_NK = best.indices.numpy().astype(np.int32)[None].repeat(40, axis=0)
+    values_NK = best.values.numpy()[None].repeat(40, axis=0)
+    rows = [
+        {
+            "response_id": f"r{n}-0",
+            "prompt_token_ids": [1],
+            "token_ids": [int(best.indices[0])] * 40,
+            "logprobs": support.pack(ids_NK, values_NK, VOCAB, settings, f"r{n}-0"),
+        }
+        for n in range(25)
+    ]
+    batch = collate(rows, 0, VOCAB)
+    targets = [batch[f"teacher_{name}"] for name in ("ids_NK", "logprobs_NK", "log_tail_N")]
+    logits_VH = truth_V.clone()[:, None].requires_grad_()
+    hidden_NH, labels_N = torch.ones(len(targets[0]), 1), torch.zeros(len(targets[0]), dtype=torch.long)
+    optimizer = torch.optim.Adam([logits_VH], lr=0.05)
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 300)
+        student = support_logprobs(hidden_NH, logits_VH, targets[0], labels_N, 4096)
+        loss = forward_kl_nats(targets[1], targets[2], student.support_NK, student.log_tail_N).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    learnt_V, wanted_V = logits_VH.detach()[:, 0].softmax(dim=0), truth_V.exp()
+    if support_name == "sampled":
+        outside = torch.ones(VOCAB, dtype=torch.bool).scatter(0, best.indices, False)
+        assert learnt_V[outside].sum() < 0.02, "counts say nothing of what is outside the K best"
+        wanted_V = wanted_V.masked_fill(outside, 0)
+        wanted_V /= wanted_V.sum()
+    assert (learnt_V - wanted_V).abs().sum() / 2 < 0.03
 
 
 def test_rows_of_different_widths_share_a_batch_and_change_no_loss(teacher: LlamaForCausalLM) -> None:
