@@ -14,7 +14,8 @@ one process and one engine, in turn (A-B-B-A), warmed up first; processes are fr
 - `memory`: peak memory of `retort generate`, with ten times the prompts.
 
 Figures: `capture_ratio` (capture over plain), `naive_ratio`, `server_ratio`, `k100_over_k20` (time), `score_ratio`
-(answer tokens per second, scoring over capture), `retort_over_hand_tuned`, `rss_10x_engine`, `rss_10x_server`.
+(answer tokens per second, scoring over capture), `retort_over_hand_tuned`, `rss_10x_engine`, `rss_10x_server`,
+`rss_per_added_token_engine`, `rss_per_added_token_server`.
 """
 
 import argparse
@@ -208,13 +209,13 @@ def hand_tuned_arm(num: int, tokens: int, seqs: int) -> Rates:
     return {f"hand_tuned_{seqs}": [once(num)]}
 
 
-def peak_memory(num_prompts: int, url: str | None) -> float:
-    """Peak resident memory of `retort generate` and what it waits for, bytes."""
+def peak_memory(num_prompts: int, url: str | None) -> tuple[float, int]:
+    """Peak resident memory of `retort generate` and what it waits for, bytes; and the tokens that it wrote."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "prompts.txt"
         source.write_text("".join(f"Count from {i} on.\n" for i in range(num_prompts)), encoding="utf-8")
         settings = [f"runs_dir={folder}", "name=memory", f"prepare.sources=[{{path: {source}}}]"]
-        settings += ["generate.max_tokens=4", "generate.shard_responses=64", f"generate.k={K}"]
+        settings += ["generate.max_tokens=32", "generate.shard_responses=64", f"generate.k={K}"]
         settings += [f"teacher.server.urls=[{url}]"] if url else []
         for stage in ("prepare", "generate"):
             command = [sys.executable, "-m", "pipeline", stage, "configs/quickstart.yaml", *settings]
@@ -222,16 +223,19 @@ def peak_memory(num_prompts: int, url: str | None) -> float:
             _, status, usage = os.wait4(process.pid, 0)
             if status:
                 raise SystemExit(f"retort {stage} failed")
-    return usage.ru_maxrss * 1024.0
+        manifest = json.loads((Path(folder) / "memory/generate/manifest.json").read_text(encoding="utf-8"))
+    return usage.ru_maxrss * 1024.0, manifest["counts"]["answer_tokens"]
 
 
 def memory_figures(num_prompts: int) -> dict[str, Any]:
     figures = {}
     with served() as url:
         for name, at in (("server", url), ("engine", None)):
-            few, many = peak_memory(num_prompts, at), peak_memory(10 * num_prompts, at)
+            (few, few_tokens), (many, many_tokens) = peak_memory(num_prompts, at), peak_memory(10 * num_prompts, at)
             figures[f"rss_10x_{name}"] = figure([many / few], "ratio")
-            print(f"{name}: {few / 1e6:.0f} MB with {num_prompts} prompts, {many / 1e6:.0f} MB with {10 * num_prompts}")
+            added = (many - few) / (many_tokens - few_tokens)
+            figures[f"rss_per_added_token_{name}"] = figure([added], "bytes")  # what is captured of one takes 500
+            print(f"{name}: {few / 1e6:.0f} MB for {few_tokens} tokens, {many / 1e6:.0f} MB for {many_tokens}")
     return figures
 
 
