@@ -241,9 +241,19 @@ def _apply_template(
     tokenizer: Any, messages: list[dict[str, Any]], template_kwargs: dict[str, Any], tools: list[Any] | None, **how: Any
 ) -> Any:
     try:
-        return tokenizer.apply_chat_template(messages, tools=tools, return_dict=False, **how, **template_kwargs)
+        written = tokenizer.apply_chat_template(messages, tools=tools, return_dict=False, **how, **template_kwargs)
     except Exception as error:  # a template is the model author's program: it may raise anything
-        raise UserError(f"the teacher's chat template refuses a prompt: {_first_line(error)}") from None
+        hint = "; a message has no content" if any(message.get("content") is None for message in messages) else ""
+        raise UserError(f"the teacher's chat template refuses a prompt: {_first_line(error)}{hint}") from None
+    calls = [call.get("function", call)["name"] for message in messages for call in message.get("tool_calls") or ()]
+    if calls:
+        text = written if isinstance(written, str) else tokenizer.decode(written)
+        if lost := [name for name in calls if name not in text]:
+            raise UserError(
+                f"the teacher's chat template leaves out tool calls (here of {lost[0]}): leave such rows out, or choose a"
+                " teacher that uses tools"
+            )
+    return written
 
 
 def check_same_tokenizer(teacher: Any, student: Any, name: str) -> None:

@@ -235,3 +235,13 @@ def test_the_same_words_with_other_tools_are_another_prompt(prepared: Any) -> No
     counts = prepared.do(prepared.lines({"prompt": "Hi"}, {"prompt": "Hi", "tools": [TOOL]}, {"prompt": "Hi"}))
     assert (counts["prompts"], counts["duplicates"]) == (2, 1)
     assert prepared.rows()[0]["prompt_id"] == prompt_id([USER])
+
+
+def test_a_template_that_leaves_tool_calls_out_is_told(scored: Scored, other_teacher: Callable[[str], Path]) -> None:
+    """The demo teacher's kind: it writes a message's content, and nothing else."""
+    empty = {**CALLING, "content": ""}
+    with pytest.raises(UserError, match=r":1: .* leaves out tool calls \(here of weather\)"):
+        scored.do({"messages": [USER, empty, RESULT, ANSWER]})
+    scored.prepared.teacher = other_teacher("{% for m in messages %}{{ '<|im_start|>' + m.content }}{% endfor %}")
+    with pytest.raises(UserError, match="a message has no content"):
+        scored.do({"messages": [USER, CALLING, RESULT, ANSWER]})
