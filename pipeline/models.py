@@ -250,8 +250,8 @@ def _apply_template(
         text = written if isinstance(written, str) else tokenizer.decode(written)
         if lost := [name for name in calls if name not in text]:
             raise UserError(
-                f"the teacher's chat template leaves out tool calls (here of {lost[0]}): leave such rows out, or choose a"
-                " teacher that uses tools"
+                f"the teacher's chat template leaves out tool calls (here of {lost[0]}): leave such rows out, or choose"
+                " a teacher that uses tools"
             )
     return written
 

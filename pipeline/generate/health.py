@@ -163,6 +163,7 @@ class Pool:
     def _give_up(self) -> None:
         listed = ", ".join(f"{url.url}: {url.reason}" for url in self.urls)
         self._fault = UserError(
-            f"no server answers ({listed}); see to them and run the same command again: what is committed is kept"
+            f"no server answers ({listed}), and none has for {self._patience_s:g} s (teacher.server.patience_s); see to"
+            " them and run the same command again: what is committed is kept"
         )
         self._changed.set()

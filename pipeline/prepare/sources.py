@@ -138,10 +138,10 @@ def _check_messages(messages: Any) -> None:
             raise BadRowError(f"a message's role must be one of {', '.join(ROLES)}")
         role, content = message["role"], message.get("content")
         if content is not None and not isinstance(content, str):
-            raise BadRowError(f"a {role} message's content is no text (its type: {type(content).__name__})")
+            raise BadRowError(f"{_a(role)} message's content is no text (its type: {type(content).__name__})")
         may_be_empty = message.get("tool_calls") if role == "assistant" else role == "tool" and content is not None
         if not may_be_empty and (content is None or not content.strip()):
-            raise BadRowError(f"empty {'answer' if role == 'assistant' else 'prompt'}: a {role} message has no text")
+            raise BadRowError(f"empty {'answer' if role == 'assistant' else 'prompt'}: {_a(role)} message has no text")
         _check_encodable(content, *(message.get(key) for key in OPTIONAL.get(role, ())))
 
 
@@ -194,6 +194,10 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _a(role: str) -> str:
+    return f"an {role}" if role == "assistant" else f"a {role}"
 
 
 def _check_encodable(*values: Any) -> None:
