@@ -293,9 +293,14 @@ def copy_of_prepared(plain: Path, target: Path) -> list[str]:
 @pytest.mark.engine
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("support", ["nucleus", "sampled"])
+@pytest.mark.parametrize("support", ["nucleus", "drawn", "sampled"])
 def test_another_support_stores_the_same_answers(served: Served, plain: Path, tmp_path: Path, support: str) -> None:
-    where = [*copy_of_prepared(plain, tmp_path), f"generate.support={support}", "generate.num_draws=12"]
+    where = [
+        *copy_of_prepared(plain, tmp_path),
+        f"generate.support={support}",
+        "generate.num_draws=12",
+        "generate.nucleus_mass=0.7",
+    ]
     done = retort("generate", *where, f"teacher.server.urls=[{served.url}]")
     assert done.returncode == 0, done.stderr
     verified = retort("verify", str(tmp_path / "other"))
