@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import codec
-from pipeline.codec import FloatArray, IdArray
+from pipeline.codec import FloatArray
 from pipeline.errors import UserError
 
 ROUNDING_NATS = 0.02  # float32, and tails of 2e-4
@@ -20,10 +20,10 @@ DRAWS_SIGMA = 7  # a count that chance makes this improbable does not come by ch
 def check(row: dict[str, Any], vocab_size: int) -> float:
     """The stored log-prob of each sampled token against its row: equal where the row has it, else below the row.
 
-    `row` has response_id, token_ids, token_logprobs and logprobs, as in records.RESPONSES. Where rows hold draws, the
-    sampled tokens' counts are held against their log-probs together. Returns the largest difference beyond rounding,
-    nats (0 for draws). Raises UserError where rows and tokens differ in number or disagree, where an id is outside the
-    vocabulary or twice in a row, and where a row and its tail don't sum to 1.
+    `row` has response_id, token_ids, token_logprobs and logprobs, as in records.RESPONSES. Where rows hold counts of
+    draws, those of the sampled tokens are held against what their log-probs let expect. Returns the largest difference
+    beyond rounding, nats (0 for counts). Raises UserError where rows and tokens differ in number or disagree, where an
+    id is outside the vocabulary or twice in a row, and where a row and its tail don't sum to 1.
     """
     name, tokens_N = f"response {row['response_id']}", np.asarray(row["token_ids"], np.int64)
     sampled_N = np.asarray(row["token_logprobs"], np.float32)
@@ -51,25 +51,24 @@ def check(row: dict[str, Any], vocab_size: int) -> float:
     if not (sampled_N <= 0).all():
         worst = int((~(sampled_N <= 0)).argmax())
         raise UserError(f"{name}, token {worst}: its log-prob is {sampled_N[worst]}, not a number up to 0")
+    is_here_NK = (ids_NK == tokens_N[:, None]) & (logprobs_NK > -np.inf)
     if row["logprobs"]["kind"] in codec.COUNTS:
-        _check_draws(name, row["logprobs"], tokens_N, sampled_N, ids_NK, logprobs_NK, log_tail_N)
+        _check_draws(name, row["logprobs"], sampled_N, is_here_NK, logprobs_NK, log_tail_N)
         return 0.0
     moved_N = np.abs(np.log(mass_N - np.exp(log_tail_N)) - np.log1p(-np.exp(log_tail_N))) + ROUNDING_NATS
     is_best = row["logprobs"]["kind"] == codec.LEVELS
-    return _check_levels(name, tokens_N, sampled_N, ids_NK, logprobs_NK, log_tail_N, moved_N, is_best)
+    return _check_levels(name, sampled_N, is_here_NK, logprobs_NK, log_tail_N, moved_N, is_best)
 
 
 def _check_levels(
     name: str,
-    tokens_N: npt.NDArray[np.int64],
     sampled_N: FloatArray,
-    ids_NK: IdArray,
+    is_here_NK: npt.NDArray[np.bool_],
     logprobs_NK: FloatArray,
     log_tail_N: FloatArray,
     moved_N: npt.NDArray[np.float64],
     is_best: bool,
 ) -> float:
-    is_here_NK = (ids_NK == tokens_N[:, None]) & (logprobs_NK > -np.inf)
     stored_N = np.where(is_here_NK, logprobs_NK, 0).sum(axis=1)
     # outside the support: no likelier than the least of it, where it is of the likeliest, nor than the whole tail
     least_N = np.where((logprobs_NK > -np.inf) & is_best, logprobs_NK, 0).min(axis=1)
@@ -88,9 +87,8 @@ def _check_levels(
 def _check_draws(
     name: str,
     packed: codec.Packed,
-    tokens_N: npt.NDArray[np.int64],
     sampled_N: FloatArray,
-    ids_NK: IdArray,
+    is_here_NK: npt.NDArray[np.bool_],
     logprobs_NK: FloatArray,
     log_tail_N: FloatArray,
 ) -> None:
@@ -101,7 +99,6 @@ def _check_draws(
     and is no likelier than the least of those.
     """
     num_draws, tail_N = packed["num_draws"], np.exp(log_tail_N.astype(np.float64))
-    is_here_NK = (ids_NK == tokens_N[:, None]) & (logprobs_NK > -np.inf)
     count_N = (
         num_draws * np.exp(np.where(is_here_NK, logprobs_NK, -np.inf).astype(np.float64)).sum(axis=1) / (1 - tail_N)
     )

@@ -235,9 +235,9 @@ def _unpack(
         raise ValueError(f"not packed log-probs of version {VERSION}; generate them again")
     if packed["kind"] not in (LEVELS, DRAWN_LEVELS, *COUNTS):
         raise ValueError(f"packed log-probs are damaged: there is no kind {packed['kind']}")
-    N, width = packed["num_tokens"], 0 if packed["kind"] in COUNTS else packed["width"]
+    N, width = packed["num_tokens"], packed["width"]
     if packed["kind"] in COUNTS:
-        num_draws = packed["num_draws"]
+        num_draws, width = packed["num_draws"], 0  # row by row
         lengths_N, counts_E = _counts(np.frombuffer(packed["codes"], np.uint8).astype(np.int64), N, num_draws)
         ranks_E, values_E = MAX_DRAWS - counts_E, counts_E / num_draws
     else:
