@@ -23,6 +23,9 @@ from pipeline.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Divergence = Literal[
+    "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation", "alpha_beta"
+]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "clearml", "swanlab"]
 
 
@@ -240,11 +243,30 @@ class Student(Section):
     keep_layers: str | None = Field(
         default=None, description="Layers to keep, from 0, e.g. `0-11,18-29`; null keeps all.", pattern=r"^[\d\s,-]+$"
     )
+    num_layers: Positive | None = Field(
+        default=None, description="How many layers to keep, chosen by choose_layers; in place of keep_layers."
+    )
+    choose_layers: Literal["ends", "evenly", "influence"] = Field(
+        default="ends",
+        description="num_layers: the first and last ones; spread evenly; or those that change the hidden state most,"
+        " as measured on kept answers (block influence).",
+    )
+    config: str | None = Field(
+        default=None, description="A transformers config (config.json or its folder): a student with random weights."
+    )
 
     @field_validator("keep_layers", mode="before")
     @classmethod
     def _one_layer(cls, value: Any) -> Any:
         return str(value) if type(value) is int else value  # YAML reads `3` as a number
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Student":
+        if self.keep_layers is not None and self.num_layers is not None:
+            raise ValueError("keep_layers and num_layers both choose layers: give one")
+        if self.config is not None and (self.model or self.keep_layers is not None or self.num_layers is not None):
+            raise ValueError("config makes a new model: model, keep_layers and num_layers don't go with it")
+        return self
 
 
 class Lora(Section):
@@ -256,14 +278,53 @@ class Lora(Section):
     target_modules: str | tuple[str, ...] = Field(
         default="all-linear", description="Modules adapted, as PEFT names them."
     )
+    bits: Literal[4, 8] | None = Field(
+        default=None, description="QLoRA: the frozen weights in this many bits (bitsandbytes); null: as they are."
+    )
 
 
 class Train(Section):
-    """train: CE on the teacher's tokens + forward KL to its stored distributions."""
+    """train: CE on the teacher's tokens + a divergence from its distributions."""
 
     ce_weight: float = Field(default=0.5, description="Weight of cross-entropy on the teacher's tokens.", ge=0)
-    kd_weight: float = Field(
-        default=0.5, description="Weight of forward KL over the stored support and its tail.", ge=0
+    kd_weight: float = Field(default=0.5, description="Weight of the divergence from the teacher.", ge=0)
+    ce_weight_end: float | None = Field(
+        default=None, description="ce_weight at the last step, reached in a straight line; null: it stays.", ge=0
+    )
+    kd_weight_end: float | None = Field(default=None, description="kd_weight at the last step, likewise.", ge=0)
+    divergence: Divergence = Field(
+        default="forward_kl", description="What kd_weight weighs: one of the functions of train/divergences.py."
+    )
+    alpha: Fraction | None = Field(
+        default=None,
+        description="skew_*: the share of the distribution's own that is mixed in (0.1); alpha_beta: its alpha (0.2).",
+        gt=0,
+    )
+    beta: Fraction | None = Field(
+        default=None, description="jsd: the teacher's share of the mixture (0.5); alpha_beta: its beta (0.7).", gt=0
+    )
+    temperature: float = Field(
+        default=1.0,
+        description="Softens both distributions of the divergence, which is then multiplied by its square.",
+        gt=0,
+        le=20,
+    )
+    targets: Literal["stored", "live"] = Field(
+        default="stored",
+        description="Stored distributions, or those of the teacher run beside the student: whole vocabulary, dearer.",
+    )
+    tail: Literal["bucket", "label", "renormalise"] = Field(
+        default="bucket",
+        description="The mass outside the stored support: one bucket of its own; given to the token that was sampled;"
+        " or shared out over the support, which is biased.",
+    )
+    positions_frac: Fraction = Field(
+        default=1.0,
+        description="Share of answer tokens with loss, those of highest entropy; the head skips the rest.",
+        gt=0,
+    )
+    positions_by: Literal["teacher_entropy", "student_entropy"] = Field(
+        default="teacher_entropy", description="Whose entropy chooses: of the stored rows, or of the student as it is."
     )
     sft_only_arm: bool = Field(
         default=False, description="Also train a second student by CE alone, same tokens, to show what KD bought."
@@ -280,6 +341,20 @@ class Train(Section):
         description="The teacher's reasoning: learnt like the rest, context without loss, or cut out between its tags.",
     )
     max_length: Positive = Field(default=2048, description="Longest prompt + answer, tokens; longer ones are left out.")
+    pack_tokens: Positive | None = Field(
+        default=None,
+        description="Lay answers end to end, each seeing itself alone, in rows of at most this many tokens; null:"
+        " padded rows of like length.",
+    )
+    validation_frac: Fraction = Field(
+        default=0.03,
+        description="Share of the answers to train on that is kept back (256 at most), to measure the student and to"
+        " choose the best checkpoint; whole prompts, by their hash. 0: none.",
+        lt=1,
+    )
+    keep: Literal["best", "last"] = Field(
+        default="best", description="The checkpoint that becomes the student: lowest validation divergence, or last."
+    )
     lora: Lora | None = Field(default=None, description="Adapters in place of full fine-tuning.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
@@ -288,7 +363,7 @@ class Train(Section):
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, more time.")
     seed: int = Field(default=0, description="Seed of shuffling and dropout.", ge=0)
     head_chunk_tokens: Positive = runtime(1024, "Tokens whose vocabulary logits are held at once, tokens.")
-    checkpoint_steps: Positive = runtime(50, "Optimizer steps between checkpoints.")
+    checkpoint_steps: Positive = Field(default=50, description="Optimizer steps between checkpoints and validations.")
     log_steps: Positive = runtime(5, "Optimizer steps between two points of the curves.")
     report_to: tuple[Tracker, ...] = runtime(
         ("tensorboard",), "Trackers; all but tensorboard are packages to install: wandb, mlflow, trackio, ..."
@@ -296,8 +371,17 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _some_loss(self) -> "Train":
-        if self.ce_weight == 0 and self.kd_weight == 0:
+        ends = (self.ce_weight_end or 0, self.kd_weight_end or 0)
+        if self.ce_weight == 0 and self.kd_weight == 0 and ends == (0, 0):
             raise ValueError("ce_weight and kd_weight are both 0: nothing would be learnt")
+        return self
+
+    @model_validator(mode="after")
+    def _parameters_that_count(self) -> "Train":
+        takes = {"alpha": ("skew_forward_kl", "skew_reverse_kl", "alpha_beta"), "beta": ("jsd", "alpha_beta")}
+        for name, divergences in takes.items():
+            if getattr(self, name) is not None and self.divergence not in divergences:
+                raise ValueError(f"{name} is no parameter of {self.divergence} (of {', '.join(divergences)})")
         return self
 
 
