@@ -1,63 +1,80 @@
 """train: the student is made, the alignment contract proved, and each arm trained on the kept answers."""
 
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-
+from accelerate import PartialState
 from pipeline import models
 from pipeline.config import Config, Train, output_settings
 from pipeline.console import say
 from pipeline.rundir import RunDir, Stage, readable, user_disk_errors
 from pipeline.train import contract, student
-from pipeline.train.batches import kept_rows
+from pipeline.train.rows import Answers, kept_answers, split_validation
 from pipeline.train.trainer import fit
 
 
 def run(config: Config, run_dir: RunDir) -> None:
-    """Write train/untrained, train/student and, where asked for, train/sft_only: plain transformers folders."""
+    """Write train/untrained, train/student and, where asked for, train/sft_only: plain transformers folders.
+
+    Of several processes (train.launch) the first makes ready and writes; the others train along.
+    """
     models.quiet_transformers()
     config = config.model_copy(update={"train": with_dtype(config.train)})
-    generated = run_dir.manifest("generate")
-    stage = run_dir.begin("train", config, _fingerprint(config, run_dir))
-    if stage.complete:
+    processes = PartialState(timeout=timedelta(hours=12))  # the others wait while the first makes ready
+    is_first = processes.is_main_process
+    stage = Stage(run_dir, "train", run_dir.stage_path("train"), {}, [])
+    if is_first:
+        stage = run_dir.begin("train", config, _fingerprint(config, run_dir))
+    processes.wait_for_everyone()
+    if run_dir.is_done("train"):
         return
-    teacher = models.teacher_of(run_dir)
+    teacher, settings = models.teacher_of(run_dir), config.train
+    answers = kept_answers(run_dir, "train", settings.max_length, settings.reasoning)
+    lessons, validation = split_validation(answers, settings.validation_frac)
+    facts = _make_ready(config, run_dir, stage, teacher, lessons) if is_first else {}
+    for arm, of_arm in _arms(settings).items():
+        processes.wait_for_everyone()
+        _train_arm(stage, arm, of_arm, lessons, validation, teacher, is_first)
+    processes.wait_for_everyone()
+    if is_first:
+        _finish(stage, settings, lessons, validation, facts)
+
+
+def _arms(settings: Train) -> dict[str, Train]:
+    plain: dict[str, Any] = {"ce_weight": 1.0, "kd_weight": 0.0, "ce_weight_end": None, "kd_weight_end": None}
+    plain |= {"targets": "stored", "temperature": 1.0}
+    arms = {"student": settings}
+    return arms | ({"sft_only": settings.model_copy(update=plain)} if settings.sft_only_arm else {})
+
+
+def _make_ready(
+    config: Config, run_dir: RunDir, stage: Stage, teacher: models.Model, lessons: Answers
+) -> dict[str, Any]:
+    """Make the untrained student, and prove on it what training rests on. Returns what was measured."""
     models.check_weights(teacher, run_dir)
-    rows, too_long = kept_rows(run_dir, "train", config.train.max_length, config.train.reasoning)
     untrained = stage.path / "untrained"
     _once(untrained, lambda target: student.make(config, teacher, target))
-    tokenizer = teacher.tokenizer()
     say("train: proving that tokens and log-probs are aligned")
-    facts = contract.prove(
-        rows,
-        teacher,
-        student.load(untrained),
-        generated.get("teacher_dtype", ""),
-        config.train.head_chunk_tokens,
-    )
-    arms = {"student": config.train}
-    if config.train.sft_only_arm:
-        arms["sft_only"] = config.train.model_copy(update={"ce_weight": 1.0, "kd_weight": 0.0})
-    for arm, settings in arms.items():
-        _train_arm(stage, arm, settings, rows, tokenizer)
+    dtype = run_dir.manifest("generate").get("teacher_dtype", "")
+    return contract.prove(lessons, teacher, student.load(untrained), dtype, config.train)
+
+
+def _finish(stage: Stage, settings: Train, lessons: Answers, validation: Answers, facts: dict[str, Any]) -> None:
     trained = stage.facts()["arms"]
     shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
     counts = {
-        "rows": len(rows),
-        "too_long": too_long,
-        "answer_tokens": _learnt_tokens(rows, config.train.reasoning),
+        "rows": len(lessons),
+        "validation_rows": len(validation),
+        "too_long": lessons.too_long,
+        "answer_tokens": int(lessons.index.learnt.sum()),
         "steps": max(fitted["steps"] for fitted in trained.values()),
     }
-    folders = [untrained, *(stage.path / arm for arm in arms)]
+    folders = [stage.path / "untrained", *(stage.path / arm for arm in _arms(settings))]
     files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
-    stage.finish(files, counts, contract=facts, dtype=config.train.dtype)
-
-
-def _learnt_tokens(rows: Dataset, how: str) -> int:
-    return sum(map(len, rows["token_ids"])) - (0 if how == "keep" else sum(rows["reasoning_tokens"]))
+    stage.finish(files, counts, contract=facts, dtype=settings.dtype)
 
 
 def with_dtype(settings: Train) -> Train:
@@ -69,18 +86,31 @@ def with_dtype(settings: Train) -> Train:
     return settings.model_copy(update={"dtype": "bfloat16" if native else "float32"})
 
 
-def _train_arm(stage: Stage, arm: str, settings: Train, rows: Dataset, tokenizer: Any) -> None:
+def _train_arm(
+    stage: Stage,
+    arm: str,
+    settings: Train,
+    lessons: Answers,
+    validation: Answers,
+    teacher: models.Model,
+    is_first: bool,
+) -> None:
     """Train one student from the untrained one; nothing to do where its folder is there already."""
+    if (stage.path / arm).exists():
+        return
+    model = student.load(stage.path / "untrained")
+    live = student.load(teacher.path) if settings.targets == "live" else None
+    tokenizer, checkpoints = teacher.tokenizer(), stage.path / "checkpoints" / arm
+    fitted = fit(settings, arm, model, tokenizer, lessons, validation, stage.path, checkpoints, live)
+    trained, weights = fitted.pop("model"), fitted.pop("state_dict")
 
-    def train_into(target: Path) -> None:
-        model = student.load(stage.path / "untrained")
-        checkpoints = stage.path / "checkpoints" / arm
-        fitted = fit(settings, arm, model, tokenizer, rows, stage.path, checkpoints)
-        fitted.pop("model").save_pretrained(target)
+    def save(target: Path) -> None:
+        trained.save_pretrained(target, state_dict=weights)
         tokenizer.save_pretrained(target)
         stage.remember(arms={**stage.facts().get("arms", {}), arm: fitted})
 
-    _once(stage.path / arm, train_into)
+    if is_first:
+        _once(stage.path / arm, save)
 
 
 def _once(folder: Path, write: Any) -> None:

@@ -8,38 +8,46 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from datasets import Dataset
 from torch import Tensor
 
 from pipeline import alignment, models
+from pipeline.config import Train
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.train import student
 from pipeline.train.batches import collate
-from pipeline.train.trainer import token_losses
+from pipeline.train.head import head_of, logits
+from pipeline.train.losses import states, token_losses
+from pipeline.train.temperature import tempering_error_nats
 
 MAX_CHECKED_RESPONSES = 256
 MAX_PROOF_TOKENS = 512
+HEAD_TOLERANCE = 1e-4  # of the largest logit: two orders of the same float32 sums
 SHIFT_MARGIN_NATS = 0.5  # a useful student is several nats worse on shifted rows
 TEACHER_TOLERANCE_NATS = {"float32": 1e-3}
 CODEC_KL_NATS = 2e-3  # what rounding log-probs to levels adds to the KL: 6e-4 on average (codec.py)
 LOOSE_TEACHER_TOLERANCE_NATS = 0.05  # half precision or quantised weights: two programs round differently
 
 
-def prove(rows: Dataset, teacher: models.Model, learner: Any, teacher_dtype: str, chunk_tokens: int) -> dict[str, Any]:
+def prove(rows: Any, teacher: models.Model, learner: Any, teacher_dtype: str, settings: Train) -> dict[str, Any]:
     """Prove the alignment contract of records.py on rows that will be trained on; returns what was measured.
 
     Raises UserError, saying which part fails, and by how much.
     """
-    vocab_size = learner.get_output_embeddings().weight.shape[0]
+    vocab_size, chunk_tokens = len(learner.get_output_embeddings().weight), settings.head_chunk_tokens
     facts: dict[str, Any] = {"worst_sampled_difference_nats": check_sampled_tokens(rows, vocab_size)}
     batch = proof_batch(rows, vocab_size)
     facts["proof_tokens"] = len(batch["teacher_ids_NK"])
+    check_head(learner, batch)
     facts |= student_shift(learner, batch, chunk_tokens)
     if _fits(teacher):
         tolerance = TEACHER_TOLERANCE_NATS.get(teacher_dtype, LOOSE_TEACHER_TOLERANCE_NATS)
-        facts |= check_teacher(student.load(teacher.path), batch, chunk_tokens, tolerance)
+        model = student.load(teacher.path)
+        check_head(model, batch)
+        facts |= check_teacher(model, batch, chunk_tokens, tolerance)
         facts["teacher_tolerance_nats"] = tolerance
+        if settings.temperature != 1 and settings.targets == "stored":
+            facts["tempering_error_nats"] = tempering_error(model, batch, settings.temperature)
     else:
         say("train: the teacher does not fit this machine's memory; alignment is judged by the student's shift alone")
         facts["teacher_kl_nats"] = None
@@ -47,7 +55,39 @@ def prove(rows: Dataset, teacher: models.Model, learner: Any, teacher_dtype: str
     return facts
 
 
-def check_sampled_tokens(rows: Dataset, vocab_size: int) -> float:
+@torch.no_grad()
+def check_head(model: Any, batch: dict[str, Tensor]) -> None:
+    """The logits that the loss makes of hidden states (head.py) are the model's own, on a row of real tokens.
+
+    Raises UserError where they differ: a head of another shape.
+    """
+    model.eval()
+    row = {name: batch[name][:1].to(model.device) for name in ("input_ids", "attention_mask")}
+    hidden_NH = model.get_decoder()(**row, use_cache=False).last_hidden_state[0]
+    own_NV, ours_NV = model(**row, use_cache=False).logits[0].float(), logits(hidden_NH, head_of(model))
+    off = (own_NV - ours_NV).abs().max().item()
+    if not off <= HEAD_TOLERANCE * (1 + own_NV.abs().max().item()):
+        raise UserError(
+            f"student: {model.config.model_type} models make their logits in a way that is not known here (off by"
+            f" {off:.3g}); choose a model of another architecture"
+        )
+
+
+@torch.no_grad()
+def tempering_error(teacher: Any, batch: dict[str, Tensor], temperature: float) -> float:
+    """KL(exact ‖ what is made of the stored rows) at a temperature on the proof's rows, nats a token; said aloud."""
+    hidden_NH, _ = states(teacher, model_inputs(batch))
+    targets = [batch[f"teacher_{name}"] for name in ("ids_NK", "logprobs_NK", "log_tail_N")]
+    logits_NV = logits(hidden_NH, head_of(teacher)).cpu()
+    error_nats = tempering_error_nats(logits_NV, *targets, temperature).mean().item()
+    say(
+        f"train: at temperature {temperature:g} the stored distributions are {error_nats:.4f} nats a token from the"
+        " exact ones (what is outside the support is taken as many equal tokens: train/temperature.py)"
+    )
+    return error_nats
+
+
+def check_sampled_tokens(rows: Any, vocab_size: int) -> float:
     """Some hundred responses, each as `alignment.check` has it; returns the largest difference, nats."""
     step = max(1, len(rows) // MAX_CHECKED_RESPONSES)
     return max(alignment.check(rows[index], vocab_size) for index in range(0, len(rows), step))
@@ -110,9 +150,15 @@ def mean_kl_nats(model: Any, batch: dict[str, Tensor], chunk_tokens: int) -> flo
 def losses_nats(model: Any, batch: dict[str, Tensor], chunk_tokens: int) -> tuple[Tensor, Tensor]:
     """`(ce_N, kl_N)` of a model on a batch, by the loss that train uses."""
     model.eval()
-    device = next(model.parameters()).device
+    inputs = {key: value.to(model.device) for key, value in model_inputs(batch).items()}
     with torch.no_grad():
-        return token_losses(model, {key: value.to(device) for key, value in batch.items()}, chunk_tokens)
+        losses = token_losses(model, inputs, Train(head_chunk_tokens=chunk_tokens))
+    return losses.ce_N, losses.kl_N
+
+
+def model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch as train sees it: without what is for the proof alone."""
+    return {name: value for name, value in batch.items() if name not in ("token_logprobs_N", "has_draws")}
 
 
 def shifted(batch: dict[str, Tensor], shift: int) -> dict[str, Tensor]:
@@ -120,7 +166,7 @@ def shifted(batch: dict[str, Tensor], shift: int) -> dict[str, Tensor]:
     return {key: value.roll(shift, dims=0) if key.startswith("teacher_") else value for key, value in batch.items()}
 
 
-def proof_batch(rows: Dataset, vocab_size: int) -> dict[str, Tensor]:
+def proof_batch(rows: Any, vocab_size: int) -> dict[str, Tensor]:
     """A few of the shorter answers, together at most about MAX_PROOF_TOKENS tokens."""
     order = np.argsort(np.asarray(rows["length"]), kind="stable")
     chosen, total = [], 0
@@ -131,7 +177,7 @@ def proof_batch(rows: Dataset, vocab_size: int) -> dict[str, Tensor]:
             break
         chosen.append(row)
     return {
-        **collate(chosen, pad_token_id=0, vocab_size=vocab_size),
+        **collate(chosen, 0, vocab_size, Train()),
         "token_logprobs_N": torch.tensor([nats for row in chosen for nats in row["token_logprobs"]]),
         "has_draws": torch.tensor(chosen[0]["logprobs"]["num_draws"] > 0),
     }

@@ -1,10 +1,11 @@
-"""TRL's SFTTrainer with the teacher's stored distributions in its loss.
+"""TRL's SFTTrainer with the teacher's distributions in its loss.
 
-Axes: B batch, T tokens of a padded row, N loss positions, K stored support, H hidden.
+Axes: N loss positions, K stored support.
 """
 
 import functools
 import json
+import math
 import os
 import shutil
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -22,98 +23,147 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from pipeline.config import Train
-from pipeline.console import progress
+from pipeline.console import progress, say
+from pipeline.errors import UserError
 from pipeline.rundir import write_text
-from pipeline.train.batches import IGNORED, REASONING, LengthGrouped, collate
-from pipeline.train.divergences import forward_kl_nats
-from pipeline.train.head import support_logprobs
+from pipeline.train.batches import ITEM_COLUMNS, LengthGrouped, collate_items, items, sampler
+from pipeline.train.losses import Validation, token_losses, validation_measures
+from pipeline.train.packing import use_packed_attention
+from pipeline.train.rows import Answers
 
-
-def token_losses(model: Any, inputs: dict[str, Tensor], chunk_tokens: int) -> tuple[Tensor, Tensor]:
-    """`(ce_N, kl_N)`, nats: cross-entropy on each label, and KL(teacher ‖ student) over support and tail.
-
-    The hidden state at position t − 1 predicts label t; both are taken where label t is not ignored.
-    """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder, head = base.get_decoder(), base.get_output_embeddings()
-    outputs = decoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-    labels_BT = inputs["labels"][:, 1:]
-    is_loss_BT = labels_BT != IGNORED
-    hidden_NH = outputs.last_hidden_state[:, :-1][is_loss_BT]
-    student = support_logprobs(hidden_NH, head.weight, inputs["teacher_ids_NK"], labels_BT[is_loss_BT], chunk_tokens)
-    kl_N = forward_kl_nats(
-        inputs["teacher_logprobs_NK"], inputs["teacher_log_tail_N"], student.support_NK, student.log_tail_N
-    )
-    return -student.label_N, kl_N
+MAX_SKIPPED = 3  # steps in a row without a finite gradient, after which training stops
+CURVES = ("ce_nats", "kl_nats", "divergence")
+VALIDATION = tuple(f"eval_{name.removesuffix('_N')}" for name in Validation._fields)
 
 
 class DistillationTrainer(SFTTrainer):
-    """loss = Σ over the optimizer step's answer tokens of (ce_weight·CE + kd_weight·KL), divided by their number."""
+    """loss = Σ over the optimizer step's answer tokens of (ce_weight·CE + kd_weight·divergence), over their number."""
 
-    def __init__(self, settings: Train, **kwargs: Any) -> None:
+    def __init__(self, settings: Train, teacher: Any = None, validation_collator: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._settings = settings
+        self._settings, self._teacher, self._validation_collator = settings, teacher, validation_collator
+        if teacher is not None:
+            teacher.to(self.accelerator.device).requires_grad_(False).eval()
         self.model_accepts_loss_kwargs = True  # so that Trainer counts the optimizer step's tokens for our loss
         self._forward_redirection = _ForwardRedirection()
-        self._sums: dict[str, float] = {"ce_nats": 0.0, "kl_nats": 0.0, "tokens": 0, "all_tokens": 0}
-        self._since = time.monotonic()
+        self._skipped = 0
+        self._forget_curves()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if return_outputs:
             raise ValueError("the distillation loss never forms logits, so has no outputs to return")
-        unwrapped = self.accelerator.unwrap_model(model)
-        # Through the wrapper's forward, so that DDP and FSDP see it; that goes round accelerate's own autocast.
-        with self.accelerator.autocast():
-            ce_N, kl_N = self._forward_redirection(
-                model, unwrapped, token_losses, unwrapped, inputs, self._settings.head_chunk_tokens
-            )
-        self._count(ce_N, kl_N, inputs["attention_mask"])
-        loss_N = self._settings.ce_weight * ce_N + self._settings.kd_weight * kl_N
-        num_tokens = len(ce_N) if num_items_in_batch is None else num_items_in_batch
-        loss = loss_N.sum() / num_tokens
+        num_labels = (inputs["labels"] != -100).sum()
+        losses = self._through_wrapper(model, token_losses, inputs, self._settings, self._teacher)
+        self._add_to_curves(losses, inputs)
+        ce_weight, kd_weight = weights_at(self._settings, self.state.global_step, self.state.max_steps)
+        loss_N = ce_weight * losses.ce_N + kd_weight * losses.divergence_N
+        # the mean over the positions that were chosen stands for the mean over all of this batch
+        share = num_labels / (num_labels if num_items_in_batch is None else num_items_in_batch)
+        loss = loss_N.mean() * share
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages; num_items_in_batch counts every process
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._sums["tokens"] and "loss" in logs:
-            elapsed_s = time.monotonic() - self._since
-            logs |= {name: self._sums[name] / self._sums["tokens"] for name in ("ce_nats", "kl_nats")}
-            logs["tokens_per_s"] = self._sums["all_tokens"] / elapsed_s
-            self._sums = dict.fromkeys(self._sums, 0)
-            self._since = time.monotonic()
+        if "loss" in logs:
+            *sums, num, num_tokens = self.accelerator.gather(self._sums[None]).sum(dim=0).tolist()
+            logs |= {name: value / max(num, 1) for name, value in zip(CURVES, sums, strict=True)}
+            logs["tokens_per_s"] = num_tokens / (time.monotonic() - self._since)
+            self._forget_curves()
         super().log(logs, start_time)
 
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Measures on the validation rows, as `eval_kl_nats` and so on: means over their answer tokens."""
+        kept_back, world, size = list(self.eval_dataset), self.accelerator.num_processes, self._settings.batch_size
+        batches = [kept_back[start : start + size] for start in range(0, len(kept_back), size)]
+        sums = torch.zeros(0)
+        self.model.eval()
+        for start in range(0, len(batches), world):
+            # every process takes part in every forward pass, the last ones with a batch that counts for nothing
+            place = start + self.accelerator.process_index
+            inputs = self._prepare_inputs(self._validation_collator(batches[min(place, len(batches) - 1)]))
+            with torch.no_grad():
+                values = self._through_wrapper(self.model_wrapped, validation_measures, inputs, self._settings)
+            total = torch.stack(
+                [*(v.double().sum() for v in values), values.kl_N.new_tensor(len(values.kl_N)).double()]
+            )
+            total = total * (place < len(batches))
+            sums = total if not len(sums) else sums + total
+        self.model.train()
+        *totals, num = self.accelerator.gather(sums[None]).sum(dim=0).tolist()
+        names = [name.removesuffix("_N") for name in values._fields]
+        metrics = {f"{metric_key_prefix}_{name}": total / num for name, total in zip(names, totals, strict=True)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _through_wrapper(self, model: Any, function: Any, *arguments: Any) -> Any:
+        """`function(bare model, *arguments)` through the wrapper's forward, so that DDP and FSDP see it."""
+        bare = self.accelerator.unwrap_model(model)
+        with self.accelerator.autocast():  # which goes round accelerate's own
+            return self._forward_redirection(model, bare, function, bare, *arguments)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Trainer's, before the optimizer's step: where it is not finite, this step leaves the weights alone."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and math.isfinite(norm):
+            self._skipped = 0
+            return norm
+        self._skipped += 1
+        step = self.state.global_step + 1
+        if self._skipped == MAX_SKIPPED:
+            raise UserError(
+                f"train: no finite gradient in {MAX_SKIPPED} steps in a row, up to step {step}; the weights and the"
+                f" checkpoints are from before. Lower train.learning_rate (now {self._settings.learning_rate:g}) or"
+                " train.max_grad_norm, and train again with --fresh"
+            )
+        say(f"train: the gradient of step {step} is not finite ({norm}); the step is left out")
+        model.zero_grad(set_to_none=True)  # the optimizer passes over parameters without a gradient
+        return norm
+
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
-        rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        return LengthGrouped(rows["length"], self._settings.batch_size, self._settings.seed)
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        return sampler(dataset, self._settings)
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["prompt_token_ids", "token_ids", "logprobs", "response_id", "length", *REASONING]
+        self._signature_columns = ITEM_COLUMNS
 
-    def _count(self, ce_N: Tensor, kl_N: Tensor, attention_BT: Tensor) -> None:
-        self._sums["ce_nats"] += ce_N.detach().sum().item()
-        self._sums["kl_nats"] += kl_N.detach().sum().item()
-        self._sums["tokens"] += len(ce_N)
-        self._sums["all_tokens"] += int(attention_BT.sum())
+    def _add_to_curves(self, losses: Any, inputs: dict[str, Tensor]) -> None:
+        means = [values_N.detach().double().sum() for values_N in losses]
+        num_tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        counts = torch.as_tensor([len(losses.kl_N), num_tokens], dtype=torch.float64)
+        self._sums += torch.cat([torch.stack(means), counts.to(self._sums.device)])
+
+    def _forget_curves(self) -> None:
+        self._sums = torch.zeros(len(CURVES) + 2, dtype=torch.float64, device=self.accelerator.device)
+        self._since = time.monotonic()
+
+
+def weights_at(settings: Train, step: int, max_steps: int) -> tuple[float, float]:
+    """`(ce_weight, kd_weight)` of a step, counted from 0: on straight lines to their values at the last."""
+    way = step / max(1, max_steps - 1)
+    pairs = ((settings.ce_weight, settings.ce_weight_end), (settings.kd_weight, settings.kd_weight_end))
+    first, second = (start if end is None else start + way * (end - start) for start, end in pairs)
+    return first, second
 
 
 class Progress(TrainerCallback):
     """The live line, and train/metrics.jsonl: one JSON object per logged step."""
 
-    KEYS = ("loss", "kl_nats", "ce_nats", "grad_norm", "learning_rate", "tokens_per_s", "epoch")
+    KEYS = ("loss", *CURVES, "grad_norm", "learning_rate", "tokens_per_s", "epoch")
 
     def __init__(self, arm: str, path: Path) -> None:
-        self._arm, self._path = arm, path
+        self._arm, self._path, self._note, self._validated = arm, path, "", ""
         self._bar = progress("steps")
         self._task = self._bar.add_task(f"train {arm}", note="")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._forget_after(state.global_step)
+        if state.is_world_process_zero:
+            self._forget_after(state.global_step)
+            self._bar.start()
         self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
-        self._bar.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._bar.update(self._task, completed=state.global_step)
@@ -126,12 +176,17 @@ class Progress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not logs or "loss" not in logs:
+        keys = [key for key in (*self.KEYS, *VALIDATION) if key in (logs or {})]
+        if not logs or not state.is_world_process_zero or not {"loss", *VALIDATION} & set(keys):
             return
-        row = {"arm": self._arm, "step": state.global_step, **{key: logs.get(key) for key in self.KEYS}}
+        numbers = {key: logs[key] if math.isfinite(logs[key]) else None for key in keys}
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-        self._bar.update(self._task, note=f"KL {logs['kl_nats']:.3f}  {logs['tokens_per_s']:.0f} tokens/s")
+            stream.write(json.dumps({"arm": self._arm, "step": state.global_step, **numbers}) + "\n")
+        if "loss" in keys:
+            self._note = f"KL {logs['kl_nats']:.3f}  {logs['tokens_per_s']:.0f} tokens/s"
+        else:
+            self._validated = f"  validation KL {logs['eval_kl_nats']:.3f}"
+        self._bar.update(self._task, note=self._note + self._validated)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -154,45 +209,77 @@ class Progress(TrainerCallback):
 
 
 def fit(
-    settings: Train, arm: str, model: Any, tokenizer: Any, rows: Dataset, folder: Path, checkpoints: Path
+    settings: Train,
+    arm: str,
+    model: Any,
+    tokenizer: Any,
+    answers: Answers,
+    validation: Answers,
+    folder: Path,
+    checkpoints: Path,
+    teacher: Any = None,
 ) -> dict[str, Any]:
-    """Train `model` in place, from its last whole checkpoint where there is one. Returns counts of the training."""
+    """Train `model` in place, from its last whole checkpoint where there is one; `teacher`: for targets=live.
+
+    Returns counts of the training, the trained `model`, and its `state_dict` where it is spread over processes.
+    Raises UserError where gradients stop being finite.
+    """
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard" / arm)
-    lora = settings.lora
+    if settings.pack_tokens is not None:
+        use_packed_attention(model, settings.dtype)
+    collator = functools.partial(
+        collate_items,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        vocab_size=len(model.get_output_embeddings().weight),
+        settings=settings,
+    )
     trainer = DistillationTrainer(
         settings,
+        teacher,
+        functools.partial(collator, answers=validation),
         model=model,
-        args=_arguments(settings, checkpoints),
-        train_dataset=rows,
+        args=_arguments(settings, checkpoints, bool(len(validation))),
+        train_dataset=items(answers, settings),
+        eval_dataset=items(validation, settings) if len(validation) else None,
         processing_class=tokenizer,
-        data_collator=functools.partial(
-            collate,
-            pad_token_id=tokenizer.pad_token_id or 0,
-            vocab_size=model.get_output_embeddings().weight.shape[0],
-            how=settings.reasoning,
-        ),
+        data_collator=functools.partial(collator, answers=answers),
         callbacks=[Progress(arm, folder / "metrics.jsonl")],
-        peft_config=None
-        if lora is None
-        else LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=_adapters(settings),
     )
     trainer.remove_callback(PrinterCallback)  # Progress shows the same, on one line
     resumed = last_whole_checkpoint(checkpoints)
     result = trainer.train(resume_from_checkpoint=resumed)
-    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    best = trainer.state.best_model_checkpoint
     return {
-        "model": trained.merge_and_unload() if lora is not None else trained,
+        **_trained(trainer),
         "steps": trainer.state.global_step,
         "train_loss": result.training_loss,
         "resumed_from": Path(resumed).name if resumed else None,
+        "best_step": int(Path(best).name.rpartition("-")[2]) if best else None,
+        "best_validation_kl_nats": trainer.state.best_metric,
         "train_s": round(result.metrics["train_runtime"], 1),
     }
+
+
+def _adapters(settings: Train) -> LoraConfig | None:
+    lora = settings.lora
+    if lora is None:
+        return None
+    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _trained(trainer: DistillationTrainer) -> dict[str, Any]:
+    """The bare model, adapters merged into it, and its weights where no process has all of them."""
+    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    return {"model": model.merge_and_unload() if isinstance(model, PeftModel) else model, "state_dict": state}
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
@@ -203,11 +290,11 @@ def last_whole_checkpoint(folder: Path) -> str | None:
             json.loads((Path(newest) / "trainer_state.json").read_text(encoding="utf-8"))
             return newest
         except (OSError, json.JSONDecodeError):
-            shutil.rmtree(newest)
+            shutil.rmtree(newest, ignore_errors=True)
     return None
 
 
-def _arguments(settings: Train, checkpoints: Path) -> SFTConfig:
+def _arguments(settings: Train, checkpoints: Path, validates: bool) -> SFTConfig:
     arguments = SFTConfig(
         output_dir=str(checkpoints),
         num_train_epochs=settings.epochs,
@@ -227,6 +314,11 @@ def _arguments(settings: Train, checkpoints: Path) -> SFTConfig:
         logging_first_step=True,
         save_steps=settings.checkpoint_steps,
         save_total_limit=2,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=settings.checkpoint_steps,
+        load_best_model_at_end=validates and settings.keep == "best",
+        metric_for_best_model=VALIDATION[0] if validates else None,
+        greater_is_better=False if validates else None,
         report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
         max_length=None,  # batches.kept_rows leaves long rows out; nothing is cut
