@@ -364,8 +364,8 @@ class Train(Section):
     seed: int = Field(default=0, description="Seed of shuffling and dropout.", ge=0)
     launch: tuple[str, ...] = Field(
         default=(),
-        description="Arguments of `accelerate launch`, to train in several processes: [--multi_gpu, --num_processes, '8'],"
-        " or [--config_file, fsdp.yaml]; each takes batch_size rows a step. None: one process.",
+        description="Arguments of `accelerate launch`, to train in several processes: [--multi_gpu, --num_processes,"
+        " '8'], or [--config_file, fsdp.yaml]; each takes batch_size rows a step. None: one process.",
     )
     head_chunk_tokens: Positive = runtime(1024, "Tokens whose vocabulary logits are held at once, tokens.")
     checkpoint_steps: Positive = Field(default=50, description="Optimizer steps between checkpoints and validations.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+
 from pipeline import models
 from pipeline.config import Config, Train, output_settings
 from pipeline.console import say

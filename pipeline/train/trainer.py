@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -225,27 +224,9 @@ def fit(
     Raises UserError where gradients stop being finite.
     """
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard" / arm)
-    if settings.pack_tokens is not None:
-        use_packed_attention(model, settings.dtype)
-    collator = functools.partial(
-        collate_items,
-        pad_token_id=tokenizer.pad_token_id or 0,
-        vocab_size=len(model.get_output_embeddings().weight),
-        settings=settings,
-    )
-    trainer = DistillationTrainer(
-        settings,
-        teacher,
-        functools.partial(collator, answers=validation),
-        model=model,
-        args=_arguments(settings, checkpoints, bool(len(validation))),
-        train_dataset=items(answers, settings),
-        eval_dataset=items(validation, settings) if len(validation) else None,
-        processing_class=tokenizer,
-        data_collator=functools.partial(collator, answers=answers),
-        callbacks=[Progress(arm, folder / "metrics.jsonl")],
-        peft_config=_adapters(settings),
-    )
+    arguments = _arguments(settings, checkpoints, bool(len(validation)))
+    trainer = distillation_trainer(settings, model, tokenizer, answers, validation, arguments, teacher)
+    trainer.add_callback(Progress(arm, folder / "metrics.jsonl"))
     trainer.remove_callback(PrinterCallback)  # Progress shows the same, on one line
     resumed = last_whole_checkpoint(checkpoints)
     result = trainer.train(resume_from_checkpoint=resumed)
@@ -259,6 +240,38 @@ def fit(
         "best_validation_kl_nats": trainer.state.best_metric,
         "train_s": round(result.metrics["train_runtime"], 1),
     }
+
+
+def distillation_trainer(
+    settings: Train,
+    model: Any,
+    tokenizer: Any,
+    answers: Answers,
+    validation: Answers,
+    arguments: SFTConfig,
+    teacher: Any = None,
+) -> DistillationTrainer:
+    """The trainer of `model` on these answers, of which it is told the numbers alone: collators read the rows."""
+    if settings.pack_tokens is not None:
+        use_packed_attention(model, settings.dtype)
+    collator = functools.partial(
+        collate_items,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        vocab_size=len(model.get_output_embeddings().weight),
+        settings=settings,
+    )
+    return DistillationTrainer(
+        settings,
+        teacher,
+        functools.partial(collator, answers=validation),
+        model=model,
+        args=arguments,
+        train_dataset=items(answers, settings),
+        eval_dataset=items(validation, settings) if len(validation) else None,
+        processing_class=tokenizer,
+        data_collator=functools.partial(collator, answers=answers),
+        peft_config=_adapters(settings),
+    )
 
 
 def _adapters(settings: Train) -> LoraConfig | None:

@@ -1,0 +1,55 @@
+"""Answers to train on, for the benches: a run's, or those of a small run that is made on the spot, with real vLLM."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline.rundir import RunDir
+
+ROOT = Path(__file__).parent.parent.parent
+STUDENT_LAYERS = [*range(12), *range(18, 30)]  # as configs/quickstart.yaml has it
+
+
+def options(text: str | None) -> argparse.ArgumentParser:
+    """The options that benches of training have in common; `text` is the bench's docstring."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a rough answer in a minute or two")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--run", type=Path, help="a run whose filter has finished; else one is made in runs/")
+    return parser
+
+
+def run_dir(chosen: Path | None, name: str, *overrides: str) -> RunDir:
+    """The run that was named; else the quickstart's prompts answered with these settings, once, in runs/<name>."""
+    if chosen is not None:
+        return RunDir(chosen)
+    for stage in ("prepare", "generate", "filter"):
+        command = [sys.executable, "-m", "pipeline", stage, "configs/quickstart.yaml", f"name={name}", *overrides]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return RunDir(ROOT / "runs" / name)
+
+
+def untrained() -> Any:
+    """The quickstart's student before it learns: the demo teacher with 24 of its 30 layers."""
+    from pipeline import models
+    from pipeline.train import student
+
+    return student.keep_layers(student.load(models.find("demo").path), STUDENT_LAYERS)
+
+
+def figure(values: list[float], unit: str = "ratio") -> dict[str, Any]:
+    """One figure as benches write it: median and spread."""
+    low, high = min(values), max(values)
+    return {"median": statistics.median(values), "low": low, "high": high, "num": len(values), "unit": unit}
+
+
+def show(figures: dict[str, dict[str, Any]], path: Path | None) -> None:
+    """Print the figures, and write them where asked."""
+    for name, value in figures.items():
+        print(f"{name:>34}  {value['median']:.4g}  ({value['low']:.4g}–{value['high']:.4g}, {value['num']})")
+    if path:
+        path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
