@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 
 from pipeline import models
 from pipeline.config import Config, Train, output_settings
 from pipeline.console import say
 from pipeline.rundir import RunDir, Stage, readable, user_disk_errors
 from pipeline.train import contract, student
-from pipeline.train.batches import kept_rows
+from pipeline.train.rows import Answers, kept_answers
 from pipeline.train.trainer import fit
 
 
@@ -26,7 +25,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         return
     teacher = models.teacher_of(run_dir)
     models.check_weights(teacher, run_dir)
-    rows, too_long = kept_rows(run_dir, "train", config.train.max_length, config.train.reasoning)
+    rows = kept_answers(run_dir, "train", config.train.max_length, config.train.reasoning)
     untrained = stage.path / "untrained"
     _once(untrained, lambda target: student.make(config, teacher, target))
     tokenizer = teacher.tokenizer()
@@ -47,17 +46,13 @@ def run(config: Config, run_dir: RunDir) -> None:
     shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
     counts = {
         "rows": len(rows),
-        "too_long": too_long,
-        "answer_tokens": _learnt_tokens(rows, config.train.reasoning),
+        "too_long": rows.too_long,
+        "answer_tokens": int(rows.index.learnt.sum()),
         "steps": max(fitted["steps"] for fitted in trained.values()),
     }
     folders = [untrained, *(stage.path / arm for arm in arms)]
     files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
     stage.finish(files, counts, contract=facts, dtype=config.train.dtype)
-
-
-def _learnt_tokens(rows: Dataset, how: str) -> int:
-    return sum(map(len, rows["token_ids"])) - (0 if how == "keep" else sum(rows["reasoning_tokens"]))
 
 
 def with_dtype(settings: Train) -> Train:
@@ -69,7 +64,7 @@ def with_dtype(settings: Train) -> Train:
     return settings.model_copy(update={"dtype": "bfloat16" if native else "float32"})
 
 
-def _train_arm(stage: Stage, arm: str, settings: Train, rows: Dataset, tokenizer: Any) -> None:
+def _train_arm(stage: Stage, arm: str, settings: Train, rows: Answers, tokenizer: Any) -> None:
     """Train one student from the untrained one; nothing to do where its folder is there already."""
 
     def train_into(target: Path) -> None:

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from datasets import Dataset
 from torch import Tensor
 
 from pipeline import alignment, models
+from pipeline.config import Train
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.train import student
 from pipeline.train.batches import collate
+from pipeline.train.rows import Answers
 from pipeline.train.trainer import token_losses
 
 MAX_CHECKED_RESPONSES = 256
@@ -26,7 +27,7 @@ CODEC_KL_NATS = 2e-3  # what rounding log-probs to levels adds to the KL: 6e-4 o
 LOOSE_TEACHER_TOLERANCE_NATS = 0.05  # half precision or quantised weights: two programs round differently
 
 
-def prove(rows: Dataset, teacher: models.Model, learner: Any, teacher_dtype: str, chunk_tokens: int) -> dict[str, Any]:
+def prove(rows: Answers, teacher: models.Model, learner: Any, teacher_dtype: str, chunk_tokens: int) -> dict[str, Any]:
     """Prove the alignment contract of records.py on rows that will be trained on; returns what was measured.
 
     Raises UserError, saying which part fails, and by how much.
@@ -47,7 +48,7 @@ def prove(rows: Dataset, teacher: models.Model, learner: Any, teacher_dtype: str
     return facts
 
 
-def check_sampled_tokens(rows: Dataset, vocab_size: int) -> float:
+def check_sampled_tokens(rows: Answers, vocab_size: int) -> float:
     """Some hundred responses, each as `alignment.check` has it; returns the largest difference, nats."""
     step = max(1, len(rows) // MAX_CHECKED_RESPONSES)
     return max(alignment.check(rows[index], vocab_size) for index in range(0, len(rows), step))
@@ -120,9 +121,9 @@ def shifted(batch: dict[str, Tensor], shift: int) -> dict[str, Tensor]:
     return {key: value.roll(shift, dims=0) if key.startswith("teacher_") else value for key, value in batch.items()}
 
 
-def proof_batch(rows: Dataset, vocab_size: int) -> dict[str, Tensor]:
+def proof_batch(rows: Answers, vocab_size: int) -> dict[str, Tensor]:
     """A few of the shorter answers, together at most about MAX_PROOF_TOKENS tokens."""
-    order = np.argsort(np.asarray(rows["length"]), kind="stable")
+    order = np.argsort(rows.lengths, kind="stable")
     chosen, total = [], 0
     for index in order[len(order) // 4 :]:
         row: Any = rows[int(index)]
@@ -131,7 +132,7 @@ def proof_batch(rows: Dataset, vocab_size: int) -> dict[str, Tensor]:
             break
         chosen.append(row)
     return {
-        **collate(chosen, pad_token_id=0, vocab_size=vocab_size),
+        **collate(chosen, 0, vocab_size, Train()),
         "token_logprobs_N": torch.tensor([nats for row in chosen for nats in row["token_logprobs"]]),
         "has_draws": torch.tensor(chosen[0]["logprobs"]["num_draws"] > 0),
     }

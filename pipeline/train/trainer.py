@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -24,9 +23,12 @@ from trl.trainer.sft_trainer import SFTTrainer
 from pipeline.config import Train
 from pipeline.console import progress
 from pipeline.rundir import write_text
-from pipeline.train.batches import IGNORED, REASONING, LengthGrouped, collate
+from pipeline.train.batches import ITEM_COLUMNS, LengthGrouped, collate_items, items, sampler
 from pipeline.train.divergences import forward_kl_nats
 from pipeline.train.head import support_logprobs
+from pipeline.train.packing import use_packed_attention
+from pipeline.train.rows import Answers
+from pipeline.train.targets import IGNORED
 
 
 def token_losses(model: Any, inputs: dict[str, Tensor], chunk_tokens: int) -> tuple[Tensor, Tensor]:
@@ -36,7 +38,8 @@ def token_losses(model: Any, inputs: dict[str, Tensor], chunk_tokens: int) -> tu
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder, head = base.get_decoder(), base.get_output_embeddings()
-    outputs = decoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+    given = {k: v for k, v in inputs.items() if k != "labels" and not k.startswith("teacher_")}
+    outputs = decoder(**given, use_cache=False)
     labels_BT = inputs["labels"][:, 1:]
     is_loss_BT = labels_BT != IGNORED
     hidden_NH = outputs.last_hidden_state[:, :-1][is_loss_BT]
@@ -67,7 +70,7 @@ class DistillationTrainer(SFTTrainer):
             ce_N, kl_N = self._forward_redirection(
                 model, unwrapped, token_losses, unwrapped, inputs, self._settings.head_chunk_tokens
             )
-        self._count(ce_N, kl_N, inputs["attention_mask"])
+        self._count(ce_N, kl_N, inputs.get("attention_mask", torch.ones_like(inputs["labels"])))
         loss_N = self._settings.ce_weight * ce_N + self._settings.kd_weight * kl_N
         num_tokens = len(ce_N) if num_items_in_batch is None else num_items_in_batch
         loss = loss_N.sum() / num_tokens
@@ -86,10 +89,10 @@ class DistillationTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        return LengthGrouped(rows["length"], self._settings.batch_size, self._settings.seed)
+        return sampler(rows, self._settings)
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["prompt_token_ids", "token_ids", "logprobs", "response_id", "length", *REASONING]
+        self._signature_columns = ITEM_COLUMNS
 
     def _count(self, ce_N: Tensor, kl_N: Tensor, attention_BT: Tensor) -> None:
         self._sums["ce_nats"] += ce_N.detach().sum().item()
@@ -154,22 +157,25 @@ class Progress(TrainerCallback):
 
 
 def fit(
-    settings: Train, arm: str, model: Any, tokenizer: Any, rows: Dataset, folder: Path, checkpoints: Path
+    settings: Train, arm: str, model: Any, tokenizer: Any, rows: Answers, folder: Path, checkpoints: Path
 ) -> dict[str, Any]:
     """Train `model` in place, from its last whole checkpoint where there is one. Returns counts of the training."""
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard" / arm)
     lora = settings.lora
+    if settings.pack_tokens is not None:
+        use_packed_attention(model, settings.dtype)
     trainer = DistillationTrainer(
         settings,
         model=model,
         args=_arguments(settings, checkpoints),
-        train_dataset=rows,
+        train_dataset=items(rows, settings),
         processing_class=tokenizer,
         data_collator=functools.partial(
-            collate,
+            collate_items,
+            answers=rows,
             pad_token_id=tokenizer.pad_token_id or 0,
             vocab_size=model.get_output_embeddings().weight.shape[0],
-            how=settings.reasoning,
+            settings=settings,
         ),
         callbacks=[Progress(arm, folder / "metrics.jsonl")],
         peft_config=None
@@ -229,7 +235,7 @@ def _arguments(settings: Train, checkpoints: Path) -> SFTConfig:
         save_total_limit=2,
         report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
-        max_length=None,  # batches.kept_rows leaves long rows out; nothing is cut
+        max_length=None,  # rows.kept_answers leaves long rows out; nothing is cut
         packing=False,
         padding_free=False,
         dataset_kwargs={"skip_prepare_dataset": True},

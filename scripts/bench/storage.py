@@ -230,7 +230,7 @@ def training_rate(steps: int) -> list[float]:
         }
         for number in range(8)
     ]
-    batch = collate(rows, 0, vocab_size)
+    batch = collate(rows, 0, vocab_size, quickstart.train)
 
     def step() -> None:
         ce_N, kl_N = token_losses(model, batch, 1024)

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from pipeline import models
+from pipeline.config import Train
 from pipeline.generate.engine import Engine, Request
-from pipeline.train.batches import IGNORED, collate
+from pipeline.train.batches import collate
+from pipeline.train.targets import IGNORED
 from pipeline.train.trainer import token_losses
 from tests.conftest import ROOT, retort
 
@@ -202,7 +204,7 @@ def test_each_way_of_training_on_reasoning_goes_through_the_real_loss(scored: Pa
     vocab_size = reference.get_output_embeddings().weight.shape[0]
     kl, num = {}, {}
     for how in ("keep", "mask", "drop"):
-        batch = collate(responses, 0, vocab_size, how)
+        batch = collate(responses, 0, vocab_size, Train.model_validate({"reasoning": how}))
         with torch.no_grad():
             ce_N, kl_N = token_losses(reference, batch, 64)
         num[how], kl[how] = len(ce_N), kl_N.mean().item()

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from listed import Listed
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipeline.config import Generate, Train
 from pipeline.errors import UserError
 from pipeline.generate import support
 from pipeline.train import contract, student
-from pipeline.train.batches import IGNORED, LengthGrouped, collate
+from pipeline.train.batches import LengthGrouped, collate
 from pipeline.train.divergences import forward_kl_nats
 from pipeline.train.head import support_logprobs
+from pipeline.train.targets import IGNORED
 from pipeline.train.trainer import fit, last_whole_checkpoint, token_losses
 
 VOCAB, K = 61, 8
@@ -41,7 +42,7 @@ def tiny(seed: int = 0, layers: int = 2) -> Any:
 
 def captured(
     teacher: LlamaForCausalLM, num: int, seed: int = 0, shift: int = 0, settings: Generate | None = None
-) -> Dataset:
+) -> Listed:
     """Responses drawn by hand from the teacher, their rows written independently of the product's batching."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -68,7 +69,7 @@ def captured(
                 "length": len(prompt) + len(tokens),
             }
         )
-    return Dataset.from_list(rows)
+    return Listed(rows)
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +87,8 @@ def tokenizer() -> Any:
     )
 
 
-def batch_of(rows: Dataset, indices: list[int]) -> dict[str, torch.Tensor]:
-    return collate([rows[i] for i in indices], pad_token_id=0, vocab_size=VOCAB)
+def batch_of(rows: Listed, indices: list[int]) -> dict[str, torch.Tensor]:
+    return collate([rows[i] for i in indices], 0, VOCAB, Train())
 
 
 def test_labels_are_the_answer_alone_and_padding_is_ignored(teacher: LlamaForCausalLM) -> None:
@@ -141,7 +142,7 @@ def test_a_free_student_learns_the_teachers_distribution_from_every_support(supp
         }
         for n in range(25)
     ]
-    batch = collate(rows, 0, VOCAB)
+    batch = collate(rows, 0, VOCAB, Train())
     targets = [batch[f"teacher_{name}"] for name in ("ids_NK", "logprobs_NK", "log_tail_N")]
     logits_VH = truth_V.clone()[:, None].requires_grad_()
     hidden_NH, labels_N = torch.ones(len(targets[0]), 1), torch.zeros(len(targets[0]), dtype=torch.long)
@@ -198,7 +199,7 @@ def test_ids_beyond_the_vocabulary_are_refused(teacher: LlamaForCausalLM) -> Non
 
 def test_a_batch_with_an_id_beyond_the_vocabulary_is_refused(teacher: LlamaForCausalLM) -> None:
     with pytest.raises(UserError, match="outside the student's vocabulary of 2"):
-        collate(captured(teacher, 2).to_list(), 0, 2)
+        collate(list(captured(teacher, 2)), 0, 2, Train())
 
 
 def test_the_order_of_rows_is_a_function_of_seed_and_epoch() -> None:
@@ -213,22 +214,22 @@ def test_the_order_of_rows_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_log_probs_of_another_length_are_refused(teacher: LlamaForCausalLM) -> None:
-    rows = captured(teacher, 1).to_list()
+    rows = list(captured(teacher, 1))
     rows[0]["logprobs"] = captured(teacher, 2)[1]["logprobs"]
     with pytest.raises(UserError, match="rows of log-probs"):
-        collate(rows, 0, VOCAB)
+        collate(rows, 0, VOCAB, Train())
 
 
-def reasoned(rows: Dataset) -> list[dict[str, Any]]:
+def reasoned(rows: Listed) -> list[dict[str, Any]]:
     """The rows, every second one with three tokens of reasoning, of which one is between the tags."""
     some = {"reasoning_tokens": 3, "reasoning_start": 1, "reasoning_end": 2}
     none = dict.fromkeys(some, 0)
-    return [{**row, **(none if place % 2 else some)} for place, row in enumerate(rows.to_list())]
+    return [{**row, **(none if place % 2 else some)} for place, row in enumerate(rows)]
 
 
 def test_masked_reasoning_is_context_without_loss(teacher: LlamaForCausalLM) -> None:
     rows = reasoned(captured(teacher, 4))
-    whole, masked = (collate(rows, 0, VOCAB, how) for how in ("keep", "mask"))
+    whole, masked = (collate(rows, 0, VOCAB, settings(reasoning=how)) for how in ("keep", "mask"))
     assert torch.equal(masked["input_ids"], whole["input_ids"])
     for b, row in enumerate(rows):
         labels = masked["labels"][b]
@@ -243,7 +244,7 @@ def test_masked_reasoning_is_context_without_loss(teacher: LlamaForCausalLM) -> 
 
 def test_dropped_reasoning_is_gone_from_between_its_tags_with_its_rows(teacher: LlamaForCausalLM) -> None:
     rows = reasoned(captured(teacher, 4))
-    whole, dropped = collate(rows, 0, VOCAB), collate(rows, 0, VOCAB, "drop")
+    whole, dropped = collate(rows, 0, VOCAB, Train()), collate(rows, 0, VOCAB, settings(reasoning="drop"))
     for b, row in enumerate(rows):
         r, tokens = row["reasoning_tokens"], row["token_ids"]
         context = row["prompt_token_ids"] + tokens[:r][:1] + tokens[:r][2:]  # tags stay, what is between them goes
@@ -260,12 +261,12 @@ def test_dropped_reasoning_is_gone_from_between_its_tags_with_its_rows(teacher: 
 
 @pytest.mark.parametrize("how", ["mask", "drop"])
 def test_a_batch_of_nothing_but_reasoning_is_refused(teacher: LlamaForCausalLM, how: str) -> None:
-    [row] = captured(teacher, 1).to_list()
+    [row] = list(captured(teacher, 1))
     T = len(row["token_ids"])
     whole = {**row, "reasoning_tokens": T, "reasoning_start": 0, "reasoning_end": T}
     with pytest.raises(UserError, match=f"r0-0: nothing but reasoning, and train.reasoning={how}"):
-        collate([whole], 0, VOCAB, how)
-    assert len(collate([whole], 0, VOCAB)["teacher_ids_NK"]) == T
+        collate([whole], 0, VOCAB, settings(reasoning=how))
+    assert len(collate([whole], 0, VOCAB, Train())["teacher_ids_NK"]) == T
 
 
 @pytest.mark.parametrize(("how", "num_masked"), [("keep", 0), ("mask", 3), ("drop", 3)])
@@ -276,9 +277,9 @@ def test_training_learns_the_tokens_that_the_switch_leaves(
     rows = reasoned(captured(teacher, 4))
     (tmp_path / "run").mkdir()
     asked = settings(reasoning=how, batch_size=4, epochs=1)
-    fit(asked, "student", tiny(1), tokenizer, Dataset.from_list(rows), tmp_path / "run", tmp_path / "checkpoints")
+    fit(asked, "student", tiny(1), tokenizer, Listed(rows), tmp_path / "run", tmp_path / "checkpoints")
     [line] = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    ce_N, kl_N = token_losses(tiny(1), collate(rows, 0, VOCAB, how), 100)
+    ce_N, kl_N = token_losses(tiny(1), collate(rows, 0, VOCAB, settings(reasoning=how)), 100)
     assert len(ce_N) == sum(len(row["token_ids"]) for row in rows) - 2 * num_masked
     assert line["kl_nats"] == pytest.approx(kl_N.mean().item(), rel=1e-4)
     assert line["loss"] == pytest.approx(0.5 * (ce_N.mean() + kl_N.mean()).item(), rel=1e-4)
