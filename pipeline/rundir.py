@@ -299,6 +299,12 @@ def read_shards(run: RunDir, stage: str, columns: list[str] | None = None) -> It
             yield pq.read_table(path, columns=columns)
 
 
+def shard_paths(run: RunDir, stage: str) -> list[Path]:
+    """The Parquet files of a complete stage, in the order in which `read_shards` reads and checks them."""
+    names = [record["name"] for record in run.manifest(stage)["files"]]
+    return [run.stage_path(stage) / name for name in names if name.endswith(".parquet")]
+
+
 def read_planned(run: RunDir, columns: list[str], num_samples: int) -> Iterator[dict[str, Any]]:
     """The responses that generate plans, in its order: each prompt's columns, `sample` and `response_id`."""
     for table in read_shards(run, "prepare", sorted({"prompt_id", *columns})):

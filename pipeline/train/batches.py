@@ -1,112 +1,138 @@
-"""The rows that train sees, and batches in which tokens and their soft targets move together.
+"""Batches in which tokens and their soft targets move together, and the order in which rows are seen.
 
-Axes: B batch, T tokens of a padded row, N = loss positions of the batch (row by row), K stored support.
+Axes: B batch, T tokens of a row, N = loss positions of the batch (row by row), K stored support.
 """
 
-# pyarrow.compute makes its functions at import, which no type checker sees:
-# pyright: reportAttributeAccessIssue=false
-
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from pipeline import codec, reasoning
+from pipeline.config import Train
 from pipeline.errors import UserError
-from pipeline.rundir import RunDir, read_answers
+from pipeline.train import packing
+from pipeline.train.rows import WINDOW_SHARDS, Answers, Row
+from pipeline.train.targets import IGNORED, Lesson, lesson
 
-IGNORED = -100  # label of a position without loss, as transformers has it
 GROUPED_BATCHES = 50  # batches' worth of shuffled rows among which like lengths are put together
-REASONING = ["reasoning_tokens", "reasoning_start", "reasoning_end"]
-COLUMNS = ["response_id", "split", "prompt_token_ids", "token_ids", "token_logprobs", "logprobs", *REASONING]
+ITEM_COLUMNS = ["rows", "length", "group"]  # of `items`; Trainer is to leave them there
 
 
-def kept_rows(run_dir: RunDir, split: str, max_length: int, how: str = "keep") -> tuple[Dataset, int]:
-    """The answers of a split that filter kept, and how many of those were left out as longer than `max_length`.
+class Rows(Protocol):
+    """What `collate_items` takes its rows from: Answers, or a list."""
 
-    `how` is train.reasoning: `length` is that of the tokens which `collate` gives the student. Raises UserError where
-    none fits, or none tells its reasoning.
+    def __getitem__(self, number: int, /) -> Row: ...
+
+
+def items(answers: Answers, settings: Train) -> Dataset:
+    """What the trainer is given as its dataset: numbers of rows alone, some 20 bytes an answer.
+
+    Columns: `rows`, the numbers in `answers` of an item, one, or with train.pack_tokens those of a pack; `length`, its
+    tokens; `group`, which of them are read from the same file (packs: from the same window of files). Raises UserError
+    where an answer is longer than a pack.
     """
-    tables, too_long = [], 0
-    for answers, kept in read_answers(run_dir, COLUMNS):
-        table = answers.filter(pc.and_(kept, pc.equal(answers.column("split"), split)))
-        lengths = pc.add(
-            pc.list_value_length(table.column("prompt_token_ids")),
-            pc.list_value_length(table.column("token_ids")),
-        )
-        if how == "drop":
-            cut = pc.subtract(table.column("reasoning_end"), table.column("reasoning_start"))
-            lengths = pc.subtract(lengths, cut)
-        fits = pc.less_equal(lengths, max_length)
-        too_long += table.num_rows - (pc.sum(fits).as_py() or 0)
-        tables.append(table.append_column("length", lengths).filter(fits))
-    table = pa.concat_tables(tables)
-    if table.num_rows == 0:
-        raise UserError(f"{run_dir.path}: no {split} answer fits train.max_length={max_length} tokens")
-    return Dataset(table.drop_columns(["split"])), too_long
+    numbers, sizes = np.arange(len(answers)), np.ones(len(answers), np.int64)
+    lengths, groups = answers.lengths, answers.index.shards
+    if settings.pack_tokens is not None:
+        packs, groups = packing.plan(answers, settings.pack_tokens, settings.seed)
+        numbers, sizes = np.concatenate(packs), np.array([len(pack) for pack in packs])
+        lengths = np.array([answers.lengths[pack].sum() for pack in packs], np.int32)
+    ends = np.concatenate([[0], sizes.cumsum()])
+    rows = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(numbers, pa.int32()))
+    return Dataset(pa.table({"rows": rows, "length": pa.array(lengths), "group": pa.array(groups)}))
 
 
-def collate(rows: list[dict[str, Any]], pad_token_id: int, vocab_size: int, how: str = "keep") -> dict[str, Tensor]:
+def sampler(dataset: Dataset, settings: Train) -> "LengthGrouped":
+    """The order of `items` that `answers` can be read in: a window's packs are a group of their own."""
+    together = WINDOW_SHARDS if settings.pack_tokens is None else 1
+    lengths, groups = (dataset.with_format("numpy")[:][name] for name in ("length", "group"))
+    return LengthGrouped(lengths, settings.batch_size, settings.seed, groups, together)
+
+
+def collate_items(
+    chosen: list[dict[str, Any]], answers: Rows, pad_token_id: int, vocab_size: int, settings: Train
+) -> dict[str, Any]:
+    """The batch of some `items`: packs laid flat where train.pack_tokens is set, else padded. See `collate`."""
+    rows = [answers[number] for item in chosen for number in item["rows"]]
+    if settings.pack_tokens is not None:
+        return collate_flat(rows, vocab_size, settings)
+    return dict(collate(rows, pad_token_id, vocab_size, settings))
+
+
+def collate(rows: Sequence[Row], pad_token_id: int, vocab_size: int, settings: Train) -> dict[str, Tensor]:
     """One batch: padded `input_ids_BT`, `labels_BT`, and the teacher's rows at its N loss positions.
 
     Label t of a row is token t of the row; a causal model predicts it at position t − 1. The teacher's row for an
     answer's token t is the distribution of exactly that label (records.py), so row n of the `teacher_*` tensors goes
-    with the n-th label that is not ignored. `how` is train.reasoning (pipeline/reasoning.py). Raises UserError where
-    rows and tokens differ in number, an id is outside the student's vocabulary, or there is nothing to learn.
+    with the n-th label that is not ignored. Which tokens have a loss, and what of the stored rows is the target, is
+    said in targets.py. Raises UserError as `targets.lesson` does, and where there is nothing to learn.
     """
-    parts = [reasoning.learnt(row, how) for row in rows]
-    T = max(len(context) + len(answer) for context, answer in parts)
+    lessons = [lesson(row, vocab_size, settings) for row in rows]
+    T = max(len(each.input_ids) for each in lessons)
     input_ids_BT = np.full((len(rows), T), pad_token_id, np.int64)
     labels_BT = np.full((len(rows), T), IGNORED, np.int64)
     attention_BT = np.zeros((len(rows), T), np.int64)
-    for b, (context, answer) in enumerate(parts):
-        P, A = len(context), len(answer)
-        input_ids_BT[b, : P + A] = context + answer
-        labels_BT[b, P : P + A] = answer
-        attention_BT[b, : P + A] = 1
-    decoded = [_targets(row["logprobs"]) for row in rows]
-    for row, (ids_NK, _, _) in zip(rows, decoded, strict=True):
-        if len(ids_NK) != len(row["token_ids"]):
-            name, tokens = f"response {row['response_id']}", len(row["token_ids"])
-            raise UserError(f"{name}: {len(ids_NK)} rows of log-probs for {tokens} tokens")
-    firsts = [len(row["token_ids"]) - len(answer) for row, (_, answer) in zip(rows, parts, strict=True)]
-    learnt = [[values[first:] for values in arrays] for first, arrays in zip(firsts, decoded, strict=True)]
-    K = max(ids_NK.shape[1] for ids_NK, _, _ in decoded)
-    ids_NK = np.concatenate([_filled(ids_NK, ids_NK[:, :1], K) for ids_NK, _, _ in learnt])
-    logprobs_NK = np.concatenate([_filled(logprobs_NK, np.float32(-np.inf), K) for _, logprobs_NK, _ in learnt])
-    log_tail_N = np.concatenate([log_tail_N for _, _, log_tail_N in learnt])
-    if not len(ids_NK):
-        ids = ", ".join(row["response_id"] for row in rows)
-        raise UserError(f"responses {ids}: nothing but reasoning, and train.reasoning={how} leaves nothing to learn")
-    if max(ids_NK.max(initial=0), input_ids_BT.max()) >= vocab_size:
-        ids = ", ".join(row["response_id"] for row in rows)
-        raise UserError(f"responses {ids}: a token id is outside the student's vocabulary of {vocab_size}")
+    for b, each in enumerate(lessons):
+        length = len(each.input_ids)
+        input_ids_BT[b, :length] = each.input_ids
+        labels_BT[b, :length] = each.labels
+        attention_BT[b, :length] = 1
     return {
         "input_ids": torch.from_numpy(input_ids_BT),
         "attention_mask": torch.from_numpy(attention_BT),
         "labels": torch.from_numpy(labels_BT),
-        "teacher_ids_NK": torch.from_numpy(ids_NK.astype(np.int64)),
-        "teacher_logprobs_NK": torch.from_numpy(logprobs_NK),
-        "teacher_log_tail_N": torch.from_numpy(log_tail_N),
+        **_teacher(lessons, rows, settings),
     }
 
 
-def _targets(packed: codec.Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`(ids_NK, logprobs_NK, log_tail_N)` to learn: of draws, the shares alone (see generate/support.py)."""
-    ids_NK, logprobs_NK, log_tail_N = codec.decode(packed)
-    if packed["kind"] not in codec.COUNTS:
-        return ids_NK, logprobs_NK, log_tail_N
-    return ids_NK, logprobs_NK - np.log1p(-np.exp(log_tail_N))[:, None], np.full_like(log_tail_N, -np.inf)
+def collate_flat(rows: Sequence[Row], vocab_size: int, settings: Train) -> dict[str, Any]:
+    """One batch without padding: the answers end to end in one row, each from position 0 and seeing itself alone.
+
+    `input_ids`, `labels`, `position_ids` of shape (1, T); where the answers begin and end as transformers'
+    FlashAttentionKwargs name it (packing.use_packed_attention makes a model heed it); and the teacher's rows as in
+    `collate`. There is no attention_mask. The first label of an answer is always ignored: no position predicts it.
+    """
+    lessons = [lesson(row, vocab_size, settings) for row in rows]
+    lengths = [len(each.input_ids) for each in lessons]
+    ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    return {
+        "input_ids": torch.tensor([[token for each in lessons for token in each.input_ids]]),
+        "labels": torch.tensor([[label for each in lessons for label in each.labels]]),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+        **_teacher(lessons, rows, settings),
+    }
 
 
-def _filled(values_NK: np.ndarray, filling: Any, K: int) -> np.ndarray:
-    """Rows of K entries, as the codec fills them: the row's first id again, at −inf."""
+def _teacher(lessons: list[Lesson], rows: Sequence[Row], settings: Train) -> dict[str, Tensor]:
+    """The teacher's rows of all lessons, filled up to one width as the codec does: the row's first id again, at −inf.
+
+    Raises UserError where there are none.
+    """
+    K = max(each.ids_NK.shape[1] for each in lessons)
+    ids_NK = np.concatenate([_filled(each.ids_NK, each.ids_NK[:, :1], K) for each in lessons])
+    logprobs_NK = np.concatenate([_filled(each.logprobs_NK, np.float32(-np.inf), K) for each in lessons])
+    if not len(ids_NK):
+        names = ", ".join(row["response_id"] for row in rows)
+        how = settings.reasoning
+        raise UserError(f"responses {names}: nothing but reasoning, and train.reasoning={how} leaves nothing to learn")
+    return {
+        "teacher_ids_NK": torch.from_numpy(ids_NK.astype(np.int64)),
+        "teacher_logprobs_NK": torch.from_numpy(logprobs_NK),
+        "teacher_log_tail_N": torch.from_numpy(np.concatenate([each.log_tail_N for each in lessons])),
+    }
+
+
+def _filled(values_NK: npt.NDArray[Any], filling: Any, K: int) -> npt.NDArray[Any]:
     N, width = values_NK.shape
     return np.concatenate([values_NK, np.broadcast_to(filling, (N, K - width))], axis=1)
 
@@ -116,10 +142,24 @@ class LengthGrouped(Sampler[int]):
 
     So a resumed training sees the rows that the uninterrupted one would have seen (transformers' own sampler draws
     from the global generator, whose state a resume does not restore in time).
+
+    `groups` says in which file each row stands. The files are taken in random order, `together` of them at a time, and
+    rows are shuffled among those: whoever holds as many files in memory reads each once. What does not fill a batch
+    is seen last of its files, and rows of the next ones fill it. A corpus of no more files than that is shuffled as a
+    whole.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int] | npt.NDArray[np.integer],
+        batch_size: int,
+        seed: int,
+        groups: Sequence[int] | npt.NDArray[np.integer] | None = None,
+        together: int = WINDOW_SHARDS,
+    ) -> None:
         self._lengths, self._batch_size, self._seed, self._epoch = np.asarray(lengths), batch_size, seed, 0
+        self._groups = np.zeros(len(self._lengths), np.int32) if groups is None else np.asarray(groups)
+        self._together = together
 
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate's loader at the start of each epoch."""
@@ -129,15 +169,21 @@ class LengthGrouped(Sampler[int]):
         return len(self._lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng([self._seed, self._epoch])
-        order = generator.permutation(len(self._lengths))
-        span = self._batch_size * GROUPED_BATCHES
-        batches: list[np.ndarray] = []
-        for start in range(0, len(order), span):
-            group = order[start : start + span]
+        generator, num_seen = np.random.default_rng([self._seed, self._epoch]), 0
+        for rows in packing.windows(self._groups, self._together, generator):
+            num_first = -num_seen % self._batch_size  # fill the batch that the files before left unfilled
+            *whole, left = self._batches(rows[num_first:])
+            generator.shuffle(whole)
+            ordered = np.concatenate([rows[:num_first], *whole, left])
+            num_seen += len(ordered)
+            yield from ordered.tolist()
+
+    def _batches(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        """Full batches of like lengths, and last what is left over."""
+        size, batches = self._batch_size, []
+        num_whole = len(rows) - len(rows) % size
+        for start in range(0, num_whole, size * GROUPED_BATCHES):
+            group = rows[start : min(start + size * GROUPED_BATCHES, num_whole)]
             group = group[np.argsort(self._lengths[group], kind="stable")]
-            batches += [group[i : i + self._batch_size] for i in range(0, len(group), self._batch_size)]
-        short = [batch for batch in batches if len(batch) < self._batch_size]  # the last one stays last
-        whole = [batch for batch in batches if len(batch) == self._batch_size]
-        generator.shuffle(whole)
-        return iter(np.concatenate([*whole, *short]).tolist())
+            batches += np.split(group, len(group) // size)
+        return [*batches, rows[num_whole:]]

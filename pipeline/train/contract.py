@@ -168,7 +168,7 @@ def shifted(batch: dict[str, Tensor], shift: int) -> dict[str, Tensor]:
 
 def proof_batch(rows: Any, vocab_size: int) -> dict[str, Tensor]:
     """A few of the shorter answers, together at most about MAX_PROOF_TOKENS tokens."""
-    order = np.argsort(np.asarray(rows["length"]), kind="stable")
+    order = np.argsort(rows.lengths, kind="stable")
     chosen, total = [], 0
     for index in order[len(order) // 4 :]:
         row: Any = rows[int(index)]

@@ -207,7 +207,7 @@ def training_rate(steps: int) -> list[float]:
     """Answer tokens per second of training steps of the quickstart's student, forward to backward; any text does."""
     from pipeline.train import student
     from pipeline.train.batches import collate
-    from pipeline.train.trainer import token_losses
+    from pipeline.train.losses import token_losses
 
     quickstart = config.load(ROOT / "configs/quickstart.yaml")
     model = student.load(models.find("demo").path)
@@ -230,11 +230,11 @@ def training_rate(steps: int) -> list[float]:
         }
         for number in range(8)
     ]
-    batch = collate(rows, 0, vocab_size)
+    batch = collate(rows, 0, vocab_size, quickstart.train)
 
     def step() -> None:
-        ce_N, kl_N = token_losses(model, batch, 1024)
-        (ce_N + kl_N).mean().backward()
+        losses = token_losses(model, batch, quickstart.train)
+        (losses.ce_N + losses.divergence_N).mean().backward()
 
     step()
     return [len(batch["teacher_ids_NK"]) / timed(step) for _ in range(steps)]

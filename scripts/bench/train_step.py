@@ -16,8 +16,8 @@
 Figures: `kd_over_sft_time`, `kd_20pct_over_sft_time`, `kd_over_ce_time`, `live_teacher_over_kd_time`,
 `loss_memory_over_naive`, `loss_memory_growth` (4 times the tokens; over the states and their gradients alone).
 
-TRL scores every position on a CPU, prompts and padding included, and only those with a label on a GPU; `kd_over_ce_time`
-is free of that difference.
+On a CPU, TRL scores every position, prompts and padding included; on a GPU those with a label alone.
+`kd_over_ce_time` is free of that difference.
 """
 
 import copy

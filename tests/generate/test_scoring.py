@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from pipeline import models
+from pipeline.config import Train
 from pipeline.generate.engine import Engine, Request
-from pipeline.train.batches import IGNORED, collate
-from pipeline.train.trainer import token_losses
+from pipeline.train import contract
+from pipeline.train.batches import collate
+from pipeline.train.targets import IGNORED
 from tests.conftest import ROOT, retort
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -202,9 +204,8 @@ def test_each_way_of_training_on_reasoning_goes_through_the_real_loss(scored: Pa
     vocab_size = reference.get_output_embeddings().weight.shape[0]
     kl, num = {}, {}
     for how in ("keep", "mask", "drop"):
-        batch = collate(responses, 0, vocab_size, how)
-        with torch.no_grad():
-            ce_N, kl_N = token_losses(reference, batch, 64)
+        batch = collate(responses, 0, vocab_size, Train.model_validate({"reasoning": how}))
+        ce_N, kl_N = contract.losses_nats(reference, batch, 64)
         num[how], kl[how] = len(ce_N), kl_N.mean().item()
         assert int((batch["labels"] != IGNORED).sum()) == len(kl_N) == len(batch["teacher_ids_NK"])
     num_reasoning = sum(row["reasoning_tokens"] for row in responses)

@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from listed import Listed
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pipeline.config import Generate, Train
 from pipeline.errors import UserError
 from pipeline.generate import support
 from pipeline.train import contract, student
-from pipeline.train.batches import IGNORED, LengthGrouped, collate
-from pipeline.train.divergences import forward_kl_nats
-from pipeline.train.head import support_logprobs
-from pipeline.train.trainer import fit, last_whole_checkpoint, token_losses
+from pipeline.train.batches import LengthGrouped, collate
+from pipeline.train.divergences import buckets, forward_kl_nats
+from pipeline.train.head import Head, support_logprobs
+from pipeline.train.targets import IGNORED
+from pipeline.train.trainer import fit, last_whole_checkpoint
 
 VOCAB, K = 61, 8
 DRAWN = Generate(support="sampled", num_draws=6)
@@ -41,7 +42,7 @@ def tiny(seed: int = 0, layers: int = 2) -> Any:
 
 def captured(
     teacher: LlamaForCausalLM, num: int, seed: int = 0, shift: int = 0, settings: Generate | None = None
-) -> Dataset:
+) -> Listed:
     """Responses drawn by hand from the teacher, their rows written independently of the product's batching."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -68,7 +69,7 @@ def captured(
                 "length": len(prompt) + len(tokens),
             }
         )
-    return Dataset.from_list(rows)
+    return Listed(rows)
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +87,8 @@ def tokenizer() -> Any:
     )
 
 
-def batch_of(rows: Dataset, indices: list[int]) -> dict[str, torch.Tensor]:
-    return collate([rows[i] for i in indices], pad_token_id=0, vocab_size=VOCAB)
+def batch_of(rows: Listed, indices: list[int]) -> dict[str, torch.Tensor]:
+    return collate([rows[i] for i in indices], 0, VOCAB, Train())
 
 
 def test_labels_are_the_answer_alone_and_padding_is_ignored(teacher: LlamaForCausalLM) -> None:
@@ -141,15 +142,15 @@ def test_a_free_student_learns_the_teachers_distribution_from_every_support(supp
         }
         for n in range(25)
     ]
-    batch = collate(rows, 0, VOCAB)
+    batch = collate(rows, 0, VOCAB, Train())
     targets = [batch[f"teacher_{name}"] for name in ("ids_NK", "logprobs_NK", "log_tail_N")]
     logits_VH = truth_V.clone()[:, None].requires_grad_()
     hidden_NH, labels_N = torch.ones(len(targets[0]), 1), torch.zeros(len(targets[0]), dtype=torch.long)
     optimizer = torch.optim.Adam([logits_VH], lr=0.05)
     for step in range(300):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 300)
-        student = support_logprobs(hidden_NH, logits_VH, targets[0], labels_N, 4096)
-        loss = forward_kl_nats(targets[1], targets[2], student.support_NK, student.log_tail_N).mean()
+        student = support_logprobs(hidden_NH, Head(logits_VH), targets[0], labels_N, 4096)
+        loss = forward_kl_nats(*buckets(targets[1], targets[2], student.support_NK, student.log_tail_N)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -198,7 +199,7 @@ def test_ids_beyond_the_vocabulary_are_refused(teacher: LlamaForCausalLM) -> Non
 
 def test_a_batch_with_an_id_beyond_the_vocabulary_is_refused(teacher: LlamaForCausalLM) -> None:
     with pytest.raises(UserError, match="outside the student's vocabulary of 2"):
-        collate(captured(teacher, 2).to_list(), 0, 2)
+        collate(list(captured(teacher, 2)), 0, 2, Train())
 
 
 def test_the_order_of_rows_is_a_function_of_seed_and_epoch() -> None:
@@ -213,22 +214,22 @@ def test_the_order_of_rows_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_log_probs_of_another_length_are_refused(teacher: LlamaForCausalLM) -> None:
-    rows = captured(teacher, 1).to_list()
+    rows = list(captured(teacher, 1))
     rows[0]["logprobs"] = captured(teacher, 2)[1]["logprobs"]
     with pytest.raises(UserError, match="rows of log-probs"):
-        collate(rows, 0, VOCAB)
+        collate(rows, 0, VOCAB, Train())
 
 
-def reasoned(rows: Dataset) -> list[dict[str, Any]]:
+def reasoned(rows: Listed) -> list[dict[str, Any]]:
     """The rows, every second one with three tokens of reasoning, of which one is between the tags."""
     some = {"reasoning_tokens": 3, "reasoning_start": 1, "reasoning_end": 2}
     none = dict.fromkeys(some, 0)
-    return [{**row, **(none if place % 2 else some)} for place, row in enumerate(rows.to_list())]
+    return [{**row, **(none if place % 2 else some)} for place, row in enumerate(rows)]
 
 
 def test_masked_reasoning_is_context_without_loss(teacher: LlamaForCausalLM) -> None:
     rows = reasoned(captured(teacher, 4))
-    whole, masked = (collate(rows, 0, VOCAB, how) for how in ("keep", "mask"))
+    whole, masked = (collate(rows, 0, VOCAB, settings(reasoning=how)) for how in ("keep", "mask"))
     assert torch.equal(masked["input_ids"], whole["input_ids"])
     for b, row in enumerate(rows):
         labels = masked["labels"][b]
@@ -238,12 +239,14 @@ def test_masked_reasoning_is_context_without_loss(teacher: LlamaForCausalLM) -> 
         assert torch.equal(masked[name], whole[name][kept])
     assert abs(contract.mean_kl_nats(teacher, masked, 5)) < 2e-3
     learner = tiny(1).eval()
-    torch.testing.assert_close(token_losses(learner, masked, 4)[1], token_losses(learner, whole, 4)[1][kept])
+    torch.testing.assert_close(
+        contract.losses_nats(learner, masked, 4)[1], contract.losses_nats(learner, whole, 4)[1][kept]
+    )
 
 
 def test_dropped_reasoning_is_gone_from_between_its_tags_with_its_rows(teacher: LlamaForCausalLM) -> None:
     rows = reasoned(captured(teacher, 4))
-    whole, dropped = collate(rows, 0, VOCAB), collate(rows, 0, VOCAB, "drop")
+    whole, dropped = collate(rows, 0, VOCAB, Train()), collate(rows, 0, VOCAB, settings(reasoning="drop"))
     for b, row in enumerate(rows):
         r, tokens = row["reasoning_tokens"], row["token_ids"]
         context = row["prompt_token_ids"] + tokens[:r][:1] + tokens[:r][2:]  # tags stay, what is between them goes
@@ -260,12 +263,12 @@ def test_dropped_reasoning_is_gone_from_between_its_tags_with_its_rows(teacher: 
 
 @pytest.mark.parametrize("how", ["mask", "drop"])
 def test_a_batch_of_nothing_but_reasoning_is_refused(teacher: LlamaForCausalLM, how: str) -> None:
-    [row] = captured(teacher, 1).to_list()
+    [row] = list(captured(teacher, 1))
     T = len(row["token_ids"])
     whole = {**row, "reasoning_tokens": T, "reasoning_start": 0, "reasoning_end": T}
     with pytest.raises(UserError, match=f"r0-0: nothing but reasoning, and train.reasoning={how}"):
-        collate([whole], 0, VOCAB, how)
-    assert len(collate([whole], 0, VOCAB)["teacher_ids_NK"]) == T
+        collate([whole], 0, VOCAB, settings(reasoning=how))
+    assert len(collate([whole], 0, VOCAB, Train())["teacher_ids_NK"]) == T
 
 
 @pytest.mark.parametrize(("how", "num_masked"), [("keep", 0), ("mask", 3), ("drop", 3)])
@@ -276,9 +279,9 @@ def test_training_learns_the_tokens_that_the_switch_leaves(
     rows = reasoned(captured(teacher, 4))
     (tmp_path / "run").mkdir()
     asked = settings(reasoning=how, batch_size=4, epochs=1)
-    fit(asked, "student", tiny(1), tokenizer, Dataset.from_list(rows), tmp_path / "run", tmp_path / "checkpoints")
+    fit(asked, "student", tiny(1), tokenizer, Listed(rows), Listed([]), tmp_path / "run", tmp_path / "checkpoints")
     [line] = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    ce_N, kl_N = token_losses(tiny(1), collate(rows, 0, VOCAB, how), 100)
+    ce_N, kl_N = contract.losses_nats(tiny(1), collate(rows, 0, VOCAB, settings(reasoning=how)), 100)
     assert len(ce_N) == sum(len(row["token_ids"]) for row in rows) - 2 * num_masked
     assert line["kl_nats"] == pytest.approx(kl_N.mean().item(), rel=1e-4)
     assert line["loss"] == pytest.approx(0.5 * (ce_N.mean() + kl_N.mean()).item(), rel=1e-4)
@@ -286,8 +289,8 @@ def test_training_learns_the_tokens_that_the_switch_leaves(
 
 def test_padding_and_batching_leave_each_tokens_loss_as_it_is(teacher: LlamaForCausalLM) -> None:
     rows, learner = captured(teacher, 5), tiny(1).eval()
-    together = torch.cat([x[None] for x in token_losses(learner, batch_of(rows, list(range(5))), 4)])
-    alone = torch.cat([torch.stack(token_losses(learner, batch_of(rows, [i]), 100)) for i in range(5)], dim=1)
+    together = torch.cat([x[None] for x in contract.losses_nats(learner, batch_of(rows, list(range(5))), 4)])
+    alone = torch.cat([torch.stack(contract.losses_nats(learner, batch_of(rows, [i]), 100)) for i in range(5)], dim=1)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
@@ -297,7 +300,7 @@ def test_losses_equal_a_dense_forward_of_the_whole_model(teacher: LlamaForCausal
     P, ids = len(row["prompt_token_ids"]), row["prompt_token_ids"] + row["token_ids"]
     logprobs_TV = learner(torch.tensor([ids])).logits[0].log_softmax(dim=1)[P - 1 : -1]
     wanted_ce = -logprobs_TV[torch.arange(len(row["token_ids"])), torch.tensor(row["token_ids"])]
-    ce_N, kl_N = token_losses(learner, batch_of(rows, [0]), 3)
+    ce_N, kl_N = contract.losses_nats(learner, batch_of(rows, [0]), 3)
     torch.testing.assert_close(ce_N, wanted_ce, atol=1e-5, rtol=1e-5)
     teacher_TV = teacher(torch.tensor([ids])).logits[0].log_softmax(dim=1)[P - 1 : -1]
     full_kl_N = (teacher_TV.exp() * (teacher_TV - logprobs_TV)).sum(dim=1)
@@ -316,7 +319,9 @@ def settings(**changes: Any) -> Train:
     return Train.model_validate({**base, **changes})
 
 
-def trained(tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any, rows: int = 12, **changes: Any) -> Any:
+def trained(
+    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any, rows: int = 12, validation: int = 0, **changes: Any
+) -> Any:
     model = tiny(1)
     folder = tmp_path / "run"
     folder.mkdir(exist_ok=True)
@@ -326,6 +331,7 @@ def trained(tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any, rows: int
         model,
         tokenizer,
         captured(teacher, rows),
+        captured(teacher, validation, seed=1) if validation else Listed([]),
         folder,
         tmp_path / "checkpoints",
     )
