@@ -121,9 +121,10 @@ def documents_attention(
             f"its layers see {window} tokens back, and an answer takes {max(lengths)} with its prompt: lower"
             f" train.max_length to {window}",
         )
-    split = zip(*(each.split(lengths, dim=2) for each in (query_BHTD, key_BHTD, value_BHTD)), strict=True)
     kwargs |= {"is_causal": True}
-    return torch.cat([sdpa_attention_forward(module, *each, None, **kwargs)[0] for each in split], dim=1), None
+    split = (each.split(lengths, dim=2) for each in (query_BHTD, key_BHTD, value_BHTD))
+    alone = [sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in zip(*split, strict=True)]
+    return torch.cat(alone, dim=1), None
 
 
 def _mask(attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
