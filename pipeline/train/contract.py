@@ -77,9 +77,9 @@ def check_head(model: Any, batch: dict[str, Tensor]) -> None:
 def tempering_error(teacher: Any, batch: dict[str, Tensor], temperature: float) -> float:
     """KL(exact ‖ what is made of the stored rows) at a temperature on the proof's rows, nats a token; said aloud."""
     hidden_NH, _ = states(teacher, model_inputs(batch))
-    targets = [batch[f"teacher_{name}"] for name in ("ids_NK", "logprobs_NK", "log_tail_N")]
+    ids_NK, logprobs_NK, log_tail_N = (batch[f"teacher_{name}"] for name in ("ids_NK", "logprobs_NK", "log_tail_N"))
     logits_NV = logits(hidden_NH, head_of(teacher)).cpu()
-    error_nats = tempering_error_nats(logits_NV, *targets, temperature).mean().item()
+    error_nats = tempering_error_nats(logits_NV, ids_NK, logprobs_NK, log_tail_N, temperature).mean().item()
     say(
         f"train: at temperature {temperature:g} the stored distributions are {error_nats:.4f} nats a token from the"
         " exact ones (what is outside the support is taken as many equal tokens: train/temperature.py)"

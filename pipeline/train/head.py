@@ -36,10 +36,7 @@ def head_of(model: Any) -> Head:
     A head that FSDP keeps in parts is gathered.
     """
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
-    weight_VH, bias_V = (
-        tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        for tensor in (layer.weight, getattr(layer, "bias", None))
-    )
+    weight_VH, bias_V = _whole(layer.weight), _whole(getattr(layer, "bias", None))
     factors = [getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")]
     scale = next((float(factor) for factor in factors if factor is not None), None)
     if scale is None:  # Granite divides by it, HyperCLOVA X multiplies
@@ -108,10 +105,11 @@ class _SupportLogprobs(torch.autograd.Function):
         # Where the loss gives the tail no weight, its mass may be 0: 0/0 is 0 here.
         outside_N = torch.where(g_tail_N == 0, 0.0, g_tail_N * torch.exp(-log_tail_N)) - total_N
         inside_NK = -support_NK.exp() * total_N[:, None]
-        head_VH, bias_cast_V = (None if tensor is None else tensor.to(ctx.dtype) for tensor in (weight_VH, bias_V))
+        head_VH, bias_cast_V = weight_VH.to(ctx.dtype), None if bias_V is None else bias_V.to(ctx.dtype)
+        parameters: list[Any] = [weight_VH, bias_V]
         sums = [
             torch.zeros_like(tensor, dtype=_at_least_float32(tensor.dtype)) if needed else None
-            for tensor, needed in zip((weight_VH, bias_V), ctx.needs_input_grad[1:3], strict=True)
+            for tensor, needed in zip(parameters, ctx.needs_input_grad[1:3], strict=True)
         ]
         grad_hidden_NH = torch.empty_like(hidden_NH)
         for rows in _chunks(len(hidden_NH), ctx.chunk_tokens):
@@ -145,6 +143,10 @@ def _forward_chunk(logits_CV: Tensor, ids_CK: Tensor, labels_C: Tensor) -> tuple
     tail_C = logits_CV.sub_(highest_C[:, None]).exp_().sum(dim=1).log() + highest_C
     normaliser_C = torch.logaddexp(support_CK.masked_fill(is_again_CK, -torch.inf).logsumexp(dim=1), tail_C)
     return support_CK - normaliser_C[:, None], tail_C - normaliser_C, label_C - normaliser_C, normaliser_C
+
+
+def _whole(tensor: Any) -> Any:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _chunks(num_tokens: int, chunk_tokens: int) -> Iterator[slice]:

@@ -65,7 +65,7 @@ class DistillationTrainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            *sums, num, num_tokens = self.accelerator.gather(self._sums[None]).sum(dim=0).tolist()
+            *sums, num, num_tokens = self._over_processes(self._sums)
             logs |= {name: value / max(num, 1) for name, value in zip(CURVES, sums, strict=True)}
             logs["tokens_per_s"] = num_tokens / (time.monotonic() - self._since)
             self._forget_curves()
@@ -73,28 +73,30 @@ class DistillationTrainer(SFTTrainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Measures on the validation rows, as `eval_kl_nats` and so on: means over their answer tokens."""
-        kept_back, world, size = list(self.eval_dataset), self.accelerator.num_processes, self._settings.batch_size
+        kept_back: Any = self.eval_dataset
+        kept_back, world, size = list(kept_back), self.accelerator.num_processes, self._settings.batch_size
         batches = [kept_back[start : start + size] for start in range(0, len(kept_back), size)]
-        sums = torch.zeros(0)
-        self.model.eval()
+        sums = torch.zeros(len(VALIDATION) + 1, dtype=torch.float64, device=self.accelerator.device)
+        model: Any = self.model
+        model.eval()
         for start in range(0, len(batches), world):
             # every process takes part in every forward pass, the last ones with a batch that counts for nothing
             place = start + self.accelerator.process_index
             inputs = self._prepare_inputs(self._validation_collator(batches[min(place, len(batches) - 1)]))
             with torch.no_grad():
                 values = self._through_wrapper(self.model_wrapped, validation_measures, inputs, self._settings)
-            total = torch.stack(
-                [*(v.double().sum() for v in values), values.kl_N.new_tensor(len(values.kl_N)).double()]
-            )
-            total = total * (place < len(batches))
-            sums = total if not len(sums) else sums + total
-        self.model.train()
-        *totals, num = self.accelerator.gather(sums[None]).sum(dim=0).tolist()
-        names = [name.removesuffix("_N") for name in values._fields]
-        metrics = {f"{metric_key_prefix}_{name}": total / num for name, total in zip(names, totals, strict=True)}
+            counted = torch.stack([*values, torch.ones_like(values.kl_nats_N)]).double().sum(dim=1)
+            sums += counted * (place < len(batches))
+        model.train()
+        *totals, num = self._over_processes(sums)
+        metrics = {name: total / num for name, total in zip(VALIDATION, totals, strict=True)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _over_processes(self, sums: Tensor) -> list[float]:
+        gathered: Any = self.accelerator.gather(sums[None])
+        return gathered.sum(dim=0).tolist()
 
     def _through_wrapper(self, model: Any, function: Any, *arguments: Any) -> Any:
         """`function(bare model, *arguments)` through the wrapper's forward, so that DDP and FSDP see it."""

@@ -122,7 +122,8 @@ def test_bias_scale_softcap_and_temperature_equal_the_dense_reference(changes: d
     for a, b in zip(torch.autograd.grad((values * factors).sum(), leaves), wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     assert torch.autograd.gradcheck(
-        lambda *x: tuple(support_logprobs(x[0], Head(x[1], *x[2:] or (None,), **changes), ids, labels, 3)), leaves
+        lambda *x: tuple(support_logprobs(x[0], Head(x[1], x[2] if has_bias else None, **changes), ids, labels, 3)),
+        leaves,
     )
 
 

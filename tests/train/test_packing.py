@@ -23,7 +23,7 @@ from pipeline.config import Train
 from pipeline.errors import UserError
 from pipeline.train import packing
 from pipeline.train.batches import collate, collate_flat, collate_items, items, sampler
-from pipeline.train.trainer import token_losses
+from pipeline.train.losses import token_losses
 
 VOCAB, K = 61, 6
 SHAPE: dict[str, Any] = {
@@ -72,7 +72,7 @@ def rows_of(num: int = 7, longest: int = 15) -> list[dict[str, Any]]:
 def losses_and_gradients(model: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
     model.train()
     model.zero_grad()
-    losses = token_losses(model, batch, 7)
+    losses = token_losses(model, batch, Train(head_chunk_tokens=7))
     torch.stack([each.mean() for each in losses]).sum().backward()
     return [each.detach() for each in losses] + [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
@@ -148,7 +148,7 @@ def test_an_answer_longer_than_the_models_window_is_refused(name: str) -> None:
     model = model_of(CONFIGS[name])
     packing.use_packed_attention(model, "float32")
     with pytest.raises(UserError, match=r"see 16 tokens back, .* takes \d\d with .* lower train.max_length to 16"):
-        token_losses(model, collate_flat(rows_of(longest=40), VOCAB, Train()), 7)
+        token_losses(model, collate_flat(rows_of(longest=40), VOCAB, Train()), Train())
 
 
 MOE: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}

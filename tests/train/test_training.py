@@ -1,14 +1,12 @@
-"""The real loss and the real trainer on a random two-layer model: small enough for the unit tier."""
+"""The real loss on a random two-layer model: small enough for the unit tier."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from listed import Listed
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from listed import VOCAB, Listed, captured, reasoned, settings, tiny
+from transformers import LlamaForCausalLM
 
 from pipeline.config import Generate, Train
 from pipeline.errors import UserError
@@ -18,73 +16,8 @@ from pipeline.train.batches import LengthGrouped, collate
 from pipeline.train.divergences import buckets, forward_kl_nats
 from pipeline.train.head import Head, support_logprobs
 from pipeline.train.targets import IGNORED
-from pipeline.train.trainer import fit, last_whole_checkpoint
 
-VOCAB, K = 61, 8
 DRAWN = Generate(support="sampled", num_draws=6)
-
-
-def tiny(seed: int = 0, layers: int = 2) -> Any:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config)
-
-
-def captured(
-    teacher: LlamaForCausalLM, num: int, seed: int = 0, shift: int = 0, settings: Generate | None = None
-) -> Listed:
-    """Responses drawn by hand from the teacher, their rows written independently of the product's batching."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for index in range(num):
-        prompt = torch.randint(1, VOCAB, (3 + index % 4,), generator=generator).tolist()
-        tokens, kept = [], []
-        for _ in range(4 + index % 7):
-            with torch.no_grad():
-                logprobs_V = teacher(torch.tensor([prompt + tokens])).logits[0, -1].log_softmax(dim=0)
-            kept.append(logprobs_V)
-            tokens.append(int(torch.multinomial(logprobs_V.exp(), 1, generator=generator)))
-        logprobs_NV = torch.stack(kept).roll(shift, dims=0)
-        best = logprobs_NV.topk(K, dim=1)
-        values = best.values.numpy()
-        rows.append(
-            {
-                "response_id": f"r{index}-0",
-                "prompt_token_ids": prompt,
-                "token_ids": tokens,
-                "token_logprobs": [float(row[t]) for row, t in zip(kept, tokens, strict=True)],
-                "logprobs": support.pack(
-                    best.indices.numpy().astype(np.int32), values, VOCAB, settings or Generate(), f"r{index}-0"
-                ),
-                "length": len(prompt) + len(tokens),
-            }
-        )
-    return Listed(rows)
-
-
-@pytest.fixture(scope="module")
-def teacher() -> LlamaForCausalLM:
-    return tiny().eval()
-
-
-@pytest.fixture
-def tokenizer() -> Any:
-    from tokenizers import Tokenizer, models
-
-    words = {f"w{i}": i for i in range(VOCAB)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, "w0")), pad_token="w0", eos_token="w1"
-    )
 
 
 def batch_of(rows: Listed, indices: list[int]) -> dict[str, torch.Tensor]:
@@ -220,13 +153,6 @@ def test_log_probs_of_another_length_are_refused(teacher: LlamaForCausalLM) -> N
         collate(rows, 0, VOCAB, Train())
 
 
-def reasoned(rows: Listed) -> list[dict[str, Any]]:
-    """The rows, every second one with three tokens of reasoning, of which one is between the tags."""
-    some = {"reasoning_tokens": 3, "reasoning_start": 1, "reasoning_end": 2}
-    none = dict.fromkeys(some, 0)
-    return [{**row, **(none if place % 2 else some)} for place, row in enumerate(rows)]
-
-
 def test_masked_reasoning_is_context_without_loss(teacher: LlamaForCausalLM) -> None:
     rows = reasoned(captured(teacher, 4))
     whole, masked = (collate(rows, 0, VOCAB, settings(reasoning=how)) for how in ("keep", "mask"))
@@ -271,22 +197,6 @@ def test_a_batch_of_nothing_but_reasoning_is_refused(teacher: LlamaForCausalLM, 
     assert len(collate([whole], 0, VOCAB, Train())["teacher_ids_NK"]) == T
 
 
-@pytest.mark.parametrize(("how", "num_masked"), [("keep", 0), ("mask", 3), ("drop", 3)])
-def test_training_learns_the_tokens_that_the_switch_leaves(
-    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any, how: str, num_masked: int
-) -> None:
-    """One step over all rows: the trainer's own mean loss is that of the tokens that are left."""
-    rows = reasoned(captured(teacher, 4))
-    (tmp_path / "run").mkdir()
-    asked = settings(reasoning=how, batch_size=4, epochs=1)
-    fit(asked, "student", tiny(1), tokenizer, Listed(rows), Listed([]), tmp_path / "run", tmp_path / "checkpoints")
-    [line] = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    ce_N, kl_N = contract.losses_nats(tiny(1), collate(rows, 0, VOCAB, settings(reasoning=how)), 100)
-    assert len(ce_N) == sum(len(row["token_ids"]) for row in rows) - 2 * num_masked
-    assert line["kl_nats"] == pytest.approx(kl_N.mean().item(), rel=1e-4)
-    assert line["loss"] == pytest.approx(0.5 * (ce_N.mean() + kl_N.mean()).item(), rel=1e-4)
-
-
 def test_padding_and_batching_leave_each_tokens_loss_as_it_is(teacher: LlamaForCausalLM) -> None:
     rows, learner = captured(teacher, 5), tiny(1).eval()
     together = torch.cat([x[None] for x in contract.losses_nats(learner, batch_of(rows, list(range(5))), 4)])
@@ -305,107 +215,6 @@ def test_losses_equal_a_dense_forward_of_the_whole_model(teacher: LlamaForCausal
     teacher_TV = teacher(torch.tensor([ids])).logits[0].log_softmax(dim=1)[P - 1 : -1]
     full_kl_N = (teacher_TV.exp() * (teacher_TV - logprobs_TV)).sum(dim=1)
     assert (kl_N <= full_kl_N + 1e-3).all()
-
-
-def settings(**changes: Any) -> Train:
-    base = {
-        "epochs": 2,
-        "batch_size": 4,
-        "learning_rate": 3e-3,
-        "dtype": "float32",
-        "report_to": (),
-        "log_steps": 1,
-    }
-    return Train.model_validate({**base, **changes})
-
-
-def trained(
-    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any, rows: int = 12, validation: int = 0, **changes: Any
-) -> Any:
-    model = tiny(1)
-    folder = tmp_path / "run"
-    folder.mkdir(exist_ok=True)
-    facts = fit(
-        settings(**changes),
-        "student",
-        model,
-        tokenizer,
-        captured(teacher, rows),
-        captured(teacher, validation, seed=1) if validation else Listed([]),
-        folder,
-        tmp_path / "checkpoints",
-    )
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return facts, lines
-
-
-def test_accumulation_gives_the_loss_and_step_of_one_large_batch(
-    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
-) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    one, lines_one = trained(tmp_path / "a", teacher, tokenizer, batch_size=12)
-    many, lines_many = trained(tmp_path / "b", teacher, tokenizer, batch_size=2, accumulation_steps=6)
-    assert [a["loss"] for a in lines_one] == pytest.approx([b["loss"] for b in lines_many], rel=1e-5)
-    for a, b in zip(one["model"].parameters(), many["model"].parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
-
-
-def test_a_training_in_packs_takes_the_steps_of_one_in_padded_rows(
-    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
-) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    one, lines_one = trained(tmp_path / "a", teacher, tokenizer, batch_size=12)
-    packed, lines_packed = trained(tmp_path / "b", teacher, tokenizer, batch_size=12, pack_tokens=40)
-    assert [a["loss"] for a in lines_one] == pytest.approx([b["loss"] for b in lines_packed], rel=1e-5)
-    for a, b in zip(one["model"].parameters(), packed["model"].parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
-
-
-def test_the_logged_loss_is_the_weighted_mean_per_token(
-    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
-) -> None:
-    _, lines = trained(tmp_path, teacher, tokenizer, ce_weight=0.3, kd_weight=0.7)
-    for line in lines:
-        assert line["loss"] == pytest.approx(0.3 * line["ce_nats"] + 0.7 * line["kl_nats"], rel=1e-4)
-
-
-def test_training_brings_the_student_to_the_teacher(tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any) -> None:
-    _, lines = trained(tmp_path, teacher, tokenizer, rows=24, epochs=12, learning_rate=1e-2, ce_weight=0, kd_weight=1)
-    assert lines[-1]["kl_nats"] < 0.5 * lines[0]["kl_nats"]
-
-
-def test_a_resumed_training_ends_where_an_uninterrupted_one_does(
-    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
-) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    whole, lines_whole = trained(tmp_path / "a", teacher, tokenizer, checkpoint_steps=2)
-    _, _ = trained(tmp_path / "b", teacher, tokenizer, checkpoint_steps=2)
-    checkpoints = tmp_path / "b" / "checkpoints"
-    (checkpoints / "checkpoint-6" / "trainer_state.json").unlink()  # the kill came while it was written
-    assert last_whole_checkpoint(checkpoints) == str(checkpoints / "checkpoint-4")
-    assert not (checkpoints / "checkpoint-6").exists()
-    again, lines_again = trained(tmp_path / "b", teacher, tokenizer, checkpoint_steps=2)
-    assert again["resumed_from"] == "checkpoint-4"
-    assert [line["step"] for line in lines_again] == [line["step"] for line in lines_whole]
-    assert lines_again[-1]["loss"] == pytest.approx(lines_whole[-1]["loss"], abs=1e-6)
-    for a, b in zip(again["model"].parameters(), whole["model"].parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
-
-
-def test_lora_trains_adapters_and_hands_back_a_merged_plain_model(
-    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
-) -> None:
-    facts, lines = trained(tmp_path, teacher, tokenizer, lora={"r": 4, "alpha": 8}, learning_rate=1e-2, epochs=4)
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    merged = facts["model"].state_dict()
-    assert merged.keys() == tiny().state_dict().keys()
-    base = tiny(1).state_dict()
-    assert torch.equal(merged["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
-    name = "model.layers.0.mlp.up_proj.weight"
-    assert not torch.equal(merged[name], base[name])
 
 
 def test_pruning_keeps_the_chosen_layers_in_order_and_numbers_them_anew() -> None:
