@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from pipeline.config import Generate, Train
 from pipeline.errors import UserError
 from pipeline.generate import support
-from pipeline.train import contract, student
+from pipeline.train import contract
 from pipeline.train.batches import IGNORED, LengthGrouped, collate
 from pipeline.train.divergences import forward_kl_nats
 from pipeline.train.head import support_logprobs
@@ -388,26 +388,3 @@ def test_lora_trains_adapters_and_hands_back_a_merged_plain_model(
     assert torch.equal(merged["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
     name = "model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(merged[name], base[name])
-
-
-def test_pruning_keeps_the_chosen_layers_in_order_and_numbers_them_anew() -> None:
-    whole = tiny(3, layers=5)
-    wanted = [whole.model.layers[i].mlp.up_proj.weight.clone() for i in (0, 3, 4)]
-    pruned: Any = student.keep_layers(whole, [0, 3, 4])
-    assert pruned.config.num_hidden_layers == 3
-    assert [layer.self_attn.layer_idx for layer in pruned.model.layers] == [0, 1, 2]
-    for layer, weight in zip(pruned.model.layers, wanted, strict=True):
-        assert torch.equal(layer.mlp.up_proj.weight, weight)
-    pruned.generate(torch.tensor([[1, 2]]), max_new_tokens=3)  # the cache is indexed by layer_idx
-
-
-def test_a_layer_the_teacher_does_not_have_is_named() -> None:
-    with pytest.raises(UserError, match="layer 9"):
-        student.keep_layers(tiny(), [0, 9])
-
-
-def test_a_head_that_is_more_than_a_matrix_is_refused() -> None:
-    model = tiny()
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(UserError, match="softcapping"):
-        student.head_weight(model)
