@@ -1,5 +1,6 @@
 """Which model: a hub id, a local folder, or `demo`; what it is made of; whether two share tokenizer and template."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, layer_indices
+from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.rundir import RunDir, file_hash, text_hash
@@ -138,10 +139,15 @@ def check_settings(config: Config) -> None:
     if teacher:
         check_support(teacher, config.generate.k)
     pruned = _local(config.student.model or config.teacher.model)
-    if config.student.keep_layers is not None:
-        last = layer_indices(config.student.keep_layers)[-1]
-        if pruned and last >= pruned.num_layers():
-            raise UserError(f"student.keep_layers: there is no layer {last}, only 0-{pruned.num_layers() - 1}")
+    if config.student.config is not None:
+        random_config(config.student.config)
+    elif pruned and is_pruned(config.student):
+        check_layers(config.student, pruned.num_layers())
+    if config.student.num_layers is None and config.student.choose_layers != "ends":
+        raise UserError(
+            f"student.choose_layers={config.student.choose_layers} chooses nothing yet: say how many layers with"
+            " student.num_layers"
+        )
 
 
 def quiet_transformers() -> None:
@@ -260,8 +266,11 @@ def check_same_tokenizer(teacher: Any, student: Any, name: str) -> None:
     """Raises UserError where the student's ids or template would not mean what the teacher's mean."""
     if student.get_vocab() != teacher.get_vocab():
         raise UserError(
-            f"student.model {name}: its tokenizer differs from the teacher's; stored log-probs are over the teacher's"
-            " tokens, so choose a student of the same family, or prune the teacher (student.keep_layers)"
+            f"student.model {name}: its tokenizer differs from the teacher's, and log-probs can't be compared across"
+            " tokenizers: choose a student of the same family, or prune the teacher (student.keep_layers or"
+            " num_layers). The answers' text teaches any student (sequence-level SFT): without student.model, do"
+            " `retort prepare`, `generate` and `filter`, then `retort export corpus RUN`, and train on its messages,"
+            f" as with `trl sft --model_name_or_path {name} --dataset_name RUN/corpus`"
         )
     if not student.chat_template:  # a base model: it is given the teacher's
         return
@@ -321,11 +330,90 @@ def check_support(teacher: Model, k: int) -> None:
         raise UserError(f"generate.k={k} is above the teacher's vocabulary of {teacher.vocab_size()}")
 
 
-def check_student(config: Config, teacher: Any) -> None:
-    """A student that is on this machine already, against the teacher's tokenizer; others are checked by train."""
-    student = _local(config.student.model) if config.student.model else None
-    if student:
-        check_same_tokenizer(teacher, student.tokenizer(), student.name)
+def check_student(config: Config, teacher: Model, tokenizer: Any) -> None:
+    """The student against the teacher and its tokenizer, before any work; one of the hub's is checked by train.
+
+    Raises UserError where tokenizer, vocabulary or layers do not fit, or no model can be made of student.config.
+    """
+    settings = config.student
+    if settings.config is not None:
+        vocab_size = random_config(settings.config).get_text_config().vocab_size
+        return check_vocabulary(f"student.config {settings.config}", vocab_size, tokenizer)
+    origin = _local(settings.model) if settings.model else teacher
+    if origin:
+        check_origin(settings, origin, tokenizer)
+
+
+def check_origin(settings: Student, origin: Model, tokenizer: Any) -> None:
+    """Raises UserError where the model that the student is made of does not fit the teacher's tokenizer, or lacks
+    layers."""
+    if settings.model:
+        check_same_tokenizer(tokenizer, origin.tokenizer(), origin.name)
+    check_vocabulary(f"student.model {origin.name}", origin.vocab_size(), tokenizer)
+    if is_pruned(settings):
+        check_layers(settings, origin.num_layers())
+
+
+def is_pruned(settings: Student) -> bool:
+    return settings.keep_layers is not None or settings.num_layers is not None
+
+
+def check_vocabulary(what: str, vocab_size: int, tokenizer: Any) -> None:
+    """Raises UserError for fewer rows than the tokenizer has tokens."""
+    if len(tokenizer) > vocab_size:
+        raise UserError(f"{what}: its vocabulary of {vocab_size} is below the tokenizer's {len(tokenizer)} tokens")
+
+
+def check_layers(settings: Student, of: int) -> None:
+    """Raises UserError where the settings ask for layers that a model of so many does not have."""
+    if settings.num_layers is not None and settings.num_layers > of:
+        raise UserError(f"student.num_layers={settings.num_layers}: the model has only {of} layers to choose from")
+    if settings.keep_layers is not None and (last := layer_indices(settings.keep_layers)[-1]) >= of:
+        raise UserError(f"student.keep_layers: there is no layer {last}, only 0-{of - 1}")
+
+
+def layer_spans(indices: list[int]) -> str:
+    """[0, 1, 2, 5] as `0-2,5`, which student.keep_layers reads."""
+    spans: list[list[int]] = []
+    for index in indices:
+        if spans and index == spans[-1][-1] + 1:
+            spans[-1].append(index)
+        else:
+            spans.append([index])
+    return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
+
+
+def kept_layers(trained: dict[str, Any]) -> str | None:
+    """Which layers a student was left with, from train's manifest; None for all of them."""
+    made = trained.get("student", {})
+    if "layers" not in made:  # of an earlier version
+        return trained.get("fingerprint", {}).get("student.keep_layers")
+    return layer_spans(made["layers"]) if len(made["layers"]) < made["of_layers"] else None
+
+
+def config_file(name: str) -> Path:
+    """The file that student.config names. Raises UserError where there is none."""
+    path = _folder(name)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"student.config {name}: no such file; give a transformers config.json, or its folder")
+    return path
+
+
+def random_config(name: str) -> Any:
+    """The transformers config that student.config names. Raises UserError where no language model can be made of it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = config_file(name)
+    quiet_transformers()
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):  # a model without weights
+            AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+    except Exception as error:  # each architecture checks in ways of its own
+        raise UserError(f"{path}: no causal language model can be made of it: {_first_line(error)}") from None
+    return config
 
 
 def _local(name: str) -> Model | None:

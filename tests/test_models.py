@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import models
-from pipeline.config import validate
+from pipeline.config import layer_indices, validate
 from pipeline.errors import UserError
 from pipeline.models import (
     Model,
@@ -68,7 +68,7 @@ def test_a_student_with_the_teachers_tokenizer_and_template_passes() -> None:
     ids=["one more", "one less", "another", "other ids"],
 )
 def test_a_student_with_another_tokenizer_is_refused_with_what_to_choose(words: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match=r"student\.model small: its tokenizer differs .*student\.keep_layers"):
+    with pytest.raises(UserError, match=r"student\.model small: its tokenizer differs .*keep_layers.*export corpus"):
         check_same_tokenizer(tokenizer(), tokenizer(words), "small")
 
 
@@ -226,6 +226,26 @@ def test_a_damaged_config_of_a_model_is_one_line(tmp_path: Path, text: str, said
         Model("m", tmp_path / "m").vocab_size()
 
 
+@pytest.mark.parametrize(("indices", "text"), [([0], "0"), ([0, 1, 2, 5], "0-2,5"), ([0, 2, 3, 9], "0,2-3,9")])
+def test_layers_are_written_as_keep_layers_reads_them(indices: list[int], text: str) -> None:
+    assert models.layer_spans(indices) == text
+    assert layer_indices(text) == indices
+
+
+@pytest.mark.parametrize(
+    ("trained", "said"),
+    [
+        ({"student": {"layers": [0, 1, 5], "of_layers": 6}, "fingerprint": {}}, "0-1,5"),
+        ({"student": {"layers": [0, 1], "of_layers": 2}, "fingerprint": {}}, None),
+        ({"fingerprint": {"student.keep_layers": "0-5"}}, "0-5"),
+        ({"fingerprint": {}}, None),
+        ({}, None),
+    ],
+)
+def test_which_layers_a_student_was_left_with(trained: dict[str, Any], said: str | None) -> None:
+    assert models.kept_layers(trained) == said
+
+
 # --- what it is made of
 
 
@@ -321,7 +341,11 @@ def test_a_saved_tokenizer_is_loaded_as_it_was(tmp_path: Path) -> None:
     [
         ({"generate": {"k": 33}}, "generate.k=33 is above the teacher's vocabulary of 32"),
         ({"student": {"keep_layers": "0-3"}}, "student.keep_layers: there is no layer 3, only 0-2"),
+        ({"student": {"num_layers": 4}}, "student.num_layers=4: the model has only 3 layers to choose from"),
+        ({"student": {"choose_layers": "influence"}}, "student.choose_layers=influence chooses nothing yet"),
+        ({"student": {"config": "./none"}}, "student.config ./none: no such file"),
         ({"generate": {"k": 32}, "student": {"keep_layers": "0,2"}}, ""),
+        ({"generate": {"k": 32}, "student": {"num_layers": 3}}, ""),
         ({"teacher": {"model": "someone/on-the-hub"}, "generate": {"k": 99}}, ""),
     ],
 )

@@ -59,8 +59,10 @@ def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> M
         base_model=models.DEMO_HUB_ID if origin == models.DEMO else None if is_local else origin,
         license=models.DEMO_LICENCE if origin == named == models.DEMO else None,
     )
-    layers = f"layers {made['student.keep_layers']}" if made["student.keep_layers"] else "all layers"
-    start = f"{made['student.model'] or 'the teacher'}, {layers}"
+    layers = models.kept_layers(trained)
+    start = f"{made['student.model'] or 'the teacher'}, {f'layers {layers}' if layers else 'all layers'}"
+    if made.get("student.config"):
+        start = f"random weights, made as {made['student.config']} says"
     weights = {"cross-entropy on its tokens": made["train.ce_weight"], "forward KL": made["train.kd_weight"]}
     loss = " + ".join(f"{weight:g} × {name}" for name, weight in weights.items() if weight)
     verdict = "\n".join(f"- {sentence}" for sentence in scores["verdict"]["sentences"])

@@ -25,7 +25,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     teacher = models.find(config.teacher.model, config.teacher.revision)
     tokenizer = teacher.tokenizer()
     models.check_has_template(tokenizer)
-    models.check_student(config, tokenizer)
+    models.check_student(config, teacher, tokenizer)
     context = _context_tokens(config, teacher)
     stage = run_dir.begin("prepare", config, _fingerprint(config, tokenizer, context), in_one_piece=True)
     if stage.complete:

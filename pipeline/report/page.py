@@ -107,8 +107,10 @@ def _models(manifests: dict[str, Any]) -> dict[str, str]:
     """Which teacher, and what the student was made of."""
     teacher = manifests.get("generate", {}).get("fingerprint", {}).get("teacher.model") or figures.NONE
     made = manifests.get("train", {}).get("fingerprint", {})
-    origin, layers = made.get("student.model"), made.get("student.keep_layers")
+    origin, layers = made.get("student.model"), models.kept_layers(manifests.get("train", {}))
     student = models.described(origin) if origin and origin != teacher else "the same"
+    if made.get("student.config"):
+        student = f"random weights, made as {made['student.config']} says"
     return {
         "teacher": models.described(teacher),
         "student": f"{student}, layers {layers} kept" if layers else student,

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from pipeline import models
 from pipeline.config import Config, Train, output_settings
 from pipeline.console import say
-from pipeline.rundir import RunDir, Stage, readable, user_disk_errors
+from pipeline.rundir import RunDir, Stage, file_hash, readable, user_disk_errors
 from pipeline.train import contract, student
 from pipeline.train.rows import Answers, kept_answers, split_validation
 from pipeline.train.trainer import fit
@@ -57,7 +57,7 @@ def _make_ready(
     """Make the untrained student, and prove on it what training rests on. Returns what was measured."""
     models.check_weights(teacher, run_dir)
     untrained = stage.path / "untrained"
-    _once(untrained, lambda target: student.make(config, teacher, target))
+    _once(untrained, lambda target: stage.remember(student=student.make(config, teacher, target, lessons)))
     say("train: proving that tokens and log-probs are aligned")
     dtype = run_dir.manifest("generate").get("teacher_dtype", "")
     return contract.prove(lessons, teacher, student.load(untrained), dtype, config.train)
@@ -127,13 +127,19 @@ def _once(folder: Path, write: Any) -> None:
 
 
 def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
-    model = config.student.model
-    origin = models.find(model, config.student.revision) if model else None
     return {
         **{f"train.{key}": value for key, value in output_settings(config.train).items()},
         **{f"student.{key}": value for key, value in output_settings(config.student).items()},
-        "student.weights": origin.weights_hash() if origin else "the teacher's",
+        "student.weights": _student_weights(config),
         "teacher.weights": run_dir.manifest("generate")["fingerprint"]["teacher.weights"],
         "input.generate": run_dir.output_hash("generate"),
         "input.filter": run_dir.output_hash("filter"),
     }
+
+
+def _student_weights(config: Config) -> str:
+    """What the untrained student's weights follow from, besides the other settings."""
+    if config.student.config is not None:
+        return f"random: {file_hash(models.config_file(config.student.config))}"
+    model = config.student.model
+    return models.find(model, config.student.revision).weights_hash() if model else "the teacher's"

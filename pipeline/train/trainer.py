@@ -310,6 +310,7 @@ def last_whole_checkpoint(folder: Path) -> str | None:
 
 
 def _arguments(settings: Train, checkpoints: Path, validates: bool) -> SFTConfig:
+    keeps_best = validates and settings.keep == "best"
     arguments = SFTConfig(
         output_dir=str(checkpoints),
         num_train_epochs=settings.epochs,
@@ -331,9 +332,9 @@ def _arguments(settings: Train, checkpoints: Path, validates: bool) -> SFTConfig
         save_total_limit=2,
         eval_strategy="steps" if validates else "no",
         eval_steps=settings.checkpoint_steps,
-        load_best_model_at_end=validates and settings.keep == "best",
-        metric_for_best_model=VALIDATION[0] if validates else None,
-        greater_is_better=False if validates else None,
+        load_best_model_at_end=keeps_best,
+        metric_for_best_model=VALIDATION[0] if keeps_best else None,
+        greater_is_better=False if keeps_best else None,
         report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
         max_length=None,  # batches.kept_rows leaves long rows out; nothing is cut

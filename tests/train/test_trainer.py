@@ -9,9 +9,11 @@ import torch
 from listed import VOCAB, Listed, captured, reasoned, settings, tiny
 from transformers import LlamaForCausalLM
 
+from pipeline.config import Train
+from pipeline.errors import UserError
 from pipeline.train import contract
 from pipeline.train.batches import collate
-from pipeline.train.trainer import fit, last_whole_checkpoint
+from pipeline.train.trainer import fit, last_whole_checkpoint, weights_at
 
 
 def trained(
@@ -215,7 +217,7 @@ def test_a_step_without_a_finite_gradient_is_left_out(
     tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny(1)
-    rows = Poisoned(captured(teacher, 12), model, first=13, num=4)
+    rows = Poisoned(captured(teacher, 12), model, first=13, num=8)  # the loader reads a batch ahead
     fitted = fit(settings(epochs=3), "student", model, tokenizer, rows, Listed([]), tmp_path, tmp_path / "checkpoints")
     assert "the step is left out" in capsys.readouterr().err
     assert fitted["steps"] == 9
@@ -225,7 +227,7 @@ def test_a_step_without_a_finite_gradient_is_left_out(
         for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
         if line["grad_norm"] is None
     ]
-    assert broken["step"] in (4, 5)
+    assert broken["step"] == 4
 
 
 def test_gradients_that_stay_infinite_stop_the_training_and_spare_weights_and_checkpoints(
@@ -256,6 +258,6 @@ def test_the_live_teacher_is_the_reference_of_what_is_stored(
         epochs=6,
     )
     for line in lines:
-        assert line["kl_nats"] < line["divergence"] < line["kl_nats"] + 0.5
+        assert line["kl_nats"] - 2e-3 < line["divergence"] < line["kl_nats"] + 1
         assert line["loss"] == pytest.approx(line["divergence"], rel=1e-5)
     assert lines[-1]["divergence"] < 0.6 * lines[0]["divergence"]

@@ -1,7 +1,5 @@
 """The real loss on a random two-layer model: small enough for the unit tier."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from transformers import LlamaForCausalLM
 from pipeline.config import Generate, Train
 from pipeline.errors import UserError
 from pipeline.generate import support
-from pipeline.train import contract, student
+from pipeline.train import contract
 from pipeline.train.batches import LengthGrouped, collate
 from pipeline.train.divergences import buckets, forward_kl_nats
 from pipeline.train.head import Head, support_logprobs
@@ -120,9 +118,9 @@ def test_a_student_that_is_noise_before_it_learns_is_let_pass(teacher: LlamaForC
 def test_rows_stored_one_token_late_are_refused(teacher: LlamaForCausalLM) -> None:
     assert contract.check_sampled_tokens(captured(teacher, 6), VOCAB) < 0.1
     assert contract.check_sampled_tokens(captured(teacher, 6, settings=DRAWN), VOCAB) == 0
-    for settings in (None, DRAWN):
+    for drawn in (None, DRAWN):
         with pytest.raises(UserError, match="not aligned"):
-            contract.check_sampled_tokens(captured(teacher, 6, shift=1, settings=settings), VOCAB)
+            contract.check_sampled_tokens(captured(teacher, 6, shift=1, settings=drawn), VOCAB)
 
 
 def test_ids_beyond_the_vocabulary_are_refused(teacher: LlamaForCausalLM) -> None:
@@ -215,26 +213,3 @@ def test_losses_equal_a_dense_forward_of_the_whole_model(teacher: LlamaForCausal
     teacher_TV = teacher(torch.tensor([ids])).logits[0].log_softmax(dim=1)[P - 1 : -1]
     full_kl_N = (teacher_TV.exp() * (teacher_TV - logprobs_TV)).sum(dim=1)
     assert (kl_N <= full_kl_N + 1e-3).all()
-
-
-def test_pruning_keeps_the_chosen_layers_in_order_and_numbers_them_anew() -> None:
-    whole = tiny(3, layers=5)
-    wanted = [whole.model.layers[i].mlp.up_proj.weight.clone() for i in (0, 3, 4)]
-    pruned: Any = student.keep_layers(whole, [0, 3, 4])
-    assert pruned.config.num_hidden_layers == 3
-    assert [layer.self_attn.layer_idx for layer in pruned.model.layers] == [0, 1, 2]
-    for layer, weight in zip(pruned.model.layers, wanted, strict=True):
-        assert torch.equal(layer.mlp.up_proj.weight, weight)
-    pruned.generate(torch.tensor([[1, 2]]), max_new_tokens=3)  # the cache is indexed by layer_idx
-
-
-def test_a_layer_the_teacher_does_not_have_is_named() -> None:
-    with pytest.raises(UserError, match="layer 9"):
-        student.keep_layers(tiny(), [0, 9])
-
-
-def test_a_head_that_is_more_than_a_matrix_is_refused() -> None:
-    model = tiny()
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(UserError, match="softcapping"):
-        student.head_weight(model)

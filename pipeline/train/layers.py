@@ -1,0 +1,83 @@
+"""Which layers a pruned student keeps: both ends, evenly, or those that change the hidden state most.
+
+Axes: T tokens of a prompt with its answer, H hidden.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+NUM_MEASURED = 32  # answers on which block influence is measured
+
+
+def ends(of: int, num: int) -> list[int]:
+    """`num` of `of` layers: the first half of them, rounded up, from the bottom, the rest from the top."""
+    first = (num + 1) // 2
+    return [*range(first), *range(of - (num - first), of)]
+
+
+def evenly(of: int, num: int) -> list[int]:
+    """`num` of `of` layers, spread evenly from the first to the last; one alone is the first."""
+    gaps = max(num - 1, 1)
+    return [(2 * place * (of - 1) + gaps) // (2 * gaps) for place in range(num)]  # rounded, halves up: never twice one
+
+
+def most_influential(influence: list[float], num: int) -> list[int]:
+    """The `num` layers of highest influence, in the order of the stack; of equals the lower one."""
+    return sorted(sorted(range(len(influence)), key=lambda layer: (-influence[layer], layer))[:num])
+
+
+def block_influence(model: PreTrainedModel, rows: Any) -> list[float]:
+    """How much each layer changes the hidden state: 1 − mean over tokens of cos(its input, its output).
+
+    Measured on some of the rows, spread over all, each forwarded alone: `rows` has a length and yields dicts with
+    `prompt_token_ids` and `token_ids`. Source: ShortGPT, Men et al. 2024 (arXiv:2403.03853), equation 1.
+    """
+    step = max(1, len(rows) // NUM_MEASURED)
+    chosen = range(0, len(rows), step)[:NUM_MEASURED]
+    decoder: Any = model.get_decoder()
+    before, device = model.device, _device(model)
+    decoder.to(device).eval()
+    num_tokens = 0
+    with _summed(decoder.layers) as sums, torch.no_grad():
+        for index in chosen:
+            ids = [*rows[index]["prompt_token_ids"], *rows[index]["token_ids"]]
+            decoder(input_ids=torch.tensor([ids], device=device), use_cache=False)
+            num_tokens += len(ids)
+    decoder.to(before)
+    return [total / num_tokens for total in sums]
+
+
+@contextmanager
+def _summed(layers: Any) -> Iterator[list[float]]:
+    """Σ over tokens of 1 − cos(input, output) of each layer, for as long as it is open.
+
+    By hooks: what transformers gives as the last hidden state has the final norm in it.
+    """
+    sums = [0.0] * len(layers)
+
+    def hook_of(place: int) -> Any:
+        def add(layer: Any, args: Any, kwargs: Any, output: Any) -> None:
+            entered_TH: Tensor = args[0] if args else kwargs["hidden_states"]
+            left_TH: Tensor = output[0] if isinstance(output, tuple) else output
+            cosine_T = torch.cosine_similarity(entered_TH.float(), left_TH.float(), dim=-1)
+            sums[place] += (1 - cosine_T).sum().item()
+
+        return add
+
+    handles = [layer.register_forward_hook(hook_of(place), with_kwargs=True) for place, layer in enumerate(layers)]
+    try:
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _device(model: PreTrainedModel) -> torch.device:
+    """The GPU where the model fits with room for its activations, else where it is."""
+    needed = 1.2 * model.get_memory_footprint()
+    return torch.device("cuda") if torch.cuda.is_available() and needed < torch.cuda.mem_get_info()[0] else model.device
