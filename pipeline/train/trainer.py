@@ -342,6 +342,7 @@ def _arguments(settings: Train, checkpoints: Path, validates: bool) -> SFTConfig
         padding_free=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_num_workers=0,
+        ddp_find_unused_parameters=False,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would scatter tokens and soft targets differently
     return arguments

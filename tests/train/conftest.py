@@ -12,11 +12,15 @@ def teacher() -> LlamaForCausalLM:
     return tiny().eval()
 
 
-@pytest.fixture
-def tokenizer() -> Any:
+def word_tokenizer() -> Any:
     from tokenizers import Tokenizer, models
 
     words = {f"w{i}": i for i in range(VOCAB)}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, "w0")), pad_token="w0", eos_token="w1"
     )
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return word_tokenizer()
