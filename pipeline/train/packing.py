@@ -83,15 +83,24 @@ def use_packed_attention(model: PreTrainedModel, dtype: str) -> None:
     if model._is_stateful or not model._can_set_attn_implementation():
         raise _refusal(config, "its layers can't be told where an answer ends")
     previous = config._attn_implementation
-    model.set_attn_implementation(NAME)
+    _set_attention(model, NAME)
     try:
         _check_apart(model)
     except UserError:
-        model.set_attn_implementation(previous)
+        _set_attention(model, previous)
         raise
     has_flash = torch.cuda.is_available() and is_flash_attn_2_available() and model._supports_flash_attn
     if has_flash and dtype == "bfloat16":
-        model.set_attn_implementation("flash_attention_2")
+        _set_attention(model, "flash_attention_2")
+
+
+def _set_attention(model: PreTrainedModel, name: str) -> None:
+    """Also in layers that hold a config of their own, as those of a pruned model do."""
+    model.set_attn_implementation(name)
+    decoder: Any = model.get_decoder()
+    for module in decoder.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = name
 
 
 def documents_attention(

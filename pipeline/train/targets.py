@@ -33,12 +33,15 @@ class Lesson(NamedTuple):
 def lesson(row: dict[str, Any], vocab_size: int, settings: Train) -> Lesson:
     """The lesson of a row of rows.COLUMNS, by train.reasoning, .tail, .positions_frac and .positions_by.
 
-    Raises UserError where rows and tokens differ in number, where an id is outside the student's vocabulary and can't
-    be merged into the tail, and where there is nothing before the answer to predict it from.
+    Raises UserError where rows are damaged or differ from tokens in number, where an id is outside the student's
+    vocabulary and can't be merged into the tail, and where there is nothing before the answer to predict it from.
     """
     name = f"response {row['response_id']}"
     context, answer = reasoning.learnt(row, settings.reasoning)
-    soft = codec.decode(row["logprobs"])
+    try:
+        soft = codec.decode(row["logprobs"])
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from None
     if len(soft[0]) != len(row["token_ids"]):
         raise UserError(f"{name}: {len(soft[0])} rows of log-probs for {len(row['token_ids'])} tokens")
     if not context:

@@ -154,6 +154,13 @@ def test_what_cannot_be_merged_is_an_error() -> None:
             collate([bad], 0, VOCAB, Train())
 
 
+def test_damaged_rows_are_named() -> None:
+    row, _ = row_of()
+    row["logprobs"]["codes"] = row["logprobs"]["codes"][:-1]
+    with pytest.raises(UserError, match="r0-0: packed log-probs are damaged"):
+        collate([row], 0, VOCAB, Train())
+
+
 def test_an_answer_to_nothing_is_refused() -> None:
     row, _ = row_of()
     with pytest.raises(UserError, match="r0-0: an empty prompt"):

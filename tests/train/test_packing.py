@@ -21,7 +21,7 @@ from transformers import (
 from pipeline import codec
 from pipeline.config import Train
 from pipeline.errors import UserError
-from pipeline.train import packing
+from pipeline.train import packing, student
 from pipeline.train.batches import collate, collate_flat, collate_items, items, sampler
 from pipeline.train.losses import token_losses
 
@@ -115,6 +115,14 @@ def test_a_wrong_boundary_is_seen(name: str) -> None:
         assert worst_difference(losses_and_gradients(model, wrong), padded) > 1e-3
     running = {**flat, "position_ids": torch.arange(T)[None], "cu_seq_lens_q": one}
     assert worst_difference(losses_and_gradients(model, running), padded) > 1e-3
+
+
+def test_a_pruned_model_is_packed_in_all_its_layers() -> None:
+    """Its layers hold the config that they had before."""
+    rows, pruned = rows_of(), [student.keep_layers(model_of(CONFIGS["llama"]), [1]) for _ in range(2)]
+    packing.use_packed_attention(pruned[1], "float32")
+    padded = losses_and_gradients(pruned[0], collate(rows, 0, VOCAB, Train()))
+    assert worst_difference(losses_and_gradients(pruned[1], collate_flat(rows, VOCAB, Train())), padded) < 1e-5
 
 
 def test_the_flat_batch_is_the_rows_end_to_end() -> None:
