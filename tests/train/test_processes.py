@@ -41,7 +41,7 @@ def trained(folder: Path, launcher: list[str], **changes: Any) -> tuple[list[dic
     "changes",
     [
         {"validation": 5, "checkpoint_steps": 3},
-        {"positions_frac": 0.4, "pack_tokens": 40, "temperature": 2.0, "epochs": 4},
+        {"positions_frac": 0.4, "pack_tokens": 36, "temperature": 2.0, "epochs": 4},
         {"lora": {"r": 4}, "targets": "live"},
     ],
 )
