@@ -569,8 +569,23 @@ def check_files(config: Config) -> None:
     for tracker in config.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"train.report_to: {tracker} is not installed: pip install {tracker}")
+    if config.train.lora and config.train.lora.bits and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("train.lora.bits: bitsandbytes is not installed: pip install bitsandbytes")
+    check_counts(config.train, config.generate.support)
     if config.student.keep_layers is not None:
         layer_indices(config.student.keep_layers)
+
+
+def check_counts(train: Train, support: str) -> None:
+    """Raises UserError where stored counts of draws are asked for what they are not unbiased for."""
+    if support != "sampled" or train.targets == "live" or train.kd_weight == (train.kd_weight_end or 0) == 0:
+        return
+    for name, value, only in (("divergence", train.divergence, "forward_kl"), ("temperature", train.temperature, 1)):
+        if value != only:
+            raise UserError(
+                f"train.{name}={value}: counts of draws (generate.support=sampled) are unbiased for"
+                f" {name}={only} alone; generate with support=drawn or top, or set train.targets=live"
+            )
 
 
 def layer_indices(keep_layers: str) -> list[int]:

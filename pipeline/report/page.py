@@ -24,6 +24,7 @@ CONTRACT = {  # what train/contract.py measured, for people
     "student_kl_shifted_nats": "The same with the rows one token off, nats: far more, if they are aligned",
     "teacher_logprob_difference_nats": "The teacher's log-probs of its tokens, stored against computed anew, nats",
     "teacher_kl_nats": "The teacher's own KL to the rows, through batch and loss, nats: 0 but for rounding",
+    "tempering_error_nats": "What is stored, made softer, against the teacher made softer, nats a token",
     "teacher_tolerance_nats": "Largest size of it that is let pass, nats",
 }
 SAMPLE_COLUMNS = ["item_id", "category", "turn", "arm", "question", "answer", "finish_reason", "num_tokens"]
@@ -121,8 +122,12 @@ def _charts(run_dir: RunDir, arms: dict[str, Any], manifests: dict[str, Any]) ->
     """The charts that there are figures for, by name."""
     drawn: dict[str, charts.Chart] = {}
     if metrics := _metrics(run_dir):
-        drawn["loss"] = charts.curves(metrics, "loss", "loss")
-        drawn["kl"] = charts.curves(metrics, "kl_nats", "KL, nats a token")
+        steps, validations = ([row for row in metrics if key in row] for key in ("loss", "eval_kl_nats"))
+        drawn["loss"] = charts.curves(steps, "loss", "loss")
+        drawn["kl"] = charts.curves(steps, "kl_nats", "KL, nats a token")
+        if validations:
+            drawn["validation_kl"] = charts.curves(validations, "eval_kl_nats", "KL, nats a token")
+            drawn["validation_acceptance"] = charts.curves(validations, "eval_acceptance_frac", "acceptance")
     if bars := charts.forward_kl(arms):
         drawn["forward_kl"] = bars
     if waterfall := manifests.get("filter", {}).get("waterfall"):

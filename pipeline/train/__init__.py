@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from peft import PeftModel
 
 from pipeline import models
-from pipeline.config import Config, Train, output_settings
+from pipeline.config import Config, Train, check_counts, output_settings
 from pipeline.console import say
 from pipeline.rundir import RunDir, Stage, file_hash, readable, user_disk_errors
 from pipeline.train import contract, student
@@ -33,6 +34,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     if run_dir.is_done("train"):
         return
     teacher, settings = models.teacher_of(run_dir), config.train
+    check_counts(settings, run_dir.manifest("generate")["fingerprint"]["generate.support"])
     answers = kept_answers(run_dir, "train", settings.max_length, settings.reasoning)
     lessons, validation = split_validation(answers, settings.validation_frac)
     facts = _make_ready(config, run_dir, stage, teacher, lessons) if is_first else {}
@@ -99,14 +101,19 @@ def _train_arm(
     """Train one student from the untrained one; nothing to do where its folder is there already."""
     if (stage.path / arm).exists():
         return
-    model = student.load(stage.path / "untrained")
+    untrained = stage.path / "untrained"
+    model = student.load(untrained) if settings.lora is None else student.load_frozen(untrained, settings.lora.bits)
     live = student.load(teacher.path) if settings.targets == "live" else None
     tokenizer, checkpoints = teacher.tokenizer(), stage.path / "checkpoints" / arm
     fitted = fit(settings, arm, model, tokenizer, lessons, validation, stage.path, checkpoints, live)
     trained, weights = fitted.pop("model"), fitted.pop("state_dict")
 
     def save(target: Path) -> None:
-        trained.save_pretrained(target, state_dict=weights)
+        whole = trained
+        if isinstance(trained, PeftModel):  # its base has few bits: the adapters go into the weights as they were
+            trained.save_pretrained(checkpoints / "adapters")
+            whole = PeftModel.from_pretrained(student.load(untrained), checkpoints / "adapters").merge_and_unload()
+        whole.save_pretrained(target, state_dict=weights)
         tokenizer.save_pretrained(target)
         stage.remember(arms={**stage.facts().get("arms", {}), arm: fitted})
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from pipeline import models
 from pipeline.config import Config, Student, layer_indices
@@ -50,6 +50,17 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     except (ValueError, OSError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path}: can't be loaded as a causal language model: {first}") from None
+
+
+def load_frozen(path: Path, bits: int | None) -> PreTrainedModel:
+    """The model as adapters are trained on it: whole, or its linear layers in 4 or 8 bits (QLoRA, arXiv:2305.14314)."""
+    if bits is None:
+        return load(path)
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True} if bits == 4 else {}
+    few = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, **four)
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, quantization_config=few, trust_remote_code=False, use_safetensors=True
+    )
 
 
 def random_model(name: str, tokenizer: Any, seed: int) -> PreTrainedModel:

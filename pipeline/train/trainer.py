@@ -291,10 +291,12 @@ def _adapters(settings: Train) -> LoraConfig | None:
 
 
 def _trained(trainer: DistillationTrainer) -> dict[str, Any]:
-    """The bare model, adapters merged into it, and its weights where no process has all of them."""
+    """The bare model, adapters merged into it unless it is quantised; its weights where no process has all of them."""
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    return {"model": model.merge_and_unload() if isinstance(model, PeftModel) else model, "state_dict": state}
+    if isinstance(model, PeftModel) and not getattr(model.get_base_model(), "is_quantized", False):
+        model = model.merge_and_unload()
+    return {"model": model, "state_dict": state}
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
