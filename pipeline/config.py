@@ -334,7 +334,9 @@ class Train(Section):
     warmup_frac: Fraction = Field(default=0.05, description="Share of steps with a rising learning rate, 0-1.", lt=1)
     weight_decay: float = Field(default=0.0, description="AdamW's weight decay.", ge=0)
     max_grad_norm: float = Field(default=1.0, description="Gradients are clipped to this norm.", gt=0)
-    batch_size: Positive = Field(default=8, description="Responses per forward pass and process.")
+    batch_size: Positive = Field(
+        default=8, description="Responses (with pack_tokens: packs of them) per forward pass and process."
+    )
     accumulation_steps: Positive = Field(default=1, description="Forward passes per optimizer step.")
     reasoning: Literal["keep", "mask", "drop"] = Field(
         default="keep",

@@ -72,6 +72,7 @@ def _finish(stage: Stage, settings: Train, lessons: Answers, validation: Answers
         "rows": len(lessons),
         "validation_rows": len(validation),
         "too_long": lessons.too_long,
+        "nothing_to_learn": lessons.without_lesson,
         "answer_tokens": int(lessons.index.learnt.sum()),
         "steps": max(fitted["steps"] for fitted in trained.values()),
     }
@@ -111,7 +112,7 @@ def _train_arm(
     def save(target: Path) -> None:
         whole = trained
         if isinstance(trained, PeftModel):  # its base has few bits: the adapters go into the weights as they were
-            trained.save_pretrained(checkpoints / "adapters")
+            trained.save_pretrained(str(checkpoints / "adapters"))
             whole = PeftModel.from_pretrained(student.load(untrained), checkpoints / "adapters").merge_and_unload()
         whole.save_pretrained(target, state_dict=weights)
         tokenizer.save_pretrained(target)

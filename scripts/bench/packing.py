@@ -18,52 +18,26 @@ Figures: `packed_over_padded_time`, `fill_ratio` (real tokens over padded ones),
 `packed_over_padded_decoder_time_over_fill`, each also with `grouped` for `padded`; `packed_tokens_per_s`, ...
 """
 
-import argparse
-import json
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import answers as bench
 
-ROOT = Path(__file__).parent.parent.parent
-STAGES = ("prepare", "generate", "filter")
 ARMS = ("padded", "grouped", "packed")
 PARTS = ("whole", "decoder")
 Times = dict[tuple[str, str], list[float]]  # (arm, part): seconds, round by round
 
 
-@contextmanager
-def answered(folder: Path | None, num_prompts: int) -> Iterator[Path]:
-    """The folder of a run that filter has finished: the one given, or one made for the occasion."""
-    if folder is not None:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as parent:
-        settings = [f"runs_dir={parent}", "name=packing", f"prepare.max_prompts={num_prompts}"]
-        for stage in STAGES:
-            subprocess.run(
-                [sys.executable, "-m", "pipeline", stage, "configs/quickstart.yaml", *settings], cwd=ROOT, check=True
-            )
-        yield Path(parent) / "packing"
-
-
-def corpus(folder: Path, num: int) -> Any:
+def corpus(run: Path | None, num: int) -> Any:
     """The first answers to train on that are there."""
     import numpy as np
 
     from pipeline.config import Train
-    from pipeline.rundir import RunDir
     from pipeline.train.rows import kept_answers
 
-    answers = kept_answers(RunDir(folder), "train", Train().max_length)
+    answers = kept_answers(bench.run_dir(run, "bench-train", "generate.k=50"), "train", Train().max_length)
     return answers.subset(np.arange(min(num, len(answers))))
 
 
@@ -89,28 +63,23 @@ def batches(answers: Any, vocab_size: int, batch_size: int, pack_tokens: int) ->
 
 def students() -> dict[str, Any]:
     """The quickstart's student, as padded and as packed rows need it; both have the same weights."""
-    from pipeline import config, models
-    from pipeline.train import student
     from pipeline.train.packing import use_packed_attention
 
-    kept = config.load(ROOT / "configs/quickstart.yaml").student.keep_layers
-    assert kept is not None
-    made = {}
-    for arm in ("padded", "packed"):
-        made[arm] = student.keep_layers(student.load(models.demo_path()), config.layer_indices(kept)).train()
+    made = {arm: bench.untrained().train() for arm in ("padded", "packed")}
     use_packed_attention(made["packed"], "float32")
     return made | {"grouped": made["padded"]}
 
 
 def epoch_s(model: Any, epoch: list[dict[str, Any]], part: str) -> float:
     """Seconds of forward and backward over all batches, of the whole loss or of the decoder alone."""
-    from pipeline.train.trainer import token_losses
+    from pipeline.config import Train
+    from pipeline.train.losses import token_losses
 
     began = time.perf_counter()
     for batch in epoch:
         if part == "whole":
-            ce_N, kl_N = token_losses(model, batch, 1024)
-            (ce_N.sum() + kl_N.sum()).backward()
+            losses = token_losses(model, batch, Train())
+            (losses.ce_N.sum() + losses.divergence_N.sum()).backward()
         else:
             given = {k: v for k, v in batch.items() if k != "labels" and not k.startswith("teacher_")}
             model.get_decoder()(**given, use_cache=False).last_hidden_state.sum().backward()
@@ -131,37 +100,28 @@ def measure(epochs: dict[str, list[dict[str, Any]]], rounds: int, parts: tuple[s
     return times
 
 
-def figure(values: list[float], unit: str) -> dict[str, Any]:
-    low, high = min(values), max(values)
-    return {"median": statistics.median(values), "low": low, "high": high, "num": len(values), "unit": unit}
-
-
 def figures(times: Times, epochs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Ratios of neighbours in time, and those over the fill ratio."""
     sizes = {arm: sum(batch["input_ids"].numel() for batch in epoch) for arm, epoch in epochs.items()}
     found = {
-        f"{arm}_tokens_per_s": figure([sizes["packed"] / s for s in times[arm, "whole"]], "tokens/s") for arm in ARMS
+        f"{arm}_tokens_per_s": bench.figure([sizes["packed"] / s for s in times[arm, "whole"]], "tokens/s")
+        for arm in ARMS
     }
     for other in ("padded", "grouped"):
         fill = sizes["packed"] / sizes[other]
-        found["fill_ratio" if other == "padded" else f"fill_ratio_{other}"] = figure([fill], "ratio")
+        found["fill_ratio" if other == "padded" else f"fill_ratio_{other}"] = bench.figure([fill])
         for part, name in (("whole", ""), ("decoder", "decoder_")):
             if ("packed", part) not in times:
                 continue
             pairs = zip(times["packed", part], times[other, part], strict=True)
             ratios = [packed_s / other_s for packed_s, other_s in pairs]
-            found[f"packed_over_{other}_{name}time"] = figure(ratios, "ratio")
-            found[f"packed_over_{other}_{name}time_over_fill"] = figure([ratio / fill for ratio in ratios], "ratio")
+            found[f"packed_over_{other}_{name}time"] = bench.figure(ratios)
+            found[f"packed_over_{other}_{name}time_over_fill"] = bench.figure([ratio / fill for ratio in ratios])
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="12 answers, the whole loss alone, once there and back: a rough figure"
-    )
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--run", type=Path, help="folder of a run that filter has finished; none: made with vLLM")
+    parser = bench.options(__doc__)
     parser.add_argument("--num", type=int, default=64, help="answers of an epoch, the first that filter kept")
     parser.add_argument("--rounds", type=int, default=1, help="rounds there and back")
     parser.add_argument("--batch-size", type=int, default=4, help="answers in a padded batch")
@@ -170,24 +130,12 @@ def main() -> None:
     if options.quick:
         options.num, options.rounds = 12, 1
     from pipeline import models
-    from pipeline.errors import UserError
 
-    try:
-        with answered(options.run, 2 * options.num) as folder:
-            answers = corpus(folder, options.num)
-            vocab_size = models.find("demo").vocab_size()
-            epochs = batches(answers, vocab_size, options.batch_size, options.pack_tokens)
-            print(f"{len(answers)} answers of {answers.lengths.mean():.0f} tokens, {answers.lengths.max()} at the most")
-    except UserError as error:
-        raise SystemExit(f"packing: {error}") from None
-    found = figures(measure(epochs, options.rounds, PARTS[: 1 if options.quick else 2]), epochs)
-    table = Table("figure", "median", "low", "high", "num", "unit")
-    for name, value in found.items():
-        shown = [f"{value[key]:.4g}" for key in ("median", "low", "high", "num")]
-        table.add_row(name, *shown, value["unit"])
-    Console(width=110).print(table)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    answers = corpus(options.run, options.num)
+    epochs = batches(answers, models.find("demo").vocab_size(), options.batch_size, options.pack_tokens)
+    print(f"{len(answers)} answers of {answers.lengths.mean():.0f} tokens, {answers.lengths.max()} at the most")
+    times = measure(epochs, options.rounds, PARTS[: 1 if options.quick else 2])
+    bench.show(figures(times, epochs), options.json)
 
 
 if __name__ == "__main__":
