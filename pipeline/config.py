@@ -367,9 +367,10 @@ class Train(Section):
     launch: tuple[str, ...] = Field(
         default=(),
         description="Arguments of `accelerate launch`, to train in several processes: [--multi_gpu, --num_processes,"
-        " '8'], or [--config_file, fsdp.yaml]; each takes batch_size rows a step. None: one process.",
+        " '8'], or [--config_file, fsdp.yaml]; each takes batch_size rows a step, and the last step of an epoch is"
+        " filled up with rows of its first. None: one process.",
     )
-    head_chunk_tokens: Positive = runtime(1024, "Tokens whose vocabulary logits are held at once, tokens.")
+    head_chunk_tokens: Positive = runtime(256, "Tokens whose vocabulary logits are held at once, tokens.")
     checkpoint_steps: Positive = Field(default=50, description="Optimizer steps between checkpoints and validations.")
     log_steps: Positive = runtime(5, "Optimizer steps between two points of the curves.")
     report_to: tuple[Tracker, ...] = runtime(
@@ -389,6 +390,18 @@ class Train(Section):
         for name, divergences in takes.items():
             if getattr(self, name) is not None and self.divergence not in divergences:
                 raise ValueError(f"{name} is no parameter of {self.divergence} (of {', '.join(divergences)})")
+        if self.divergence != "alpha_beta" and 1 in (self.alpha, self.beta):
+            raise ValueError(f"alpha and beta of {self.divergence} are below 1: at 1 it is 0 whatever the student does")
+        return self
+
+    @model_validator(mode="after")
+    def _tail_that_serves(self) -> "Train":
+        if self.targets == "live" or self.tail == "bucket":
+            return self
+        if self.temperature != 1:
+            raise ValueError(f"temperature needs tail=bucket: with tail={self.tail} what is outside is no longer known")
+        if self.divergence == "reverse_kl":
+            raise ValueError(f"reverse_kl needs tail=bucket: with tail={self.tail} it is infinite")
         return self
 
 
@@ -582,7 +595,13 @@ def check_counts(train: Train, support: str) -> None:
     """Raises UserError where stored counts of draws are asked for what they are not unbiased for."""
     if support != "sampled" or train.targets == "live" or train.kd_weight == (train.kd_weight_end or 0) == 0:
         return
-    for name, value, only in (("divergence", train.divergence, "forward_kl"), ("temperature", train.temperature, 1)):
+    by_teacher = train.positions_frac if train.positions_by == "teacher_entropy" else 1  # chosen by their own noise
+    for name, value, only in (
+        ("divergence", train.divergence, "forward_kl"),
+        ("temperature", train.temperature, 1),
+        ("positions_frac", by_teacher, 1),
+        ("tail", train.tail, "bucket"),
+    ):
         if value != only:
             raise UserError(
                 f"train.{name}={value}: counts of draws (generate.support=sampled) are unbiased for"

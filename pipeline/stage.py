@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 
+import yaml
 from pydantic import BaseModel
 
 from pipeline import hardware
@@ -17,7 +18,7 @@ from pipeline.console import say, user_errors
 from pipeline.errors import UserError
 from pipeline.rundir import Fresh, RunDir, user_disk_errors
 
-HANDED_ON = "RETORT_ORDER"
+HANDED_ON, NUM_PROCESSES = "RETORT_ORDER", "RETORT_PROCESSES"
 
 
 class Order(BaseModel):
@@ -36,6 +37,11 @@ def main() -> None:
         target = RunDir(order.config.run_path, order.fresh, order.accept)
         if handed_on:
             hardware.die_with_parent()
+            _check_number(order)
+            if (
+                os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+            ):  # what is discarded was discarded the first time
+                target = RunDir(order.config.run_path, "no", order.accept)
             with user_disk_errors(target.path):
                 importlib.import_module(f"pipeline.{stage}").run(order.config, target)
             return
@@ -49,6 +55,7 @@ def main() -> None:
 def _launch(stage: str, order: Order) -> None:
     """`accelerate launch` of this stage; ends with the exit code of the process that failed first."""
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     module = ["--module", "pipeline.stage", stage]
@@ -56,16 +63,36 @@ def _launch(stage: str, order: Order) -> None:
         arguments = launch_command_parser().parse_args([*order.config.train.launch, *module])
     except SystemExit:  # argparse has said what is wrong
         raise UserError("train.launch: not what `accelerate launch` takes; see accelerate launch --help") from None
-    os.environ[HANDED_ON] = order.model_dump_json()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.num_cores() // (arguments.num_processes or 1))))
+    if (arguments.num_machines or 1) > 1:
+        raise UserError("train.launch: several machines are not supported; a run is one machine's")
+    os.environ |= {HANDED_ON: order.model_dump_json(), "PYTHONSAFEPATH": "1"}
+    if (arguments.num_processes or 1) > 1:
+        os.environ[NUM_PROCESSES] = str(arguments.num_processes)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.num_cores() // arguments.num_processes)))
+    if arguments.main_process_port is None:
+        arguments.main_process_port = 0  # any that is free: another training may have the usual one
     try:
         launch_command(arguments)
+    except (ValueError, OSError, AssertionError, yaml.YAMLError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"train.launch: accelerate can't start: {first[:300]}") from None
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         say(f"{stage}: process {failure.local_rank} of those that accelerate started failed first")
         raise SystemExit(max(1, failure.exitcode)) from None
     except subprocess.CalledProcessError as error:  # a single one
         raise SystemExit(max(1, error.returncode)) from None
+
+
+def _check_number(order: Order) -> None:
+    wanted, started = os.environ.get(NUM_PROCESSES, "1"), os.environ.get("WORLD_SIZE", "1")
+    if NUM_PROCESSES in os.environ and wanted != started:
+        raise UserError(
+            f"train.launch={list(order.config.train.launch)}: {wanted} processes were asked for, and accelerate started"
+            f" {started}; put --multi_gpu in front (on a CPU too)"
+        )
 
 
 if __name__ == "__main__":

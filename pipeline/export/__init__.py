@@ -63,8 +63,7 @@ def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> M
     start = f"{made['student.model'] or 'the teacher'}, {f'layers {layers}' if layers else 'all layers'}"
     if made.get("student.config"):
         start = f"random weights, made as {made['student.config']} says"
-    weights = {"cross-entropy on its tokens": made["train.ce_weight"], "forward KL": made["train.kd_weight"]}
-    loss = " + ".join(f"{weight:g} × {name}" for name, weight in weights.items() if weight)
+    loss = _loss(made)
     verdict = "\n".join(f"- {sentence}" for sentence in scores["verdict"]["sentences"])
     body = f"""---
 {data.to_yaml()}
@@ -90,3 +89,22 @@ The figures are about the prompts of one run. The student carries over what its 
 The teacher's licence applies to what is made from it.
 """
     return ModelCard(body)
+
+
+def _loss(made: dict[str, Any]) -> str:
+    """What the student was trained on, in words: of a train manifest's fingerprint."""
+    name = made["train.divergence"].replace("_", " ").replace("kl", "KL").replace("jsd", "JSD")
+    parameters = [f"{key} {made[f'train.{key}']:g}" for key in ("alpha", "beta") if made[f"train.{key}"] is not None]
+    if made["train.temperature"] != 1:
+        parameters.append(f"temperature {made['train.temperature']:g}")
+    if made["train.targets"] == "live":
+        parameters.append("over the whole vocabulary")
+    elif made["train.tail"] != "bucket":
+        parameters.append(f"the tail {'given to the label' if made['train.tail'] == 'label' else 'renormalised away'}")
+    divergence = f"{name} ({', '.join(parameters)})" if parameters else name
+    terms = []
+    for key, what in (("ce", "cross-entropy on its tokens"), ("kd", divergence)):
+        first, last = made[f"train.{key}_weight"], made[f"train.{key}_weight_end"]
+        if first or last:
+            terms.append(f"{first:g} × {what}" if last is None else f"{first:g} to {last:g} × {what}")
+    return " + ".join(terms)

@@ -48,7 +48,8 @@ def run(config: Config, run_dir: RunDir) -> None:
 
 def _arms(settings: Train) -> dict[str, Train]:
     plain: dict[str, Any] = {"ce_weight": 1.0, "kd_weight": 0.0, "ce_weight_end": None, "kd_weight_end": None}
-    plain |= {"targets": "stored", "temperature": 1.0}
+    plain |= {"targets": "stored", "temperature": 1.0, "divergence": "forward_kl", "alpha": None, "beta": None}
+    plain |= {"positions_frac": 1.0, "tail": "bucket"}
     arms = {"student": settings}
     return arms | ({"sft_only": settings.model_copy(update=plain)} if settings.sft_only_arm else {})
 

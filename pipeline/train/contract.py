@@ -21,7 +21,8 @@ from pipeline.train.losses import states, token_losses
 from pipeline.train.temperature import tempering_error_nats
 
 MAX_CHECKED_RESPONSES = 256
-MAX_PROOF_TOKENS = 512
+MAX_CANDIDATES, MAX_PROOF_TOKENS = 32, 512
+HEAD_TOKENS = 32
 HEAD_TOLERANCE = 1e-4  # of the largest logit: two orders of the same float32 sums
 SHIFT_MARGIN_NATS = 0.5  # a useful student is several nats worse on shifted rows
 TEACHER_TOLERANCE_NATS = {"float32": 1e-3}
@@ -35,7 +36,7 @@ def prove(rows: Any, teacher: models.Model, learner: Any, teacher_dtype: str, se
     Raises UserError, saying which part fails, and by how much.
     """
     vocab_size, chunk_tokens = len(learner.get_output_embeddings().weight), settings.head_chunk_tokens
-    facts: dict[str, Any] = {"worst_sampled_difference_nats": check_sampled_tokens(rows, vocab_size)}
+    facts: dict[str, Any] = {"worst_sampled_difference_nats": check_sampled_tokens(rows, teacher.vocab_size())}
     batch = proof_batch(rows, vocab_size)
     facts["proof_tokens"] = len(batch["teacher_ids_NK"])
     check_head(learner, batch)
@@ -62,7 +63,7 @@ def check_head(model: Any, batch: dict[str, Tensor]) -> None:
     Raises UserError where they differ: a head of another shape.
     """
     model.eval()
-    row = {name: batch[name][:1].to(model.device) for name in ("input_ids", "attention_mask")}
+    row = {name: batch[name][:1, :HEAD_TOKENS].to(model.device) for name in ("input_ids", "attention_mask")}
     hidden_NH = model.get_decoder()(**row, use_cache=False).last_hidden_state[0]
     own_NV, ours_NV = model(**row, use_cache=False).logits[0].float(), logits(hidden_NH, head_of(model))
     off = (own_NV - ours_NV).abs().max().item()
@@ -169,10 +170,12 @@ def shifted(batch: dict[str, Tensor], shift: int) -> dict[str, Tensor]:
 def proof_batch(rows: Any, vocab_size: int) -> dict[str, Tensor]:
     """A few of the shorter answers, together at most about MAX_PROOF_TOKENS tokens."""
     order = np.argsort(rows.lengths, kind="stable")
+    candidates: list[Any] = [rows[int(index)] for index in order[len(order) // 4 :][:MAX_CANDIDATES]]
+    # reasoning and all, as the teacher wrote it: where that is dropped, longer than the index has it
+    candidates.sort(key=lambda row: len(row["prompt_token_ids"]) + len(row["token_ids"]))
     chosen, total = [], 0
-    for index in order[len(order) // 4 :]:
-        row: Any = rows[int(index)]
-        total += len(row["prompt_token_ids"]) + len(row["token_ids"])  # reasoning and all: as the teacher wrote it
+    for row in candidates:
+        total += len(row["prompt_token_ids"]) + len(row["token_ids"])
         if chosen and total > MAX_PROOF_TOKENS:
             break
         chosen.append(row)

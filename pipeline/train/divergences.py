@@ -37,7 +37,7 @@ def forward_kl_nats(teacher_NC: Tensor, student_NC: Tensor) -> Tensor:
 
     Hinton et al. 2015, arXiv:1503.02531.
     """
-    p_NC, q_NC = teacher_NC.clamp(min=LOG_ZERO), student_NC.clamp(min=LOG_ZERO)
+    p_NC, q_NC = _finite(teacher_NC), _finite(student_NC)
     return (p_NC.exp() * (p_NC - q_NC)).sum(dim=1)
 
 
@@ -72,11 +72,11 @@ def alpha_beta(teacher_NC: Tensor, student_NC: Tensor, alpha: float = 0.2, beta:
 
     No unit of its own. Wang et al. 2025 (ABKD), arXiv:2505.04560.
     """
-    p_NC, q_NC = teacher_NC.clamp(min=LOG_ZERO), student_NC.clamp(min=LOG_ZERO)
+    p_NC, q_NC = _finite(teacher_NC), _finite(student_NC)
     total = alpha + beta
     both_NC = torch.exp(alpha * p_NC + beta * q_NC)
     own_NC = (alpha * torch.exp(total * p_NC) + beta * torch.exp(total * q_NC)) / total
-    has_mass_NC = (teacher_NC > LOG_ZERO) | (student_NC > LOG_ZERO)
+    has_mass_NC = ~(torch.isneginf(teacher_NC) & torch.isneginf(student_NC))
     return ((own_NC - both_NC) * has_mass_NC).sum(dim=1) / (alpha * beta)
 
 
@@ -95,9 +95,13 @@ def chosen(settings: Train) -> Callable[[Tensor, Tensor], Tensor]:
     return functools.partial(functions[settings.divergence], **parameters)
 
 
+def _finite(logprobs_NC: Tensor) -> Tensor:
+    return logprobs_NC.masked_fill(torch.isneginf(logprobs_NC), LOG_ZERO)
+
+
 def _mixture(first_NC: Tensor, second_NC: Tensor, share: float) -> Tensor:
     """log(share·p + (1 − share)·q)."""
     if share == 1:
         return first_NC
-    p_NC, q_NC = first_NC.clamp(min=LOG_ZERO), second_NC.clamp(min=LOG_ZERO)
+    p_NC, q_NC = _finite(first_NC), _finite(second_NC)
     return torch.logaddexp(p_NC + math.log(share), q_NC + math.log1p(-share))

@@ -102,8 +102,8 @@ class _SupportLogprobs(torch.autograd.Function):
         hidden_NH, weight_VH, bias_V, ids_NK, labels_N, support_NK, log_tail_N, normaliser_N = ctx.saved_tensors
         g_NK, g_tail_N, g_label_N = grads
         total_N = g_NK.sum(dim=1) + g_tail_N + g_label_N
-        # Where the loss gives the tail no weight, its mass may be 0: 0/0 is 0 here.
-        outside_N = torch.where(g_tail_N == 0, 0.0, g_tail_N * torch.exp(-log_tail_N)) - total_N
+        # Where the loss gives the tail no weight, its mass may be 0: 0/0 is 0 here. Below e⁻⁸⁸, 1/mass is no float32.
+        outside_N = torch.where(g_tail_N == 0, 0.0, g_tail_N * torch.exp(-log_tail_N.clamp(min=-88))) - total_N
         inside_NK = -support_NK.exp() * total_N[:, None]
         head_VH, bias_cast_V = weight_VH.to(ctx.dtype), None if bias_V is None else bias_V.to(ctx.dtype)
         parameters: list[Any] = [weight_VH, bias_V]

@@ -30,6 +30,7 @@ from pipeline.train.losses import Validation, token_losses, validation_measures
 from pipeline.train.packing import use_packed_attention
 from pipeline.train.rows import Answers
 
+AS_STORED = {"positions_frac": 1.0, "tail": "bucket"}  # validation is against the teacher, whatever is trained on
 MAX_SKIPPED = 3  # steps in a row without a finite gradient, after which training stops
 CURVES = ("ce_nats", "kl_nats", "divergence")
 VALIDATION = tuple(f"eval_{name.removesuffix('_N')}" for name in Validation._fields)
@@ -41,6 +42,7 @@ class DistillationTrainer(SFTTrainer):
     def __init__(self, settings: Train, teacher: Any = None, validation_collator: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._settings, self._teacher, self._validation_collator = settings, teacher, validation_collator
+        self.add_callback(Order(self))
         if teacher is not None:
             teacher.to(self.accelerator.device).requires_grad_(False).eval()
         self.model_accepts_loss_kwargs = True  # so that Trainer counts the optimizer step's tokens for our loss
@@ -124,7 +126,8 @@ class DistillationTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        return sampler(dataset, self._settings)
+        self._sampler = sampler(dataset, self._settings)
+        return self._sampler
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ITEM_COLUMNS
@@ -146,6 +149,18 @@ def weights_at(settings: Train, step: int, max_steps: int) -> tuple[float, float
     pairs = ((settings.ce_weight, settings.ce_weight_end), (settings.kd_weight, settings.kd_weight_end))
     first, second = (start if end is None else start + way * (end - start) for start, end in pairs)
     return first, second
+
+
+class Order(TrainerCallback):
+    """Tells the sampler its epoch: where processes share the batches out, neither Trainer nor accelerate reaches it."""
+
+    def __init__(self, trainer: DistillationTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer._sampler.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
 class Progress(TrainerCallback):
@@ -228,6 +243,8 @@ def fit(
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard" / arm)
     arguments = _arguments(settings, checkpoints, bool(len(validation)))
     trainer = distillation_trainer(settings, model, tokenizer, answers, validation, arguments, teacher)
+    if trainer.is_fsdp_enabled and settings.lora is not None:
+        raise UserError("train.lora: adapters under FSDP are not supported; train them with DDP, or without train.lora")
     trainer.add_callback(Progress(arm, folder / "metrics.jsonl"))
     trainer.remove_callback(PrinterCallback)  # Progress shows the same, on one line
     resumed = last_whole_checkpoint(checkpoints)
@@ -236,7 +253,6 @@ def fit(
     return {
         **_trained(trainer),
         "steps": trainer.state.global_step,
-        "train_loss": result.training_loss,
         "resumed_from": Path(resumed).name if resumed else None,
         "best_step": int(Path(best).name.rpartition("-")[2]) if best else None,
         "best_validation_kl_nats": trainer.state.best_metric,
@@ -256,6 +272,8 @@ def distillation_trainer(
     """The trainer of `model` on these answers, of which it is told the numbers alone: collators read the rows."""
     if settings.pack_tokens is not None:
         use_packed_attention(model, settings.dtype)
+        if teacher is not None:
+            use_packed_attention(teacher, settings.dtype)
     collator = functools.partial(
         collate_items,
         pad_token_id=tokenizer.pad_token_id or 0,
@@ -265,7 +283,7 @@ def distillation_trainer(
     return DistillationTrainer(
         settings,
         teacher,
-        functools.partial(collator, answers=validation),
+        functools.partial(collator, answers=validation, settings=settings.model_copy(update=AS_STORED)),
         model=model,
         args=arguments,
         train_dataset=items(answers, settings),
@@ -307,7 +325,9 @@ def last_whole_checkpoint(folder: Path) -> str | None:
             json.loads((Path(newest) / "trainer_state.json").read_text(encoding="utf-8"))
             return newest
         except (OSError, json.JSONDecodeError):
-            shutil.rmtree(newest, ignore_errors=True)
+            shutil.rmtree(newest, ignore_errors=True)  # another process may be deleting it too
+            if Path(newest).exists():
+                raise UserError(f"{newest}: half written, and can't be deleted; delete it by hand") from None
     return None
 
 

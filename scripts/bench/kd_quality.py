@@ -7,8 +7,9 @@ The demo teacher answers the seed prompts once (256 log-probs a token); every ar
 one pass over the same answers, in an order that the seed alone decides. What is measured is forward KL over the whole
 vocabulary on the answers to the held-out prompts, at some points of the training and at its end.
 
-- `arms`: `sft` cross-entropy alone; `top50` the 50 best and their tail; `renormalised12`, `renormalised50` the K best
-  blown up to 1; `sampled50` the counts of 50 draws from 256; `full` the whole vocabulary of a live teacher.
+- `arms`: `sft` cross-entropy alone, by TRL's own SFTTrainer; `top50` the 50 best and their tail; `renormalised12`,
+  `renormalised50` the K best blown up to 1; `sampled50` the counts of 50 draws from 256; `full` the whole vocabulary
+  of a live teacher.
 - `divergences`: each divergence at temperatures 1 and 2, on `top50`, one seed: a table.
 - `temperature`: how many equal tokens the demo teacher's tail is like, and how far off the stored rows are from the
   exact ones at a temperature (train/temperature.py).
@@ -20,6 +21,7 @@ Figures: `kd_over_sft_kl` and `kd_over_sft_kl_equal_time` (top50), `sampled_over
 """
 
 import copy
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from typing import Any
 import answers as bench
 import numpy as np
 import torch
+import train_step
 
 from pipeline.config import Divergence, Generate, Train
 
@@ -99,7 +102,11 @@ def train(answers: Any, changes: dict[str, Any], seed: int, held: Held, teacher:
     arguments = ours._arguments(settings, bench.ROOT / "runs/.bench-quality", validates=False)
     arguments.save_strategy, arguments.logging_strategy = "no", "no"
     live = teacher if settings.targets == "live" else None
-    of = ours.distillation_trainer(settings, model, models.find("demo").tokenizer(), answers, answers, arguments, live)
+    tokenizer = models.find("demo").tokenizer()
+    if settings.kd_weight == 0:
+        of = train_step.plain(settings, model, answers, tokenizer, arguments)
+    else:
+        of = ours.distillation_trainer(settings, model, tokenizer, answers, answers, arguments, live)
     steps = -(-len(answers) // settings.batch_size)
     points = {round(steps * place / POINTS) for place in range(1, POINTS)}
     curve, measuring_s = [(0.0, held.kl_nats(model))], 0.0
@@ -126,12 +133,13 @@ def mean(trained: dict[str, Any], measure: str) -> float:
 
 def at(curve: list[tuple[float, float]], way: float) -> float:
     """KL after this share of the tokens, between the points of a curve."""
-    return float(np.interp(way, *zip(*curve, strict=True)))
+    ways, kl_nats = zip(*curve, strict=True)
+    return float(np.interp(way, ways, kl_nats))
 
 
 def reached(curve: list[tuple[float, float]], kl_nats: float) -> float:
     """Share of the tokens after which a curve first is at this KL; 1 where it never is."""
-    for (before, high), (after, low) in zip(curve, curve[1:], strict=False):
+    for (before, high), (after, low) in itertools.pairwise(curve):
         if low <= kl_nats:
             return before + (after - before) * (high - kl_nats) / (high - low)
     return 1.0
@@ -173,8 +181,8 @@ def show_arms(arms: dict[str, Any]) -> None:
         shown = [
             " ".join(f"{mean(t, measure):.4f}" for t in trained) for measure in ("forward_kl_nats", "acceptance_frac")
         ]
-        sums = [sum(t["sums"].of("forward_kl_nats") for t in each) for each in (trained, arms["full"])]
-        over = ratio(*sums, resamples=10_000, seed=0)
+        sums: list[Any] = [sum(t["sums"].of("forward_kl_nats") for t in each) for each in (trained, arms["full"])]
+        over = ratio(sums[0], sums[1], resamples=10_000, seed=0)
         curve = " ".join(f"{kl:.3f}" for _, kl in trained[0]["curve"])
         table.add_row(name, *shown, f"{over['value']:.3f} ({over['low']:.3f}–{over['high']:.3f})", curve)
     Console(width=150).print(table)
@@ -223,7 +231,7 @@ def divergence_table(run: Any, num: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def temperature_figures(run: Any, num: int) -> dict[str, Any]:
-    """Of 512 rows: the size of the tail, and the error of the stored rows, at some temperatures, 50 entries stored."""
+    """Of some hundred rows with 50 entries: the size of the tail, and the error of what is stored, by temperature."""
     from pipeline.train import temperature
     from pipeline.train.batches import collate
     from pipeline.train.head import head_of, logits

@@ -111,8 +111,45 @@ def test_training_went_on_from_its_checkpoint(runs: Runs) -> None:
     assert trained["arms"]["student"]["resumed_from"].startswith("checkpoint-")
     lines = [json.loads(line) for line in (runs.path / "train/metrics.jsonl").read_text().splitlines()]
     for arm in ("student", "sft_only"):
-        steps = [line["step"] for line in lines if line["arm"] == arm]
+        steps = [line["step"] for line in lines if line["arm"] == arm and "loss" in line]
         assert steps == list(range(1, trained["counts"]["steps"] + 1))
+
+
+def losses(runs: Runs) -> dict[tuple[str, int], float]:
+    lines = [json.loads(line) for line in (runs.path / "train/metrics.jsonl").read_text().splitlines()]
+    return {(line["arm"], line["step"]): line["loss"] for line in lines if "loss" in line}
+
+
+def test_a_killed_training_ends_where_an_uninterrupted_one_does(runs: Runs, tmp_path: Path) -> None:
+    whole = copy_of(runs, tmp_path / "runs")
+    done = whole.do("train", "--fresh")
+    assert done.returncode == 0, done.stderr
+    manifests = whole.manifest("train"), runs.manifest("train")
+    assert manifests[0]["arms"]["student"]["resumed_from"] is None
+    assert manifests[0]["counts"] == manifests[1]["counts"]
+    assert losses(whole).keys() == losses(runs).keys()
+    for place, loss in losses(whole).items():
+        assert losses(runs)[place] == pytest.approx(loss, abs=1e-6), place
+    best = [manifest["arms"]["student"]["best_validation_kl_nats"] for manifest in manifests]
+    assert best[0] == pytest.approx(best[1], abs=1e-6)
+
+
+def test_two_processes_train_adapters_on_packs_of_a_student_chosen_by_influence(runs: Runs, tmp_path: Path) -> None:
+    here = copy_of(runs, tmp_path / "runs")
+    changes = ["student.keep_layers=null", "student.num_layers=12", "student.choose_layers=influence"]
+    changes += ["train.pack_tokens=200", "train.positions_frac=0.5", "train.lora.r=4", "train.sft_only_arm=false"]
+    launch = "train.launch=[--multi_gpu, --num_processes, '2']"
+    done = here.do("train", "--fresh", *changes, launch)
+    assert done.returncode == 0, done.stderr
+    trained = here.manifest("train")
+    assert len(trained["student"]["layers"]) == 12
+    assert len(trained["student"]["block_influence"]) == 30
+    assert trained["counts"]["validation_rows"] >= 1
+    assert (here.path / "train/student/model.safetensors").is_file()
+    assert not (here.path / "train/sft_only").exists()
+    refused = here.do("train", "--fresh", "train.launch=[--no-such-flag]")
+    assert refused.returncode == 2
+    assert "not what `accelerate launch` takes" in refused.stderr
 
 
 def test_the_contract_was_proved_on_the_real_capture(runs: Runs) -> None:

@@ -89,6 +89,6 @@ def test_the_share_of_positions_where_the_student_is_least_certain(teacher: Llam
     whole = token_losses(learner, batch, settings())
     logprobs_NV = whole_logits(learner, batch).log_softmax(dim=1)
     entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=1)
-    wanted = sorted(range(len(entropy_N)), key=lambda n: -float(entropy_N[n]))[: math.ceil(0.3 * len(entropy_N))]
+    wanted = sorted(range(len(entropy_N)), key=lambda n: -entropy_N[n].item())[: math.ceil(0.3 * len(entropy_N))]
     for got_N, whole_N in zip(token_losses(learner, batch, asked), whole, strict=True):
         torch.testing.assert_close(got_N, whole_N[sorted(wanted)])

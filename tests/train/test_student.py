@@ -250,6 +250,19 @@ def test_a_model_whose_layers_have_another_name_is_trained_whole_or_refused(tmp_
         student.keep_layers(whole, [0])
 
 
+# --- vocabularies of one tokenizer, padded to different sizes
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Llama", {"tie_word_embeddings": True}),
+        ("Llama", {"tie_word_embeddings": False}),
+        ("Phi", {"tie_word_embeddings": False}),  # its lm_head has a bias
+        ("Gemma3Text", {"pad_token_id": VOCAB + 7}),
+    ],
+    ids=["tied", "untied", "bias", "padding outside"],
+)
 def test_a_cut_vocabulary_changes_no_tokens_logit(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
     model = built(kind, layers=2, **{"vocab_size": VOCAB + 8, **changes})
     if kind == "Phi":
