@@ -57,6 +57,22 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, changes: dict[str, 
         torch.testing.assert_close(others[name], weight, rtol=1e-4, atol=1e-5)
 
 
+def test_two_processes_go_on_where_they_stopped(tmp_path: Path) -> None:
+    """In the midst of the second epoch: each process sees the rows that it would have seen."""
+    folder, changes = tmp_path / "two", {"batch_size": 2, "accumulation_steps": 2, "epochs": 3, "checkpoint_steps": 5}
+    whole, weights = trained(folder, ACCELERATE, **changes)
+    (folder / "checkpoints/checkpoint-9/trainer_state.json").unlink()  # the kill came while it was written
+    start(ACCELERATE, "in_processes.py", str(folder), json.dumps(changes))
+    again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in again] == [line["step"] for line in whole] == list(range(1, 10))
+    assert [line["tokens_per_s"] for line in again[:5]] == [line["tokens_per_s"] for line in whole[:5]], "not resumed"
+    assert [line["tokens_per_s"] for line in again[5:]] != [line["tokens_per_s"] for line in whole[5:]], "not resumed"
+    for one, two in zip(again, whole, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-6), one["step"]
+    for name, weight in torch.load(folder / "weights.pt").items():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-6, atol=1e-6)
+
+
 def test_a_model_in_parts_has_the_loss_and_gradients_of_a_whole_one(tmp_path: Path) -> None:
     """FSDP2 on two processes, each with half of the rows; the head is gathered."""
     start(TORCHRUN, "sharded.py", str(tmp_path / "sharded.pt"))
