@@ -5,6 +5,7 @@ Training in several processes: this one hands the order on through the environme
 
 import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -71,6 +72,8 @@ def _launch(stage: str, order: Order) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.num_cores() // arguments.num_processes)))
     if arguments.main_process_port is None:
         arguments.main_process_port = 0  # any that is free: another training may have the usual one
+    for name in ("accelerate.commands.launch", "torch.distributed.elastic"):  # defaults taken, children killed
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         launch_command(arguments)
     except (ValueError, OSError, AssertionError, yaml.YAMLError) as error:

@@ -25,7 +25,8 @@ def run(config: Config, run_dir: RunDir) -> None:
     """
     models.quiet_transformers()
     config = config.model_copy(update={"train": with_dtype(config.train)})
-    processes = PartialState(timeout=timedelta(hours=12))  # the others wait while the first makes ready
+    # the others wait while the first makes ready
+    processes = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
     is_first = processes.is_main_process
     stage = Stage(run_dir, "train", run_dir.stage_path("train"), {}, [])
     if is_first:
