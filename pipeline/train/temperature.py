@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 # How many equally likely tokens the mass outside the support is taken to be spread over. Exact at T = 1 whatever it
-# is; the demo teacher's tail behaves like so many at T = 2 with 64 stored (scripts/bench/kd_quality.py measures it).
-TAIL_TOKENS = 1000
+# is; the demo teacher's tail with 50 stored is like 1,300 at T = 1.5, 2,400 at 2, 5,600 at 3 (geometric means;
+# scripts/bench/kd_quality.py --only temperature).
+TAIL_TOKENS = 2400
 
 
 def tempered(logprobs_NK: Tensor, log_tail_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
