@@ -77,7 +77,7 @@ def test_tempering_is_exact_where_the_tail_is_what_it_is_taken_for() -> None:
         torch.testing.assert_close(got_tail_N, exact_NV[:, K:].logsumexp(dim=1))
         assert temperature.tempering_error_nats(logits_NV, ids_NK, *rows, T).abs().max() < 1e-12
         torch.testing.assert_close(temperature.tail_tokens(logprobs_NV, ids_NK, T), torch.full((4,), float(M)).double())
-    peaked_NV = torch.cat([logits_NV[:, :K], torch.randn(4, M, generator=generator).double() * 3], dim=1)
+    peaked_NV = torch.cat([logits_NV[:, :K] + 8, torch.randn(4, M, generator=generator).double() * 3], dim=1)
     rows = peaked_NV.log_softmax(dim=1)[:, :K], peaked_NV.log_softmax(dim=1)[:, K:].logsumexp(dim=1)
     assert temperature.tempering_error_nats(peaked_NV, ids_NK, *rows, 2.0).min() > 1e-3
 
