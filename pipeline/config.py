@@ -355,7 +355,7 @@ class Train(Section):
         lt=1,
     )
     keep: Literal["best", "last"] = Field(
-        default="best", description="The checkpoint that becomes the student: lowest validation divergence, or last."
+        default="best", description="The checkpoint that becomes the student: lowest validation KL, or last."
     )
     lora: Lora | None = Field(default=None, description="Adapters in place of full fine-tuning.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
