@@ -29,6 +29,7 @@ from pipeline.train.batches import ITEM_COLUMNS, LengthGrouped, collate_items, i
 from pipeline.train.losses import Validation, token_losses, validation_measures
 from pipeline.train.packing import use_packed_attention
 from pipeline.train.rows import Answers
+from pipeline.train.targets import IGNORED
 
 AS_STORED = {"positions_frac": 1.0, "tail": "bucket"}  # validation is against the teacher, whatever is trained on
 MAX_SKIPPED = 3  # steps in a row without a finite gradient, after which training stops
@@ -53,7 +54,7 @@ class DistillationTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if return_outputs:
             raise ValueError("the distillation loss never forms logits, so has no outputs to return")
-        num_labels = (inputs["labels"] != -100).sum()
+        num_labels = (inputs["labels"] != IGNORED).sum()
         losses = self._through_wrapper(model, token_losses, inputs, self._settings, self._teacher)
         self._add_to_curves(losses, inputs)
         ce_weight, kd_weight = weights_at(self._settings, self.state.global_step, self.state.max_steps)
@@ -76,8 +77,9 @@ class DistillationTrainer(SFTTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Measures on the validation rows, as `eval_kl_nats` and so on: means over their answer tokens."""
         kept_back: Any = self.eval_dataset
-        kept_back, world, size = list(kept_back), self.accelerator.num_processes, self._settings.batch_size
-        batches = [kept_back[start : start + size] for start in range(0, len(kept_back), size)]
+        began, rows = time.monotonic(), list(kept_back)
+        world, size = self.accelerator.num_processes, self._settings.batch_size
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         sums = torch.zeros(len(VALIDATION) + 1, dtype=torch.float64, device=self.accelerator.device)
         model: Any = self.model
         model.eval()
@@ -91,6 +93,7 @@ class DistillationTrainer(SFTTrainer):
             sums += counted * (place < len(batches))
         model.train()
         *totals, num = self._over_processes(sums)
+        self._since += time.monotonic() - began  # no part of tokens_per_s
         metrics = {name: total / num for name, total in zip(VALIDATION, totals, strict=True)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -116,9 +119,9 @@ class DistillationTrainer(SFTTrainer):
         step = self.state.global_step + 1
         if self._skipped == MAX_SKIPPED:
             raise UserError(
-                f"train: no finite gradient in {MAX_SKIPPED} steps in a row, up to step {step}; the weights and the"
-                f" checkpoints are from before. Lower train.learning_rate (now {self._settings.learning_rate:g}) or"
-                " train.max_grad_norm, and train again with --fresh"
+                f"train: no finite gradient in {MAX_SKIPPED} steps in a row, up to step {step}. The last checkpoint is"
+                f" from before: copy it out of {self.args.output_dir} to keep it, then train again with --fresh and a"
+                f" lower train.learning_rate (now {self._settings.learning_rate:g}) or train.max_grad_norm"
             )
         say(f"train: the gradient of step {step} is not finite ({norm}); the step is left out")
         model.zero_grad(set_to_none=True)  # the optimizer passes over parameters without a gradient

@@ -236,7 +236,10 @@ def test_gradients_that_stay_infinite_stop_the_training_and_spare_weights_and_ch
     model = tiny(1)
     rows, checkpoints = Poisoned(captured(teacher, 12), model, first=17, num=1000), tmp_path / "checkpoints"
     asked = settings(epochs=5, checkpoint_steps=2)
-    with pytest.raises(UserError, match=r"no finite gradient in 3 steps in a row, up to step \d+; .*learning_rate"):
+    with pytest.raises(
+        UserError,
+        match=r"no finite gradient in 3 steps in a row, up to step \d+\. .*checkpoints to keep it, .*learning_rate",
+    ):
         fit(asked, "student", model, tokenizer, rows, Listed([]), tmp_path, checkpoints)
     assert last_whole_checkpoint(checkpoints) is not None
     assert all(p.isfinite().all() for p in model.parameters())
