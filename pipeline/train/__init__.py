@@ -113,9 +113,8 @@ def _train_arm(
 
     def save(target: Path) -> None:
         whole = trained
-        if isinstance(trained, PeftModel):  # its base has few bits: the adapters go into the weights as they were
-            trained.save_pretrained(str(checkpoints / "adapters"))
-            whole = PeftModel.from_pretrained(student.load(untrained), checkpoints / "adapters").merge_and_unload()
+        if isinstance(trained, PeftModel):  # its base has few bits
+            whole = student.merged(trained, untrained, checkpoints / "adapters")
         whole.save_pretrained(target, state_dict=weights)
         tokenizer.save_pretrained(target)
         stage.remember(arms={**stage.facts().get("arms", {}), arm: fitted})

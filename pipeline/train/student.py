@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from pipeline import models
@@ -61,6 +62,13 @@ def load_frozen(path: Path, bits: int | None) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, quantization_config=few, trust_remote_code=False, use_safetensors=True
     )
+
+
+def merged(trained: PeftModel, base: Path, adapters: Path) -> Any:
+    """The adapters of a model in few bits, merged into the whole weights that it was made of."""
+    trained.save_pretrained(str(adapters))
+    whole: Any = PeftModel.from_pretrained(load(base), str(adapters))
+    return whole.merge_and_unload()
 
 
 def random_model(name: str, tokenizer: Any, seed: int) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from pipeline.config import Train
 from pipeline.errors import UserError
-from pipeline.train import contract
+from pipeline.train import contract, student
 from pipeline.train.batches import collate
 from pipeline.train.trainer import fit, last_whole_checkpoint, weights_at
 
@@ -264,3 +264,29 @@ def test_the_live_teacher_is_the_reference_of_what_is_stored(
         assert line["kl_nats"] - 2e-3 < line["divergence"] < line["kl_nats"] + 1
         assert line["loss"] == pytest.approx(line["divergence"], rel=1e-5)
     assert lines[-1]["divergence"] < 0.6 * lines[0]["divergence"]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_on_few_bits_learn_and_are_merged_into_whole_weights(
+    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any, bits: int
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="QLoRA's package is an extra")
+    config = tiny().config
+    config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 32
+    base = LlamaForCausalLM(config)
+    base.save_pretrained(tmp_path / "base")
+    model = student.load_frozen(tmp_path / "base", bits)
+    asked = settings(lora={"r": 4, "alpha": 8, "bits": bits}, epochs=6, learning_rate=1e-2)
+    rows = captured(teacher, 24)
+    fitted = fit(asked, "student", model, tokenizer, rows, Listed([]), tmp_path, tmp_path / "checkpoints")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    whole = student.merged(fitted["model"], tmp_path / "base", tmp_path / "adapters")
+    assert whole.state_dict().keys() == base.state_dict().keys()
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved = whole.state_dict()[name] - base.state_dict()[name]
+    assert 0 < torch.linalg.matrix_rank(moved, atol=1e-5) <= 4
+    before, after = (
+        contract.losses_nats(each, collate(list(rows), 0, VOCAB, asked), 100)[0].mean() for each in (base, whole)
+    )
+    assert after < before
