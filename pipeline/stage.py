@@ -39,9 +39,7 @@ def main() -> None:
         if handed_on:
             hardware.die_with_parent()
             _check_number(order)
-            if (
-                os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-            ):  # what is discarded was discarded the first time
+            if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # --fresh has discarded, the first time
                 target = RunDir(order.config.run_path, "no", order.accept)
             with user_disk_errors(target.path):
                 importlib.import_module(f"pipeline.{stage}").run(order.config, target)
@@ -90,8 +88,9 @@ def _launch(stage: str, order: Order) -> None:
 
 
 def _check_number(order: Order) -> None:
-    wanted, started = os.environ.get(NUM_PROCESSES, "1"), os.environ.get("WORLD_SIZE", "1")
-    if NUM_PROCESSES in os.environ and wanted != started:
+    started = os.environ.get("WORLD_SIZE", "1")
+    wanted = os.environ.get(NUM_PROCESSES, started)
+    if wanted != started:
         raise UserError(
             f"train.launch={list(order.config.train.launch)}: {wanted} processes were asked for, and accelerate started"
             f" {started}; put --multi_gpu in front (on a CPU too)"

@@ -11,7 +11,6 @@ from typing import Any
 from pipeline.rundir import RunDir
 
 ROOT = Path(__file__).parent.parent.parent
-STUDENT_LAYERS = [*range(12), *range(18, 30)]  # as configs/quickstart.yaml has it
 
 
 def options(text: str | None) -> argparse.ArgumentParser:
@@ -34,11 +33,13 @@ def run_dir(chosen: Path | None, name: str, *overrides: str) -> RunDir:
 
 
 def untrained() -> Any:
-    """The quickstart's student before it learns: the demo teacher with 24 of its 30 layers."""
-    from pipeline import models
+    """The quickstart's student before it learns: the demo teacher with some of its layers."""
+    from pipeline import config, models
     from pipeline.train import student
 
-    return student.keep_layers(student.load(models.find("demo").path), STUDENT_LAYERS)
+    kept = config.load(ROOT / "configs/quickstart.yaml").student.keep_layers
+    assert kept is not None
+    return student.keep_layers(student.load(models.find("demo").path), config.layer_indices(kept))
 
 
 def figure(values: list[float], unit: str = "ratio") -> dict[str, Any]:

@@ -33,6 +33,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from answers import figure
+
 ROOT = Path(__file__).parent.parent.parent
 K = 64
 HAND_TUNED_SEQS = (64, 128)
@@ -255,11 +257,6 @@ def in_process(arm: str, options: argparse.Namespace, texts: Path) -> Rates:
     for name, values in rates.items():
         print(f"{name:>16}  {' '.join(f'{value:7.1f}' for value in values)} tokens/s", flush=True)
     return rates
-
-
-def figure(values: list[float], unit: str) -> dict[str, Any]:
-    low, high = min(values), max(values)
-    return {"median": statistics.median(values), "low": low, "high": high, "num": len(values), "unit": unit}
 
 
 def ratios(rates: Rates) -> dict[str, Any]:

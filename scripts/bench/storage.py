@@ -28,8 +28,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import answers as bench
 import numpy as np
 import pyarrow as pa
+from answers import figure
 from rich.console import Console
 from rich.table import Table
 
@@ -205,14 +207,11 @@ def rates(answers: list[Answer], vocab_size: int, rounds: int) -> dict[str, list
 
 def training_rate(steps: int) -> list[float]:
     """Answer tokens per second of training steps of the quickstart's student, forward to backward; any text does."""
-    from pipeline.train import student
     from pipeline.train.batches import collate
     from pipeline.train.losses import token_losses
 
     quickstart = config.load(ROOT / "configs/quickstart.yaml")
-    model = student.load(models.find("demo").path)
-    if quickstart.student.keep_layers is not None:
-        model = student.keep_layers(model, config.layer_indices(quickstart.student.keep_layers))
+    model = bench.untrained()
     rng, vocab_size = np.random.default_rng(0), models.find("demo").vocab_size()
     logprobs_NK = np.tile(-np.log(2) * np.arange(1, K + 1), (96, 1)).astype(np.float32)
     rows = [
@@ -244,11 +243,6 @@ def timed(work: Callable[[], None]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def figure(values: list[float], unit: str) -> dict[str, Any]:
-    low, high = min(values), max(values)
-    return {"median": statistics.median(values), "low": low, "high": high, "num": len(values), "unit": unit}
 
 
 def compare(answers: list[Answer], vocab_size: int, tokenizer: Any, title: str) -> dict[str, float]:

@@ -43,27 +43,18 @@ def trained(
     return facts, lines
 
 
-def test_accumulation_gives_the_loss_and_step_of_one_large_batch(
-    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 2, "accumulation_steps": 6}, {"batch_size": 12, "pack_tokens": 40}], ids=str
+)
+def test_accumulation_and_packs_give_the_loss_and_step_of_one_large_padded_batch(
+    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any, changes: dict[str, Any]
 ) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     one, lines_one = trained(tmp_path / "a", teacher, tokenizer, batch_size=12)
-    many, lines_many = trained(tmp_path / "b", teacher, tokenizer, batch_size=2, accumulation_steps=6)
-    assert [a["loss"] for a in lines_one] == pytest.approx([b["loss"] for b in lines_many], rel=1e-5)
-    for a, b in zip(one["model"].parameters(), many["model"].parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
-
-
-def test_a_training_in_packs_takes_the_steps_of_one_in_padded_rows(
-    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any
-) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    one, lines_one = trained(tmp_path / "a", teacher, tokenizer, batch_size=12)
-    packed, lines_packed = trained(tmp_path / "b", teacher, tokenizer, batch_size=12, pack_tokens=40)
-    assert [a["loss"] for a in lines_one] == pytest.approx([b["loss"] for b in lines_packed], rel=1e-5)
-    for a, b in zip(one["model"].parameters(), packed["model"].parameters(), strict=True):
+    other, lines_other = trained(tmp_path / "b", teacher, tokenizer, **changes)
+    assert [a["loss"] for a in lines_one] == pytest.approx([b["loss"] for b in lines_other], rel=1e-5)
+    for a, b in zip(one["model"].parameters(), other["model"].parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
