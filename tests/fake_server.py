@@ -195,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             if fault == "hang":
-                time.sleep(1.0)
+                time.sleep(3.0)
             if not is_probe and fault != "hang":
                 with fake.lock:
                     fake.answered[tuple(asked["prompt"])] += 1

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.rundir import RunDir
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,15 +45,20 @@ def untrained() -> Any:
     return student.keep_layers(student.load(models.find("demo").path), config.layer_indices(kept))
 
 
-def figure(values: list[float], unit: str = "ratio") -> dict[str, Any]:
-    """One figure as benches write it: median and spread."""
-    low, high = min(values), max(values)
-    return {"median": statistics.median(values), "low": low, "high": high, "num": len(values), "unit": unit}
+def figure(values: list[float], unit: str = "ratio", interval: npt.NDArray[np.float64] | None = None) -> dict[str, Any]:
+    """One figure as benches write it: median and spread; the 95 % interval where it was resampled."""
+    spread = {"median": statistics.median(values), "low": min(values), "high": max(values), "num": len(values)}
+    if interval is not None:
+        spread["interval_95"] = np.quantile(interval, [0.025, 0.975]).tolist()
+    return {**spread, "unit": unit}
 
 
 def show(figures: dict[str, dict[str, Any]], path: Path | None) -> None:
     """Print the figures, and write them where asked."""
     for name, value in figures.items():
-        print(f"{name:>34}  {value['median']:.4g}  ({value['low']:.4g}–{value['high']:.4g}, {value['num']})")
+        interval = "95 %: {:.4g}–{:.4g}".format(*value["interval_95"]) if "interval_95" in value else ""
+        print(
+            f"{name:>34}  {value['median']:.4g}  ({value['low']:.4g}–{value['high']:.4g}, {value['num']})  {interval}"
+        )
     if path:
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

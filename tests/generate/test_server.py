@@ -94,16 +94,17 @@ def test_what_servers_say_of_themselves(fake: FakeServer) -> None:
     "fault", ["429", "500", "503", "garbage", "shape", "short", "aborted", "drop", "truncated", "hang"]
 )
 def test_after_a_fault_each_answer_comes_once_and_right(fake: FakeServer, fault: str, said: list[str]) -> None:
-    server = teacher(fake, timeout_s=0.4)
+    server = teacher(fake, timeout_s=2.0 if fault == "hang" else 30.0)
     fake.faults.extend([fault] * 3)
     assert_right(list(server.answers(requests(12))), 12)
     assert not fake.faults
-    assert set(fake.answered.values()) == {1}
+    if fault != "hang":  # a slow machine may answer after the time-out, and again
+        assert set(fake.answered.values()) == {1}
     assert "requests were sent again" in said[-1]
 
 
 def test_faults_of_all_kinds_at_once(fake: FakeServer) -> None:
-    server = teacher(fake, timeout_s=0.4)
+    server = teacher(fake, timeout_s=2.0)
     fake.faults.extend(["500", "garbage", "", "drop", "", "truncated", "429", "", "", "hang"] * 3)
     assert_right(list(server.answers(requests(40))), 40)
 
@@ -144,7 +145,7 @@ def test_a_url_that_dies_is_taken_out_and_comes_back(fake: FakeServer, said: lis
 
 def test_one_of_two_that_never_answers_does_not_hold_up_the_other(fake: FakeServer, said: list[str]) -> None:
     dead = FakeServer(port=free_port())
-    assert_right(list(teacher(dead, fake, patience_s=0.5).answers(requests(30))), 30)
+    assert_right(list(teacher(dead, fake, patience_s=10).answers(requests(30))), 30)
     assert next(line for line in said if dead.url in line).startswith(f"{dead.url}: taken out: no connection")
 
 
@@ -167,7 +168,7 @@ def test_no_server_at_all_is_one_line_after_a_while() -> None:
 
 def test_servers_that_die_for_good_end_the_run(fake: FakeServer) -> None:
     other = FakeServer().__enter__()
-    answers = teacher(other, patience_s=0.3).answers(requests(50))
+    answers = teacher(other, patience_s=2).answers(requests(50))
     next(answers)
     other.__exit__()
     with pytest.raises(UserError, match="no server answers"):
@@ -175,7 +176,7 @@ def test_servers_that_die_for_good_end_the_run(fake: FakeServer) -> None:
 
 
 def test_a_server_that_is_fit_but_busy_for_ever_ends_the_run(fake: FakeServer) -> None:
-    server = teacher(fake, patience_s=0.2, timeout_s=0.2)
+    server = teacher(fake, patience_s=2, timeout_s=2)
     fake.always = "429"
     with pytest.raises(UserError, match=r"no server answers.*HTTP 429"):
         list(server.answers(requests(3)))
