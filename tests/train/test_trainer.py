@@ -261,7 +261,6 @@ def test_the_live_teacher_is_the_reference_of_what_is_stored(
 def test_adapters_on_few_bits_learn_and_are_merged_into_whole_weights(
     tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any, bits: int
 ) -> None:
-    pytest.importorskip("bitsandbytes", reason="QLoRA's package is an extra")
     config = tiny().config
     config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 32
     base = LlamaForCausalLM(config)
