@@ -23,10 +23,13 @@ Figures: `kd_over_sft_kl` (top50), `kd_over_sft_kl_equal_time` (the slower one i
 on top50's way to the end of its schedule), `acceptance_gain` (top50 over sft, less 1), `kd_over_sft_kl_best_rate`
 (each at the rate that is best for it). Median and spread are over seeds; the 95 % interval
 is a bootstrap over prompts and seeds, both drawn anew and all arms alike.
+
+Trainings are kept in runs/.bench-quality: the same command goes on after the last. Delete it where code has changed.
 """
 
 import copy
 import hashlib
+import pickle
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -119,7 +122,8 @@ class Laboratory:
         self.tokenizer = models.find("demo").tokenizer()
         self.teacher, self._base = student.load(models.find("demo").path).eval(), bench.untrained()
         self._measured_by = Remembering(self.teacher)
-        self._done: dict[Any, Trained] = {}
+        self._done = bench.ROOT / "runs/.bench-quality" / run.output_hash("filter")[:16]
+        self._done.mkdir(parents=True, exist_ok=True)
 
     def measured(self, model: Any, every: int = 1) -> Any:
         from pipeline.evaluate import fidelity
@@ -129,12 +133,18 @@ class Laboratory:
         model.train()
         return sums
 
-    def trained(self, arm: str, seed: int, has_curve: bool = False, share: float = 1, **changes: Any) -> Trained:
+    def trained(self, arm: str, seed: int, share: float = 1, **changes: Any) -> Trained:
         """A copy of the student, trained on the first answers as the arm has them; what was done is not done again."""
-        key = (arm, seed, share, *sorted({**LEARN, **ARMS[arm][1], **changes}.items()))
-        if key not in self._done:
-            self._done[key] = self._train(arm, seed, has_curve, share, **changes)
-        return self._done[key]
+        unchanged = {**LEARN, **ARMS[arm][1]}
+        what = {**unchanged, **changes}
+        has_curve = arm in ON_THE_WAY and share == 1 and what == unchanged
+        key = f"{arm} {seed} {len(self.answers)} {share:g} {sorted(what.items())}"
+        path = self._done / f"{arm}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pickle"
+        if not path.exists():
+            trained = self._train(arm, seed, has_curve, share, **changes)
+            path.with_suffix(".tmp").write_bytes(pickle.dumps(trained))
+            path.with_suffix(".tmp").rename(path)
+        return pickle.loads(path.read_bytes())
 
     def _train(self, arm: str, seed: int, has_curve: bool, share: float, **changes: Any) -> Trained:
         from transformers import TrainerCallback
@@ -281,7 +291,7 @@ def all_arms(laboratory: Laboratory, num_seeds: int) -> dict[str, Any]:
     arms: Arms = {name: [] for name in ARMS}
     for seed in range(num_seeds):
         for name in ARMS:
-            arms[name].append(laboratory.trained(name, seed, has_curve=name in ON_THE_WAY))
+            arms[name].append(laboratory.trained(name, seed))
     show_arms(arms)
     return arm_figures(arms)
 
