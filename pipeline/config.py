@@ -255,13 +255,14 @@ class Filter(Section):
         default=0.35, description="Largest share of an answer's 10-grams of words that are repeats (30 words on)."
     )
     max_top_ngram_frac: tuple[Limit, Limit, Limit] | None = Field(
-        default=(0.2, 0.18, 0.16),
-        description="Largest share of the characters in the commonest 2-, 3- and 4-gram of words (40 words on).",
+        default=(0.3, 0.27, 0.24),
+        description="Largest share of the characters in the commonest 2-, 3- and 4-gram of words (40 words on); Gopher,"
+        " for web pages: two thirds of it.",
     )
     max_duplicate_ngram_char_frac: tuple[Limit, Limit, Limit, Limit, Limit, Limit] | None = Field(
-        default=(0.3, 0.28, 0.26, 0.24, 0.22, 0.2),
+        default=(0.45, 0.42, 0.39, 0.36, 0.33, 0.3),
         description="Largest share of the characters in repeated 5- to 10-grams (40 words on); Gopher, for web pages:"
-        " half of it.",
+        " a third of it.",
     )
     max_duplicate_line_frac: tuple[Limit, Limit] | None = Field(
         default=(0.3, 0.2), description="Largest share of lines that are repeats, and of their characters (4 lines on)."
@@ -276,7 +277,7 @@ class Filter(Section):
         default=0.1, description="Most hash signs and ellipses for each word (20 words on; not code).", ge=0
     )
     word_length_chars: tuple[float, float] | None = Field(
-        default=(2.5, 12), description="Shortest and longest mean length of words, letters (20 words on; prose)."
+        default=(2.5, 12), description="Shortest and longest mean length of words, characters (20 words on; prose)."
     )
     languages: tuple[LanguageCode, ...] | None = Field(
         default=None,

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
-SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n+")
+SENTENCE = re.compile(r"[.!?]\s+|[。！？]\s*|\n+")
+ENDS = " \t.!?。！？"
 PARAGRAPH = re.compile(r"\n\s*\n")
 NGRAM_WORDS = 10
 MIN_NGRAM_TEXT_WORDS = 30
@@ -23,40 +24,48 @@ def longest_paragraph_run(text: str) -> int:
 
 
 def duplicate_ngram_frac(text: str) -> float:
-    """Share of the 10-grams of words that stand earlier in the text (after Gopher, table A1); 0 below 30 words."""
-    words = text.lower().split()
+    """Share of the 10-grams of words that stand earlier in the text (after Gopher, table A1); 0 below 30 words.
+
+    The bars of a table are no words.
+    """
+    words = text.lower().replace("|", " ").split()
     if len(words) < MIN_NGRAM_TEXT_WORDS:
         return 0.0
     ngrams = _ngrams(words, NGRAM_WORDS)
     return 1 - len(set(ngrams)) / len(ngrams)
 
 
-def top_ngram_char_frac(words: list[str], num: int) -> float:
-    """Share of the characters that the commonest n-gram of words takes up, where it stands three times at least.
+def top_ngram_char_fracs(words: list[str], nums: Sequence[int]) -> list[float]:
+    """Share of the characters that the commonest n-gram of words takes up, for each n, ascending.
 
-    Gopher, table A1; of n-grams that are equally common the longest. White space is not counted.
+    Gopher, table A1; of n-grams that are equally common the longest, and only those that stand there three times at
+    least. White space is not counted.
     """
-    counts = Counter(_ngrams(words, num))
-    times = max(counts.values(), default=0)
-    if times < MIN_TOP_COUNT:
-        return 0.0
-    longest = max(sum(map(len, ngram)) for ngram, count in counts.items() if count == times)
-    return min(1.0, longest * times / sum(map(len, words)))
+    shares = [0.0] * len(nums)
+    num_chars = max(1, sum(map(len, words)))
+    for place, num in enumerate(nums):
+        counts = Counter(zip(*(words[n:] for n in range(num)), strict=False))
+        times = max(counts.values(), default=0)
+        if times < MIN_TOP_COUNT:  # nor does a longer one
+            break
+        longest = max(sum(map(len, ngram)) for ngram, count in counts.items() if count == times)
+        shares[place] = min(1.0, longest * times / num_chars)
+    return shares
 
 
-def duplicate_ngram_char_frac(words: list[str], num: int) -> float:
-    """Share of the characters in n-grams of words that stand earlier in the text, each character counted once.
+def duplicate_ngram_char_fracs(words: list[str], nums: Sequence[int]) -> list[float]:
+    """Share of the characters in n-grams of words that stand earlier in the text, for each n, ascending.
 
-    Gopher, table A1.
+    Gopher, table A1; each character is counted once.
     """
-    seen: set[tuple[str, ...]] = set()
-    repeated, covered = 0, 0  # characters; words up to here are counted
-    for place, ngram in enumerate(_ngrams(words, num)):
-        if ngram in seen:
-            repeated += sum(map(len, words[max(place, covered) : place + num]))
-            covered = place + num
-        seen.add(ngram)
-    return repeated / max(1, sum(map(len, words)))
+    shares = [0.0] * len(nums)
+    num_chars = max(1, sum(map(len, words)))
+    for place, num in enumerate(nums):
+        repeated = _chars_in_duplicates(words, num)
+        if not repeated:  # nor in longer ones
+            break
+        shares[place] = repeated / num_chars
+    return shares
 
 
 def has_duplicate_ngram(words: list[str], num: int) -> bool:
@@ -75,8 +84,22 @@ def duplicate_fracs(parts: Sequence[str]) -> tuple[float, float]:
 
 
 def _longest_run(parts: list[str]) -> int:
-    said = [part.strip().lower() for part in parts if any(c.isalnum() for c in part)]
+    said = [part.strip(ENDS).lower() for part in parts]
+    if len(set(said)) == len(said):  # mostly
+        return int(any(c.isalnum() for part in said for c in part))
+    said = [part for part in said if any(c.isalnum() for c in part)]
     return max((len(list(run)) for _, run in groupby(said)), default=0)
+
+
+def _chars_in_duplicates(words: list[str], num: int) -> int:
+    seen: set[tuple[str, ...]] = set()
+    repeated, covered = 0, 0  # characters; words up to `covered` are counted
+    for place, ngram in enumerate(_ngrams(words, num)):
+        if ngram in seen:
+            repeated += sum(map(len, words[max(place, covered) : place + num]))
+            covered = place + num
+        seen.add(ngram)
+    return repeated
 
 
 def _ngrams(words: list[str], num: int) -> list[tuple[str, ...]]:

@@ -1,12 +1,11 @@
 """filter: which answers train sees. Decisions with reasons and scores; the answers themselves are never copied.
 
 Two passes over the answers, a shard at a time: the first finds the run's limit of mean NLL, the second decides. What
-grows with the corpus: 4 bytes an answer in the first; in the second about 110 bytes an answer that is no duplicate of
-an earlier one (its key), and 300 bytes a refusal.
+grows with the corpus: 4 bytes an answer in the first; in the second about 150 bytes an answer that is no duplicate of
+an earlier one (its key), and 400 bytes a refusal.
 """
 
 import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from pipeline.config import Config, Filter, output_settings
 from pipeline.errors import UserError
 from pipeline.filter.rules import REFUSAL, RULES, Candidate, Run, confidence
 from pipeline.records import DECISIONS
-from pipeline.rundir import RunDir, Stage, read_committed, read_planned, read_shards
+from pipeline.rundir import RunDir, Stage, read_committed, read_shards
 
 Row = dict[str, Any]
 COLUMNS = ["response_id", "prompt_id", "split", "text", "token_ids", "token_logprobs", "reasoning_tokens"]
@@ -177,19 +176,25 @@ def _logprobs(shard: pa.Table) -> list[npt.NDArray[np.float32]]:
 
 
 def _answers(run_dir: RunDir, settings: Filter, facts: Run) -> Iterator[list[tuple[Row, Candidate]]]:
-    """Each shard's answers with what was asked. Raises UserError where prepare has other prompts than were answered."""
-    num_samples = run_dir.manifest("generate")["fingerprint"]["generate.num_samples"]
-    planned = read_planned(run_dir, ["messages"], num_samples)
+    """Each shard's answers with what was asked: both stand in the order of the prompts, and are read side by side.
+
+    Raises UserError where prepare has other prompts than were answered.
+    """
+    prompts = (row for table in read_shards(run_dir, "prepare", ["prompt_id", "messages"]) for row in table.to_pylist())
+    asked = next(prompts, None)
     columns = COLUMNS if settings.min_end_prob is None else [*COLUMNS, "logprobs"]
     for shard in read_shards(run_dir, "generate", columns):
-        logprobs, rows = _logprobs(shard), shard.drop_columns("token_logprobs").to_pylist()
-        asked = list(itertools.islice(planned, len(rows)))
-        if [row["response_id"] for row in rows] != [row["response_id"] for row in asked]:
-            raise UserError(
-                f"{run_dir.path}: prepare has other prompts now than those that were answered; generate again:"
-                " retort generate CONFIG --fresh"
-            )
-        yield [(row, _candidate(*each, facts)) for row, *each in zip(rows, rows, asked, logprobs, strict=True)]
+        answers = []
+        for row, logprobs in zip(shard.drop_columns("token_logprobs").to_pylist(), _logprobs(shard), strict=True):
+            while asked is not None and asked["prompt_id"] != row["prompt_id"]:
+                asked = next(prompts, None)
+            if asked is None:
+                raise UserError(
+                    f"{run_dir.path}: prepare has other prompts now than those that were answered; generate again:"
+                    " retort generate CONFIG --fresh"
+                )
+            answers.append((row, _candidate(row, asked, logprobs, facts)))
+        yield answers
 
 
 def _candidate(row: Row, asked: Row, logprobs: npt.NDArray[np.float32], facts: Run) -> Candidate:

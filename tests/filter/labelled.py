@@ -33,6 +33,7 @@ FAMILIES = (
         "confident_loop",
     },
     {"high_nll", "low_confidence_span"},
+    {"wrong_language", "unexpected_script"},
 )
 SPECIAL, PLAIN = 0, 7
 # Mean NLL of the demo teacher's worst hundredth of 452 answers to the seed prompts at temperature 0.7.

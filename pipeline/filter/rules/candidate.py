@@ -10,17 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import Filter
+from pipeline.repetition import has_duplicate_ngram
 
 Verdict = tuple[float, bool]  # (score, keep)
 Nats = npt.NDArray[np.float32]
 
 FENCED = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*\n.*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`[^`\n]+`")
-CODE = re.compile(r"```|^\s*(def |class |import |#include|for \(|public )", re.MULTILINE)
+CODE = re.compile(
+    r"```|^[ \t]*(?:def |class |import |#include|for \(|public |if \(|while \(|(?:const|let|var) \w+ ?=|function \w+\("
+    r"|SELECT |</?[a-z]\w*(?: [a-z-]+=[^>\n]*)?>[ \t]*$)",
+    re.MULTILINE,
+)
 MATHS = re.compile(
     r"\\(?:frac|sqrt|sum|int|begin|cdot|times|\(|\[)|\$[^$\n]+\$|\d ?[=+×÷*/^] ?\(?-?\d|\b[a-z] ?= ?-?\d"
 )
 LIST_ITEM = re.compile(r"^[ \t]*(?:[-*+•–][ \t]+\S|\d{1,3}[.)][ \t]+\S|\|)", re.MULTILINE)
+SYMBOLS_ALONE = re.compile(r"(?<!\S)[^\w\s]+(?!\S)")  # words without letter or digit
 # Scripts that put no space between words: each character counts as a word of its own.
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 MIN_LIST_ITEMS = 3
@@ -61,9 +67,18 @@ class Candidate:
 
     @cached_property
     def words(self) -> list[str]:
-        """Words in lower case, as white space parts them; characters where a script has no spaces."""
+        """Words in lower case, as white space (and a table's bars) part them; characters where a script has no spaces."""
         text = self.text.lower()
-        return text.split() if text.isascii() else UNSPACED.sub(r" \g<0> ", text).split()
+        if "|" in text:  # rows of tables
+            text = text.replace("|", " ")
+        if text.isascii() or not UNSPACED.search(text):
+            return text.split()
+        return UNSPACED.sub(r" \g<0> ", text).split()
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether any five words stand there twice; most answers repeat nothing, and need no closer look."""
+        return has_duplicate_ngram(self.words, 5)
 
     @cached_property
     def lines(self) -> list[str]:

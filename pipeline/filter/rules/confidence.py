@@ -13,7 +13,9 @@ MIN_NLL_TOKENS = 8
 SPAN_TOKENS = 32
 LOOP_NGRAM_TOKENS = 8
 SURE_NATS = 0.1  # a token of a probability above .9
-HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+HASH_FACTOR = 0x9E3779B97F4A7C15
+# (tokens, the factor to that power): hashes of 1, 2 and 4 tokens are joined two by two
+DOUBLINGS = [(width, np.array([pow(HASH_FACTOR, width, 1 << 64)], np.uint64)) for width in (1, 2, 4)]
 
 
 def confident_loop(answer: Candidate, settings: Filter) -> Verdict | None:
@@ -25,9 +27,11 @@ def confident_loop(answer: Candidate, settings: Filter) -> Verdict | None:
     limit = settings.max_loop_tokens
     if limit is None or not len(answer.token_logprobs):
         return None
-    if len(answer.token_ids) < limit:
+    if len(answer.token_ids) < max(limit, LOOP_NGRAM_TOKENS + 1):
         return 0.0, True
     is_known_T = _stands_earlier(np.asarray(answer.token_ids, np.uint64))
+    if is_known_T is None:
+        return 0.0, True
     is_sure_T = answer.token_logprobs[LOOP_NGRAM_TOKENS - 1 :] > -SURE_NATS
     longest = _longest_true(is_known_T & is_sure_T)
     return longest, longest <= limit
@@ -69,18 +73,18 @@ def worst_span_nll_nats(token_logprobs: Nats) -> float:
     return -float(sums[width - 1 :].min()) / width
 
 
-def _stands_earlier(ids_T: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Of each run of LOOP_NGRAM_TOKENS tokens, by a hash of it, whether it stands earlier too."""
-    num = len(ids_T) - LOOP_NGRAM_TOKENS + 1
-    if num < 1:
-        return np.zeros(0, np.bool_)
-    hashes = np.zeros(num, np.uint64)
-    for place in range(LOOP_NGRAM_TOKENS):
-        hashes = hashes * HASH_FACTOR + ids_T[place : place + num]  # wraps around
+def _stands_earlier(ids_T: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_] | None:
+    """Of each run of 8 tokens, by a hash of it, whether it stands earlier too; None where none does."""
+    hashes = ids_T
+    for width, factor in DOUBLINGS:
+        hashes = hashes[:-width] * factor + hashes[width:]  # wraps around
     order = np.argsort(hashes, kind="stable")
-    is_earlier = np.zeros(num, np.bool_)
     ordered = hashes[order]
-    is_earlier[order[1:]] = ordered[1:] == ordered[:-1]
+    is_same = ordered[1:] == ordered[:-1]
+    if not is_same.any():
+        return None
+    is_earlier = np.zeros(len(hashes), np.bool_)
+    is_earlier[order[1:]] = is_same
     return is_earlier
 
 

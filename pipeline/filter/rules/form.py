@@ -1,10 +1,12 @@
 """Rules of form: whether the answer is a whole answer, of a fitting length, in the format that was asked for."""
 
 import json
+import math
 import re
 
 from pipeline import codec
 from pipeline.config import Filter
+from pipeline.errors import UserError
 from pipeline.filter.rules.candidate import FENCED, Candidate, Verdict
 
 FENCE = re.compile(r"^[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
@@ -22,9 +24,13 @@ TURNS = re.compile(
     r"^(?:\*\*)?(?:User|Human)(?:\*\*)?:.*?^(?:\*\*)?(?:Assistant|AI)(?:\*\*)?:", re.MULTILINE | re.DOTALL
 )
 ASKS_TURNS = re.compile(
-    r"dialog|convers|transcript|chat|script|role-?play|interview|template|token|\bturns?\b|prompt", re.IGNORECASE
+    r"\b(?:dialogues?|dialogs?|conversations?|transcripts?|chats?|chat ?bots?|scripts?|role-?play|templates?|tokens?|turns?"
+    r"|prompts?|ChatML|Alpaca|language models?|LLMs?)\b",
+    re.IGNORECASE,
 )
-BROKEN = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ue000-\uf8ff]|[\xc2\xc3][\x80-\xbf]|â€")
+BROKEN = re.compile(
+    "[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ue000-\uf8ff]|[\xc2\xc3][\x80-\xbf\u0152-\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]|â€"
+)
 JSON_IN = r"(?:as|in|into|to|with|only|just|valid|raw|return|output|write|give me|produce|create|make|generate|an?)"
 ASKS_JSON = re.compile(
     rf"\b{JSON_IN}\s+(?:\w+\s+){{0,2}}JSON\b(?!\s+(?:parser|schema|library|module|file|decoder|encoder|lines|format(?:ter)? work))",
@@ -61,10 +67,13 @@ def unfinished(answer: Candidate, settings: Filter) -> Verdict | None:
     """
     if settings.min_end_prob is None or answer.ended or answer.logprobs is None:
         return None
-    ids_NK, logprobs_NK, _ = codec.decode(answer.logprobs)
+    try:
+        ids_NK, logprobs_NK, _ = codec.decode(answer.logprobs)
+    except ValueError as error:
+        raise UserError(f"filter: {error}; generate again: --fresh") from None
     last = zip(ids_NK[-1].tolist(), logprobs_NK[-1].tolist(), strict=True)
     # an id that fills up a short row stands there again, at −inf
-    prob = sum(2.718281828459045**logprob for token, logprob in last if token in answer.run.stop_ids)
+    prob = sum(math.exp(logprob) for token, logprob in last if token in answer.run.stop_ids)
     return prob, prob >= settings.min_end_prob
 
 
@@ -73,8 +82,9 @@ def control_tokens(answer: Candidate, settings: Filter) -> Verdict | None:
     if not settings.drop_control_tokens:
         return None
     body = answer.token_ids[:-1] if answer.ended else answer.token_ids
-    leaks = sum(token in answer.run.special_ids for token in body)
-    return leaks, leaks == 0
+    if answer.run.special_ids.isdisjoint(body):
+        return 0, True
+    return sum(token in answer.run.special_ids for token in body), False
 
 
 def template_markup(answer: Candidate, settings: Filter) -> Verdict | None:
@@ -122,7 +132,9 @@ def broken_characters(answer: Candidate, settings: Filter) -> Verdict | None:
     if not settings.drop_broken_characters:
         return None
     text = answer.text if answer.ended else answer.text.rstrip("\ufffd")
-    num = 0 if text.isascii() and text.isprintable() else len(BROKEN.findall(text))
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return 0, True
+    num = len(BROKEN.findall(text))
     return num, num == 0
 
 
@@ -157,7 +169,9 @@ def echo(answer: Candidate, settings: Filter) -> Verdict | None:
     """
     if settings.max_echo_frac is None:
         return None
-    # as many words as it takes to see that the beginnings differ
+    first, said = WORD.search(answer.prompt), WORD.search(answer.text)
+    if first is None or said is None or first[0].lower() != said[0].lower():
+        return 0.0, True
     start = WORD.findall(answer.prompt[:200].lower())[:MIN_ECHO_PROMPT_WORDS]
     if len(start) < MIN_ECHO_PROMPT_WORDS:
         return None

@@ -15,22 +15,24 @@ from pipeline.config import Filter
 from pipeline.filter.rules.candidate import Candidate, Verdict
 
 MIN_WORDS = 20
+MIN_WORD_CHARS = 3  # below, a text of letters is spelt out, or is no text
 MIN_PROMPT_WORDS = 3
 MIN_PROMPT_PROB = 0.5
-LOOKED_AT_CHARS = 400  # of a text: more changes next to no verdict, and costs as much again
+MIN_SECOND_PROB = 0.1  # a short prompt may be in its second or third likeliest language
+LOOKED_AT_CHARS = 200  # of a text: more changes next to no verdict, and costs as much again
 PIECE_CHARS = 80
 # How languages are named in prompts, by ISO 639-1 code: in English, in the language itself, in some others.
 NAMES = {
-    "en": r"english|englisch|anglais|inglés|ingles|inglese|inglês|engels|engelska|английск\w+|英語|英语|英文|영어",
+    "en": r"english|englisch\w*|anglais|inglés|ingles|inglese|inglês|engels|engelska|английск\w+|英語|英语|英文|영어",
     "de": r"german|deutsch\w*|allemand|alemán|tedesco|alemão|немецк\w+|德语|ドイツ語|독일어",
-    "fr": r"french|français\w*|französisch|francés|francese|francês|французск\w+|法语|フランス語|프랑스어",
-    "es": r"spanish|español\w*|castellano|spanisch|espagnol|spagnolo|espanhol|испанск\w+|西班牙语|スペイン語|스페인어",
-    "it": r"italian|italiano|italienisch|italien|итальянск\w+|意大利语|イタリア語",
-    "pt": r"portuguese|português|portugiesisch|portugais|portugués|португальск\w+|葡萄牙语",
-    "nl": r"dutch|nederlands|holländisch|niederländisch|néerlandais",
-    "ru": r"russian|русск\w+|russisch|russe|ruso|cyrillic|俄语|ロシア語",
+    "fr": r"french|français\w*|französisch\w*|francés|francese|francês|французск\w+|法语|フランス語|프랑스어",
+    "es": r"spanish|español\w*|castellano|spanisch\w*|espagnol|spagnolo|espanhol|испанск\w+|西班牙语|スペイン語|스페인어",
+    "it": r"italian|italiano|italienisch\w*|italien|итальянск\w+|意大利语|イタリア語",
+    "pt": r"portuguese|português|portugiesisch\w*|portugais|portugués|португальск\w+|葡萄牙语",
+    "nl": r"dutch|nederlands|holländisch|niederländisch\w*|néerlandais",
+    "ru": r"russian|русск\w+|russisch\w*|russe|ruso|cyrillic|俄语|ロシア語",
     "uk": r"ukrainian|українськ\w+",
-    "pl": r"polish|polsk\w+|polnisch",
+    "pl": r"polish|polsk\w+|polnisch\w*",
     "cs": r"czech|česk\w+|tschechisch",
     "sv": r"swedish|svenska|schwedisch",
     "no": r"norwegian|norsk|norwegisch|bokmål|nynorsk",
@@ -42,7 +44,7 @@ NAMES = {
     "bg": r"bulgarian|български",
     "sr": r"serbian|croatian|bosnian|srpsk\w+|hrvatsk\w+",
     "el": r"greek|ελληνικά|griechisch",
-    "tr": r"turkish|türkçe|türkisch",
+    "tr": r"turkish|türkçe|türkisch\w*",
     "ar": r"arabic|العربية|arabisch|arabe|árabe",
     "he": r"hebrew|עברית",
     "fa": r"persian|farsi|فارسی",
@@ -51,8 +53,8 @@ NAMES = {
     "bn": r"bengali|bangla|বাংলা",
     "ta": r"tamil|தமிழ்",
     "te": r"telugu",
-    "zh": r"chinese|mandarin|cantonese|hanzi|pinyin|chinesisch|chinois|chino|中文|汉语|中国語|중국어",
-    "ja": r"japanese|kanji|hiragana|katakana|日本語|日语|japanisch|japonais|japonés",
+    "zh": r"chinese|mandarin|cantonese|hanzi|pinyin|chinesisch\w*|chinois|chino|中文|汉语|中国語|중국어",
+    "ja": r"japanese|kanji|hiragana|katakana|日本語|日语|japanisch\w*|japonais|japonés",
     "ko": r"korean|hangul|한국어|koreanisch|coréen|coreano",
     "th": r"thai|ภาษาไทย",
     "vi": r"vietnamese|tiếng việt",
@@ -102,8 +104,9 @@ SCRIPTS = {  # beside Latin, by language
     "ka": ("GEORGIAN",),
     "hy": ("ARMENIAN",),
 }
+WORD = re.compile(r"[^\W\d_]+")
 NOT_LATIN = re.compile(
-    r"[\u0370-\u1cff\u1f00-\u1fff\u2c00-\u2c5f\u3005-\ud7ff\uf900-\ufaff\ufb1d-\ufdff\ufe70-\ufefc\uff66-\uffdc]"
+    r"[\u0370-\u1cff\u1f00-\u1fff\u2c00-\u2c5f\u3005-\u3007\u3031-\ud7ff\uf900-\ufaff\ufb1d-\ufdff\ufe70-\ufefc\uff66-\uffdc]"
 )
 LATIN = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
 ASKS_SCRIPTS = re.compile(
@@ -120,18 +123,20 @@ def wrong_language(answer: Candidate, settings: Filter) -> Verdict | None:
     limit = settings.max_other_language_prob
     if limit is None or len(answer.words) < MIN_WORDS:
         return None
-    prose = answer.prose if answer.form == "code" else answer.text
+    prose = answer.prose
     if len(prose) < len(answer.text) and len(prose.split()) < MIN_WORDS:
         return None
-    found, prob = detect(prose[:LOOKED_AT_CHARS])
+    if prose.isascii() and len(prose) < MIN_WORD_CHARS * len(answer.words):
+        return None
+    found, prob = detect(prose[:LOOKED_AT_CHARS])[0]
     if settings.languages:
         return (0.0, True) if _is_among(found, settings.languages) else (prob, prob < limit)
-    if len(answer.prompt.split()) < MIN_PROMPT_WORDS and answer.prompt.isascii():
+    if answer.prompt.isascii() and len(WORD.findall(answer.prompt[:LOOKED_AT_CHARS])) < MIN_PROMPT_WORDS:
         return None
-    of_prompt, prompt_prob = _detect_prompt(answer.prompt[:LOOKED_AT_CHARS])
-    if _is_among(found, (of_prompt,)):
+    of_prompt = _detect_prompt(answer.prompt[:LOOKED_AT_CHARS])
+    if _is_among(found, {code for code, code_prob in of_prompt if code_prob >= MIN_SECOND_PROB}):
         return 0.0, True
-    if prompt_prob < MIN_PROMPT_PROB:
+    if of_prompt[0][1] < MIN_PROMPT_PROB:
         return None
     return (0.0, True) if _is_among(found, _expected(answer)) else (prob, prob < limit)
 
@@ -161,10 +166,10 @@ def unexpected_script(answer: Candidate, settings: Filter) -> Verdict | None:
     return share, share <= limit
 
 
-def detect(text: str) -> tuple[str, float]:
-    """`(ISO 639 code, probability)` of a text's likeliest language."""
-    found = _detector().detect(text.lower() if text.isupper() else text)
-    return (found[0]["lang"], found[0]["score"]) if found else ("", 0.0)
+def detect(text: str, num: int = 1) -> list[tuple[str, float]]:
+    """`(ISO 639 code, probability)` of a text's likeliest languages, likeliest first."""
+    found = _detector().detect(text.lower() if text.isupper() else text, k=num)
+    return [(each["lang"], each["score"]) for each in found] or [("", 0.0)]
 
 
 @cache
@@ -174,15 +179,15 @@ def _detector() -> LangDetector:
 
 
 @lru_cache(maxsize=1024)  # several answers to a prompt stand together
-def _detect_prompt(text: str) -> tuple[str, float]:
-    return detect(text)
+def _detect_prompt(text: str) -> list[tuple[str, float]]:
+    return detect(text, 3)
 
 
 def _expected(answer: Candidate) -> set[str]:
     """Languages an answer may be in, when it is not in that of the whole prompt: looked for only then."""
     prompt = answer.prompt.strip()
     pieces = [prompt[:PIECE_CHARS], prompt[-PIECE_CHARS:], prompt.split("\n", 1)[0], answer.system[:LOOKED_AT_CHARS]]
-    return {detect(piece)[0] for piece in pieces if piece} | _named(answer.asked)
+    return {detect(piece)[0][0] for piece in pieces if piece} | _named(answer.asked)
 
 
 def _named(text: str) -> set[str]:

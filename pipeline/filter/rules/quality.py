@@ -7,16 +7,14 @@ lines with `{` (it deletes code), and the share of bullet points.
 import re
 
 from pipeline.config import Filter
-from pipeline.filter.rules.candidate import Candidate, Verdict
+from pipeline.filter.rules.candidate import SYMBOLS_ALONE, Candidate, Verdict
 
-SYMBOLS_ALONE = re.compile(r"(?<!\S)[^\w\s]+(?!\S)")
-MARKDOWN = frozenset("- * + • – — | # ## ### #### --- *** = & / → … :".split())
-SYMBOLS = re.compile(r"#|\.\.\.|…")
+MARKDOWN = frozenset('-*+•–—|#=&/→…:;?!«»„"') | {"##", "###", "####", "---", "***", "**"}  # and what French sets apart
+SYMBOLS = re.compile(r"#+|\.\.\.|…")
 HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]", re.MULTILINE)
 ASKS_SYMBOLS = re.compile(
     r"hash ?tag|tweet|instagram|caption|social|post|emoji|emoticon|ascii|symbol|morse", re.IGNORECASE
 )
-ALPHABETIC = re.compile(r"[^\W\d_]+")
 MIN_WORDS = 20
 
 
@@ -38,8 +36,9 @@ def symbols(answer: Candidate, settings: Filter) -> Verdict | None:
     """Hash signs and ellipses per word, against `max_symbol_frac`; headings and code apart, twenty words on (Gopher)."""
     if settings.max_symbol_frac is None or len(answer.words) < MIN_WORDS:
         return None
-    num = len(SYMBOLS.findall(answer.text))
-    ratio = num / len(answer.words)
+    if not any(symbol in answer.text for symbol in ("#", "...", "…")):
+        return 0.0, True
+    ratio = len(SYMBOLS.findall(answer.text)) / len(answer.words)
     if ratio > settings.max_symbol_frac:
         if answer.form == "code" or ASKS_SYMBOLS.search(answer.asked):
             return None
@@ -48,13 +47,13 @@ def symbols(answer: Candidate, settings: Filter) -> Verdict | None:
 
 
 def word_lengths(answer: Candidate, settings: Filter) -> Verdict | None:
-    """Mean letters of a word, to be within `word_length_chars`: outside is no prose, but spelt letters or encoded bytes.
+    """Mean characters of a word, to be within `word_length_chars`: outside is no prose, but spelt letters or encoded bytes.
 
     Twenty words on, prose in scripts with spaces (Gopher: 3 to 10).
     """
     if settings.word_length_chars is None or len(answer.words) < MIN_WORDS:
         return None
-    words = ALPHABETIC.findall(answer.text)
+    words = [word for word in answer.words if word[0].isalpha()]
     if len(words) < MIN_WORDS // 2:
         return None
     low, high = settings.word_length_chars

@@ -8,47 +8,41 @@ from pipeline.filter.rules.candidate import Candidate, Verdict
 
 REFUSAL_CHARS = 200
 _APOLOGY = (
-    r"(?:(?:I(?:'m| am)(?: \w+)? (?:sorry|afraid)|(?:I'm )?sorry|I (?:\w+ )?apologi[sz]e|my apologies|unfortunately"
-    r"|regrettably|I understand[^.\n]{0,120}|I appreciate[^.\n]{0,100}|thank you[^.\n]{0,80}|while I [^.\n]{0,100}"
-    r"|as an? [^,\n]{0,40})[^\w\n]*\s+(?:but |however,? |that )?)"
+    r"(?:(?:I(?:'m| am)(?: \w+)? (?:sorry|afraid)(?: for [^,.\n]{0,60})?|(?:I'm )?sorry|I (?:\w+ )?apologi[sz]e"
+    r"|my apologies|unfortunately|regrettably|I understand[^.\n]{0,120}|I appreciate[^.\n]{0,100}|thank you[^.\n]{0,80}"
+    r"|while I [^.\n]{0,100}|as an? [^,\n]{0,60})[^\w\n]*\s+(?:but |however,? |that )?)"
 )
 _CANNOT = (
     r"I(?:'m| am)? ?(?:really |simply |just |also |do )?(?:can(?:'t|not| not)|could(?:n't| not)|won't|will not|unable to"
     r"|not able to|not comfortable|not going to|not (?:allowed|permitted) to|must (?:\w+ )?decline|have to decline"
     r"|(?:do )?(?:don't|not) (?:feel comfortable|have (?:the (?:ability|capability)|access)|engage|provide|assist))"
 )
+_UNABLE = r"I(?:'m| am)? ?(?:do )?(?:(?:don't|not) have (?:the )?(?:ability|capability|access)|unable to|not able to)"
 _REFUSED = (
     r"(?:help(?! but|ing but)|assist|provid|fulfil|comply|answer|creat|writ|generat|offer|giv|shar|discuss|engag|support"
-    r"|do (?:that|this)|continu|participat|produc|brows|access|recommend|endors|respond|predict|translat|open|view|see"
-    r"|watch|listen|search|tell you|show you|describ|explain|complet|perform|facilitat|encourag|promot|declin|carry out"
-    r"|access|request)"
+    r"|do (?:that|this)|continu|participat|produc|recommend|endors|respond|predict|translat|describ|explain|facilitat"
+    r"|promot|declin|request|(?:open|view|see|watch|listen to|access|browse|search) (?:\w+ )?(?:files?|links?|images?"
+    r"|pictures?|attachments?|websites?|pages?|internet|web|urls?|videos?|real-time))"
 )
 REFUSALS = [
-    re.compile(rf"^\W*{_APOLOGY}{{0,3}}{_CANNOT}\b[^.!?\n]{{0,80}}\b{_REFUSED}", re.IGNORECASE),
-    re.compile(
-        r"^\W*(?:I'm |I am )?sorry,? (?:but )?(?:that(?:'s| is)|this is) (?:not )?(?:something I|beyond|against)", re.I
-    ),
-    re.compile(
-        r"\bI (?:can't|cannot|can not|won't|will not) (?:help|assist)(?: you)? with (?:that|this|your request)\b", re.I
-    ),
-    re.compile(r"\b(?:against|violates?) my (?:\w+ )?(?:programming|guidelines|policy|policies|principles)\b", re.I),
-    re.compile(r"^\W*(?:lo siento|lamento|me temo|perdón)\b[^.\n]{0,60}\bno (?:puedo|podré|me es posible)\b", re.I),
-    re.compile(
-        r"^\W*(?:je suis|je m'excuse)?\W*(?:désolée?|navrée?|malheureusement)\b[^.\n]{0,60}\bje ne (?:peux|suis) pas\b",
-        re.I,
-    ),
-    re.compile(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"^\W*{_APOLOGY}{{0,3}}{_CANNOT}\b[^.!?\n]{{0,80}}\b{_REFUSED}",
+        rf"^\W*{_APOLOGY}{{1,3}}{_UNABLE}\b",
+        r"^\W*(?:I'm |I am )?sorry,? (?:but )?(?:that(?:'s| is)|this is) (?:not )?(?:something I|beyond|against)",
+        r"\bI (?:can't|cannot|can not|won't|will not) (?:help|assist)(?: you)? with (?:that|this|your request)\b",
+        r"\b(?:against|violates?) my (?:\w+ )?(?:programming|guidelines|policy|policies|principles)\b",
+        r"^\W*(?:lo siento|lamento|me temo|perdón)\b[^.\n]{0,60}\bno (?:puedo|podré|poder|me es posible)\b",
+        r"^\W*(?:je suis |je m'excuse)?\W*(?:désolée?|navrée?|malheureusement|en tant que?)\b[^.\n]{0,60}\bje ne (?:peux"
+        r"|suis) pas\b",
         r"^\W*(?:es )?tut mir (?:\w+ )?leid\b[^.\n]{0,40}\b(?:kann ich|ich kann|darf ich|ich darf)\b[^.\n]{0,80}\bnicht\b",
-        re.I,
-    ),
-    re.compile(r"^\W*(?:sinto muito|desculpe|lamento)\b[^.\n]{0,60}\bnão posso\b", re.I),
-    re.compile(r"^\W*(?:mi dispiace|purtroppo)\b[^.\n]{0,60}\bnon posso\b", re.I),
-    re.compile(r"^\W*(?:к сожалению|извините|простите)\b[^.\n]{0,60}\bя не (?:могу|смогу)\b", re.I),
-    re.compile(r"^\W*(?:很|非常)?(?:抱歉|对不起|對不起)[^。\n]{0,20}我?(?:无法|無法|不能|没办法)"),
-    re.compile(
-        r"^\W*申し訳(?:ありません|ございません|ない)[^。\n]{0,60}(?:できません|できかねます|いたしかねます|お答えできません)"
-    ),
-    re.compile(r"^\W*죄송(?:합니다|하지만)[^\n]{0,60}(?:수 없|어렵|못)"),
+        r"^\W*(?:sinto muito|desculpe|lamento)\b[^.\n]{0,60}\bnão posso\b",
+        r"^\W*(?:mi dispiace|purtroppo)\b[^.\n]{0,60}\bnon posso\b",
+        r"^\W*(?:к сожалению|извините|простите)\b[^.\n]{0,60}\bя не (?:могу|смогу)\b",
+        r"^\W*(?:很|非常)?(?:抱歉|对不起|對不起)[^。\n]{0,20}我?(?:无法|無法|不能|没办法)",
+        r"^\W*申し訳(?:ありません|ございません|ない)[^。\n]{0,60}(?:できません|できかねます|いたしかねます)",
+        r"^\W*죄송(?:합니다|하지만)[^\n]{0,60}(?:수 없|어렵|못)",
+    )
 ]
 # Asked to decline, the teacher declines for the user; that is an answer.
 ASKS_REFUSAL = re.compile(
@@ -68,31 +62,51 @@ _MODELS = (
     r"|made|created|developed|Anthropic))|Gemini(?=,? (?:an? |from |by|made|created|developed|Google))|Kimi)"
 )
 IDENTITY = [
-    re.compile(rf"\bas an? (?:\w+ )?{_AI}(?: language)?(?: model| assistant| chatbot| system)?,? (?:I\b|my\b)", re.I),
-    re.compile(rf"\bI(?:'m| am)(?: just| only| simply)? an? (?:\w+ ){{0,2}}{_AI}\b(?! (?:\w*er|\w*ist)\b)", re.I),
-    re.compile(rf"(?:\bI(?:'m| am| was)|\bmy name is|\bcall me|\bthis is)\s+(?:\w+,? ){{0,2}}{_MODELS}(?!\w)"),
+    re.compile(
+        rf"\bas an? (?:\w+ )?{_AI}(?: language)?(?: model| assistant| chatbot| system)?[^.,\n]{{0,60}},? (?:I\b|my\b)",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        rf"\bI(?:'m| am)(?: just| only| simply)? an? (?:\w+ ){{0,2}}{_AI}\b(?! (?:\w*er|\w*ist)\b)", re.IGNORECASE
+    ),
+    re.compile(
+        rf"(?:\bI(?:'m| am| was)|\b[Mm]y name is|\b[Cc]all me|\b[Tt]his is|\bnamed)\s+(?:\w+,? ){{0,2}}{_MODELS}(?!\w)"
+    ),
     re.compile(
         rf"\b(?:I|me|model|assistant)\b[^.\n]{{0,60}}\b(?:created|developed|trained|made|built|designed|released"
         rf"|fine-tuned) (?:\w+ )?by (?:\w+ ){{0,3}}{_MAKERS}(?!\w)"
     ),
     re.compile(
-        r"\b(?:my|our) (?:knowledge|training)(?: data)?[^.\n]{0,40}\b(?:cut-?off|cut off|goes? up to|up to|ends?|until|extends)\b",
-        re.I,
+        r"\b(?:my|our) (?:knowledge|training)(?: data)?[^.\n]{0,40}\b(?:cut-?off|cut off|goes? up to|up to|ends?|until"
+        r"|extends)\b",
+        re.IGNORECASE,
     ),
-    re.compile(r"\b(?:as of|since|until|up to|after|before) my (?:last|latest|most recent|knowledge|training)\b", re.I),
-    re.compile(r"\bmy (?:last|latest|most recent) (?:knowledge |training |data )*(?:update|cut-?off)\b", re.I),
+    re.compile(
+        r"\b(?:as of|since|until|up to|after|before) my (?:last|latest|most recent|knowledge|training) (?:knowledge |training"
+        r" |data )*(?:update|cut-?off|cut off|data)\b",
+        re.IGNORECASE,
+    ),
+    re.compile(r"\bmy (?:last|latest|most recent) (?:knowledge |training |data )+(?:update|cut-?off)\b", re.IGNORECASE),
     re.compile(
         r"我是(?:一个|一個|一款|由)?[^。\n]{0,20}(?:人工智能|人工智慧|语言模型|語言模型|通义千问|AI助手|开发的)"
     ),
     re.compile(
-        r"\b(?:je suis|soy|sou|sono|ich bin) (?:une?|una?|um|uma|ein|eine|un') (?:\w+ ){0,2}(?:IA\b|KI\b|intelligence artificielle|inteligencia artificial|inteligência artificial|Sprachmodell|modèle de langage|modelo de lengua\w+|modelo de linguagem|modello linguistico|KI-\w+|assistant IA)",
-        re.I,
+        r"\b(?:je suis|soy|sou|sono|ich bin) (?:une?|una?|um|uma|ein|eine|un') (?:\w+ ){0,2}(?:IA\b|KI\b|intelligence"
+        r" artificielle|inteligencia artificial|inteligência artificial|Sprachmodell|modèle de langage|modelo de lengua\w+"
+        r"|modelo de linguagem|modello linguistico|KI-\w+|assistant IA)",
+        re.IGNORECASE,
     ),
 ]
-HINTS = re.compile(
-    r"\bAI\b|\bIA\b|\bKI|artificia|intelig|modell?|\bbot\b|chatbot|assistant|program|\bmy\b|\bour\b|trained|created|developed"
-    r"|made|built|designed|released|tuned|GPT|Qwen|Llama|LLaMA|Claude|Gemini|Grok|Bard|Smol|Seek|语言|語言|人工|通义|助手|开发"
+# A text that a pattern of IDENTITY matches has one of these words, or these Han: to look for them costs a tenth.
+HINTS = frozenset(
+    "ai ia ki artificial artificielle inteligencia inteligência language langage lenguaje linguagem linguistico program"
+    " sprachmodell chatbot bot virtual cutoff cut last latest recent knowledge training chat chatgpt gpt qwen smollm llama"
+    " tongyi deepseek chatglm internlm vicuna mixtral gemma phi ernie grok openassistant bard claude gemini kimi openai"
+    " anthropic google deepmind meta mistral alibaba hugging huggingface microsoft xai cohere baidu tencent zhipu moonshot"
+    " nvidia ibm tii stability eleutherai allen nous bytedance minimax shanghai".split()
 )
+LETTERS = re.compile(r"[a-zà-ÿ]+")
+HAN_HINTS = re.compile("模型|人工|通义|助手|开发的")
 
 
 def refusal(answer: Candidate, settings: Filter) -> Verdict | None:
@@ -116,7 +130,9 @@ def teacher_identity(answer: Candidate, settings: Filter) -> Verdict | None:
     if not settings.drop_teacher_identity:
         return None
     text = answer.text.replace("’", "'")
-    num = sum(pattern.search(text) is not None for pattern in IDENTITY) if HINTS.search(text) else 0
+    lower = text.lower()
+    is_hinted = not HINTS.isdisjoint(LETTERS.findall(lower)) or (not lower.isascii() and HAN_HINTS.search(lower))
+    num = sum(pattern.search(text) is not None for pattern in IDENTITY) if is_hinted else 0
     if settings.identity_names:
         num += _names(settings.identity_names).search(text) is not None
     return num, num == 0
