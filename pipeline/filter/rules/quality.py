@@ -33,7 +33,7 @@ def few_words(answer: Candidate, settings: Filter) -> Verdict | None:
 
 
 def symbols(answer: Candidate, settings: Filter) -> Verdict | None:
-    """Hash signs and ellipses per word, against `max_symbol_frac`; headings and code apart, twenty words on (Gopher)."""
+    """Hash signs and ellipses per word, against `max_symbol_frac`; headings and code apart, 20 words on (Gopher)."""
     if settings.max_symbol_frac is None or len(answer.words) < MIN_WORDS:
         return None
     if not any(symbol in answer.text for symbol in ("#", "...", "…")):
@@ -47,7 +47,7 @@ def symbols(answer: Candidate, settings: Filter) -> Verdict | None:
 
 
 def word_lengths(answer: Candidate, settings: Filter) -> Verdict | None:
-    """Mean characters of a word, to be within `word_length_chars`: outside is no prose, but spelt letters or encoded bytes.
+    """Mean characters of a word, to be within `word_length_chars`; outside are spelt letters, encoded bytes.
 
     Twenty words on, prose in scripts with spaces (Gopher: 3 to 10).
     """

@@ -13,13 +13,15 @@ _APOLOGY = (
     r"|while I [^.\n]{0,100}|as an? [^,\n]{0,60})[^\w\n]*\s+(?:but |however,? |that )?)"
 )
 _CANNOT = (
-    r"I(?:'m| am)? ?(?:really |simply |just |also |do )?(?:can(?:'t|not| not)|could(?:n't| not)|won't|will not|unable to"
+    r"I(?:'m| am)? ?(?:really |simply |just |also |do )?(?:can(?:'t|not| not)|could(?:n't| not)|won't|will not"
+    r"|unable to"
     r"|not able to|not comfortable|not going to|not (?:allowed|permitted) to|must (?:\w+ )?decline|have to decline"
     r"|(?:do )?(?:don't|not) (?:feel comfortable|have (?:the (?:ability|capability)|access)|engage|provide|assist))"
 )
 _UNABLE = r"I(?:'m| am)? ?(?:do )?(?:(?:don't|not) have (?:the )?(?:ability|capability|access)|unable to|not able to)"
 _REFUSED = (
-    r"(?:help(?! but|ing but)|assist|provid|fulfil|comply|answer|creat|writ|generat|offer|giv|shar|discuss|engag|support"
+    r"(?:help(?! but|ing but)|assist|provid|fulfil|comply|answer|creat|writ|generat|offer|giv|shar|discuss|engag"
+    r"|support"
     r"|do (?:that|this)|continu|participat|produc|recommend|endors|respond|predict|translat|describ|explain|facilitat"
     r"|promot|declin|request|(?:open|view|see|watch|listen to|access|browse|search) (?:\w+ )?(?:files?|links?|images?"
     r"|pictures?|attachments?|websites?|pages?|internet|web|urls?|videos?|real-time))"
@@ -33,9 +35,11 @@ REFUSALS = [
         r"\bI (?:can't|cannot|can not|won't|will not) (?:help|assist)(?: you)? with (?:that|this|your request)\b",
         r"\b(?:against|violates?) my (?:\w+ )?(?:programming|guidelines|policy|policies|principles)\b",
         r"^\W*(?:lo siento|lamento|me temo|perdón)\b[^.\n]{0,60}\bno (?:puedo|podré|poder|me es posible)\b",
-        r"^\W*(?:je suis |je m'excuse)?\W*(?:désolée?|navrée?|malheureusement|en tant que?)\b[^.\n]{0,60}\bje ne (?:peux"
+        r"^\W*(?:je suis |je m'excuse)?\W*(?:désolée?|navrée?|malheureusement"
+        r"|en tant que?)\b[^.\n]{0,60}\bje ne (?:peux"
         r"|suis) pas\b",
-        r"^\W*(?:es )?tut mir (?:\w+ )?leid\b[^.\n]{0,40}\b(?:kann ich|ich kann|darf ich|ich darf)\b[^.\n]{0,80}\bnicht\b",
+        r"^\W*(?:es )?tut mir (?:\w+ )?leid\b[^.\n]{0,40}\b(?:kann ich|ich kann|darf ich"
+        r"|ich darf)\b[^.\n]{0,80}\bnicht\b",
         r"^\W*(?:sinto muito|desculpe|lamento)\b[^.\n]{0,60}\bnão posso\b",
         r"^\W*(?:mi dispiace|purtroppo)\b[^.\n]{0,60}\bnon posso\b",
         r"^\W*(?:к сожалению|извините|простите)\b[^.\n]{0,60}\bя не (?:могу|смогу)\b",
@@ -46,7 +50,8 @@ REFUSALS = [
 ]
 # Asked to decline, the teacher declines for the user; that is an answer.
 ASKS_REFUSAL = re.compile(
-    r"declin|refus|reject|turn(?:ing)? (?:\w+ ){0,3}down|apolog|cancel|excus|say(?:ing)? (?:no|sorry)|regret|can't (?:come"
+    r"declin|refus|reject|turn(?:ing)? (?:\w+ ){0,3}down|apolog|cancel|excus|say(?:ing)? (?:no|sorry)|regret"
+    r"|can't (?:come"
     r"|make|attend|join)|cannot (?:come|attend)|won't be able|unable to|resign|translat|absag|ablehn",
     re.IGNORECASE,
 )
@@ -58,7 +63,8 @@ _MAKERS = (
 )
 _MODELS = (
     r"(?:Chat ?GPT|GPT-?[345]\w*|Qwen[\w.-]*|Tongyi|DeepSeek[\w-]*|SmolLM\w*|ChatGLM\w*|InternLM\w*|Vicuna|Mixtral"
-    r"|LLaMA|Llama[ -]?[234][\w.]*|Gemma[ -]?\d\w*|Phi-\d\w*|Ernie Bot|Grok|OpenAssistant|Bard|Claude(?=,? (?:an? |from |by"
+    r"|LLaMA|Llama[ -]?[234][\w.]*|Gemma[ -]?\d\w*|Phi-\d\w*|Ernie Bot|Grok|OpenAssistant|Bard"
+    r"|Claude(?=,? (?:an? |from |by"
     r"|made|created|developed|Anthropic))|Gemini(?=,? (?:an? |from |by|made|created|developed|Google))|Kimi)"
 )
 IDENTITY = [
@@ -82,7 +88,8 @@ IDENTITY = [
         re.IGNORECASE,
     ),
     re.compile(
-        r"\b(?:as of|since|until|up to|after|before) my (?:last|latest|most recent|knowledge|training) (?:knowledge |training"
+        r"\b(?:as of|since|until|up to|after|before) my (?:last|latest|most recent|knowledge"
+        r"|training) (?:knowledge |training"
         r" |data )*(?:update|cut-?off|cut off|data)\b",
         re.IGNORECASE,
     ),
@@ -92,25 +99,27 @@ IDENTITY = [
     ),
     re.compile(
         r"\b(?:je suis|soy|sou|sono|ich bin) (?:une?|una?|um|uma|ein|eine|un') (?:\w+ ){0,2}(?:IA\b|KI\b|intelligence"
-        r" artificielle|inteligencia artificial|inteligência artificial|Sprachmodell|modèle de langage|modelo de lengua\w+"
+        r" artificielle|inteligencia artificial|inteligência artificial|Sprachmodell|modèle de langage"
+        r"|modelo de lengua\w+"
         r"|modelo de linguagem|modello linguistico|KI-\w+|assistant IA)",
         re.IGNORECASE,
     ),
 ]
 # A text that a pattern of IDENTITY matches has one of these words, or these Han: to look for them costs a tenth.
-HINTS = frozenset(
+_HINTS = (
     "ai ia ki artificial artificielle inteligencia inteligência language langage lenguaje linguagem linguistico program"
-    " sprachmodell chatbot bot virtual cutoff cut last latest recent knowledge training chat chatgpt gpt qwen smollm llama"
-    " tongyi deepseek chatglm internlm vicuna mixtral gemma phi ernie grok openassistant bard claude gemini kimi openai"
-    " anthropic google deepmind meta mistral alibaba hugging huggingface microsoft xai cohere baidu tencent zhipu moonshot"
-    " nvidia ibm tii stability eleutherai allen nous bytedance minimax shanghai".split()
+    " sprachmodell chatbot bot virtual cutoff cut last latest recent knowledge training chat chatgpt gpt qwen smollm"
+    " llama tongyi deepseek chatglm internlm vicuna mixtral gemma phi ernie grok openassistant bard claude gemini kimi"
+    " openai anthropic google deepmind meta mistral alibaba hugging huggingface microsoft xai cohere baidu tencent"
+    " zhipu moonshot nvidia ibm tii stability eleutherai allen nous bytedance minimax shanghai"
 )
+HINTS = frozenset(_HINTS.split())
 LETTERS = re.compile(r"[a-zà-ÿ]+")
 HAN_HINTS = re.compile("模型|人工|通义|助手|开发的")
 
 
 def refusal(answer: Candidate, settings: Filter) -> Verdict | None:
-    """1 where the first 200 characters refuse. No ban: the run keeps refusals up to `max_refusal_frac` of what it keeps.
+    """1 where the first 200 characters refuse. No ban: refusals may be `max_refusal_frac` of what the run keeps.
 
     The rule marks; filter then keeps so many of those that nothing else dropped, in the order of their ids' hashes.
     Asked to decline for the user, an answer that declines is none (patterns ours, in eleven languages).
@@ -123,7 +132,7 @@ def refusal(answer: Candidate, settings: Filter) -> Verdict | None:
 
 
 def teacher_identity(answer: Candidate, settings: Filter) -> Verdict | None:
-    """Times that the teacher speaks of itself as a model, of its maker, or of the date its knowledge ends; `identity_names`.
+    """Ways in which the teacher speaks of itself as a model, of its maker, of its cut-off date; `identity_names`.
 
     A student that learns it says that it is its teacher (open-instruct, which lists names; more of them, and phrases).
     """
