@@ -44,24 +44,22 @@ Row = dict[str, Any]
 
 @dataclass
 class Measured:
-    """A rule's verdicts: right and wrong drops, and labelled answers that it let pass."""
+    """A rule's verdicts on the labelled answers."""
 
-    right: list[Row]
+    found: list[Row]  # named for it, and dropped by it
+    also: list[Row]  # named for another of its family, and dropped by it too
     wrong: list[Row]
     missed: list[Row]
 
     @property
     def precision(self) -> float | None:
-        dropped = len(self.right) + len(self.wrong)
-        return len(self.right) / dropped if dropped else None
+        right = len(self.found) + len(self.also)
+        return right / (right + len(self.wrong)) if right + len(self.wrong) else None
 
     @property
     def recall(self) -> float | None:
-        named = sum(1 for _ in self.right_and_named()) + len(self.missed)
-        return sum(1 for _ in self.right_and_named()) / named if named else None
-
-    def right_and_named(self) -> list[Row]:
-        return [row for row in self.right if row["named"]]
+        named = len(self.found) + len(self.missed)
+        return len(self.found) / named if named else None
 
 
 def rows() -> list[Row]:
@@ -92,15 +90,15 @@ def dropped(row: Row, settings: Filter = SETTINGS) -> list[str]:
 
 def measure(labelled: list[Row]) -> dict[str, Measured]:
     """Each rule on all the answers."""
-    measured = {name: Measured([], [], []) for name in RULES}
+    measured = {name: Measured([], [], [], []) for name in RULES}
     for row in labelled:
-        says_no = dropped(row)
+        says_no, reasons = dropped(row), set(row["reasons"])
         for name, of_rule in measured.items():
-            is_named = name in row["reasons"]
             family = next((group for group in FAMILIES if name in group), {name})
             if name in says_no:
-                (of_rule.right if family & set(row["reasons"]) else of_rule.wrong).append({**row, "named": is_named})
-            elif is_named:
+                kind = of_rule.found if name in reasons else of_rule.also if family & reasons else of_rule.wrong
+                kind.append(row)
+            elif name in reasons:
                 of_rule.missed.append(row)
     return measured
 
@@ -112,9 +110,11 @@ def main() -> None:
     print(f"{len(labelled)} answers, {len(good)} of them good; of the good ones {len(lost)} are dropped")
     print(f"{'rule':<22} {'named':>6} {'dropped':>8} {'precision':>10} {'recall':>7}")
     for name, of_rule in measure(labelled).items():
-        named = len(of_rule.right_and_named()) + len(of_rule.missed)
-        figures = [f"{value:.2f}" if value is not None else "–" for value in (of_rule.precision, of_rule.recall)]
-        print(f"{name:<22} {named:>6} {len(of_rule.right) + len(of_rule.wrong):>8} {figures[0]:>10} {figures[1]:>7}")
+        named, right = len(of_rule.found) + len(of_rule.missed), len(of_rule.found) + len(of_rule.also)
+        precision, recall = (
+            f"{value:.2f}" if value is not None else "–" for value in (of_rule.precision, of_rule.recall)
+        )
+        print(f"{name:<22} {named:>6} {right + len(of_rule.wrong):>8} {precision:>10} {recall:>7}")
         for what, found in (("wrongly dropped", of_rule.wrong), ("missed", of_rule.missed)):
             for row in found:
                 print(f"    {what}: {row['category']}: {' '.join(row['answer'].split())[:90]!r}")

@@ -23,7 +23,7 @@ CODE = re.compile(
     re.MULTILINE,
 )
 MATHS = re.compile(
-    r"\\(?:frac|sqrt|sum|int|begin|cdot|times|\(|\[)|\$[^$\n]+\$|\d ?[=+×÷*/^] ?\(?-?\d|\b[a-z] ?= ?-?\d"
+    r"\\(?:frac|sqrt|sum|int|begin|cdot|times|\(|\[)|\$[^$\n]+\$|\d ?[=+×÷*/^] ?\(?-?\d|\b[^\W\d_] ?= ?-?\d"
 )
 LIST_ITEM = re.compile(r"^[ \t]*(?:[-*+•–][ \t]+\S|\d{1,3}[.)][ \t]+\S|\|)", re.MULTILINE)
 SYMBOLS_ALONE = re.compile(r"(?<!\S)[^\w\s]+(?!\S)")  # words without letter or digit

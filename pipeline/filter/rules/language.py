@@ -105,6 +105,7 @@ SCRIPTS = {  # beside Latin, by language
     "hy": ("ARMENIAN",),
 }
 WORD = re.compile(r"[^\W\d_]+")
+INSTRUCTION = re.compile(r"^[^:\n\"“„«‘]{5,}[:\n\"“„«‘]")  # what stands before the text that it is about
 NOT_LATIN = re.compile(
     r"[\u0370-\u1cff\u1f00-\u1fff\u2c00-\u2c5f\u3005-\u3007\u3031-\ud7ff\uf900-\ufaff\ufb1d-\ufdff\ufe70-\ufefc"
     r"\uff66-\uffdc]"
@@ -139,7 +140,10 @@ def wrong_language(answer: Candidate, settings: Filter) -> Verdict | None:
         return 0.0, True
     if of_prompt[0][1] < MIN_PROMPT_PROB:
         return None
-    return (0.0, True) if _is_among(found, _expected(answer)) else (prob, prob < limit)
+    expected = _expected(answer)
+    if expected is None:
+        return None
+    return (0.0, True) if _is_among(found, expected) else (prob, prob < limit)
 
 
 def unexpected_script(answer: Candidate, settings: Filter) -> Verdict | None:
@@ -184,11 +188,19 @@ def _detect_prompt(text: str) -> list[tuple[str, float]]:
     return detect(text, 3)
 
 
-def _expected(answer: Candidate) -> set[str]:
-    """Languages an answer may be in, when it is not in that of the whole prompt: looked for only then."""
+def _expected(answer: Candidate) -> set[str] | None:
+    """Languages an answer may be in, when it is not in that of the whole prompt: looked for only then.
+
+    None where it can't be told in which language stands what comes before a text that it is about (`Sum up: ...`).
+    """
     prompt = answer.prompt.strip()
-    pieces = [prompt[:PIECE_CHARS], prompt[-PIECE_CHARS:], prompt.split("\n", 1)[0], answer.system[:LOOKED_AT_CHARS]]
-    return {detect(piece)[0][0] for piece in pieces if piece} | _named(answer.asked)
+    pieces = [prompt[:PIECE_CHARS], prompt[-PIECE_CHARS:], answer.system[:LOOKED_AT_CHARS]]
+    if instruction := INSTRUCTION.match(prompt):
+        if detect(instruction[0])[0][1] < MIN_PROMPT_PROB:
+            return None
+        pieces.append(instruction[0])
+    found = [pair for piece in pieces if piece for pair in detect(piece, 3)]
+    return {code for code, prob in found if prob >= MIN_SECOND_PROB} | _named(answer.asked)
 
 
 def _named(text: str) -> set[str]:
