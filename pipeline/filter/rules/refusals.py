@@ -108,7 +108,7 @@ IDENTITY = [
 # A text that a pattern of IDENTITY matches has one of these words, or these Han: to look for them costs a tenth.
 _HINTS = (
     "ai ia ki artificial artificielle inteligencia inteligência language langage lenguaje linguagem linguistico program"
-    " sprachmodell chatbot bot virtual cutoff cut last latest recent knowledge training chat chatgpt gpt qwen smollm"
+    " sprachmodell chatbot bot virtual cutoff update knowledge training chat chatgpt gpt qwen smollm"
     " llama tongyi deepseek chatglm internlm vicuna mixtral gemma phi ernie grok openassistant bard claude gemini kimi"
     " openai anthropic google deepmind meta mistral alibaba hugging huggingface microsoft xai cohere baidu tencent"
     " zhipu moonshot nvidia ibm tii stability eleutherai allen nous bytedance minimax shanghai"
