@@ -9,6 +9,8 @@ import pyarrow as pa
 from pipeline import models
 from pipeline.config import Config, Filter, output_settings
 from pipeline.errors import UserError
+from pipeline.filter import comparison
+from pipeline.filter.comparison import Comparison
 from pipeline.filter.rules import RULES, Candidate
 from pipeline.records import DECISIONS
 from pipeline.rundir import RunDir, read_shards
@@ -21,6 +23,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     fingerprint = {
         **{f"filter.{key}": value for key, value in output_settings(config.filter).items()},
         "input.generate": run_dir.output_hash("generate"),
+        **comparison.fingerprint(config, run_dir),
     }
     stage = run_dir.begin("filter", config, fingerprint, in_one_piece=True)
     if stage.complete:
@@ -29,12 +32,13 @@ def run(config: Config, run_dir: RunDir) -> None:
     added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     special_ids = frozenset(tokenizer.all_special_ids) | added
     seen: set[bytes] = set()
+    others = Comparison(config, run_dir, stage)
     waterfall: Counter[str] = Counter()
     counts: Counter[str] = Counter(responses=0, kept=0, kept_train=0)
     files = []
     for number, table in enumerate(read_shards(run_dir, "generate", COLUMNS)):
         rows = table.to_pylist()
-        decisions = [_decide(row, config.filter, special_ids, seen) for row in rows]
+        decisions = [_decide(row, config.filter, special_ids, seen, others) for row in rows]
         for row, decision in zip(rows, decisions, strict=True):
             counts["responses"] += 1
             counts["kept"] += decision["kept"]
@@ -43,16 +47,20 @@ def run(config: Config, run_dir: RunDir) -> None:
         name = f"decisions-{number:05d}.parquet"
         stage.commit(pa.Table.from_pylist(decisions, schema=DECISIONS), name)
         files.append(stage.path / name)
-    drops = [{"reason": reason, "dropped": waterfall[reason]} for reason in (*RULES, "exact_duplicate")]
+    drops = [
+        {"reason": reason, "dropped": waterfall[reason]} for reason in (*RULES, "exact_duplicate", *comparison.REASONS)
+    ]
     if not counts["kept_train"]:
         listed = ", ".join(f"{d['reason']} {d['dropped']}" for d in drops if d["dropped"])
         raise UserError(
             f"filter: of {counts['responses']} answers none is kept to train on (dropped: {listed}); loosen filter.*"
         )
-    stage.finish(files, dict(counts), waterfall=drops, settings=output_settings(config.filter))
+    stage.finish([*files, *stage.notes()], dict(counts), waterfall=drops, settings=output_settings(config.filter))
 
 
-def _decide(row: dict[str, Any], settings: Filter, special_ids: frozenset[int], seen: set[bytes]) -> dict[str, Any]:
+def _decide(
+    row: dict[str, Any], settings: Filter, special_ids: frozenset[int], seen: set[bytes], others: Comparison
+) -> dict[str, Any]:
     """One row of DECISIONS. A duplicate is one only of an answer that every other rule kept."""
     answer_ids = row["token_ids"][row["reasoning_tokens"] :]
     answer = Candidate(row["prompt_id"], row["text"], answer_ids, row["finish_reason"], special_ids)
@@ -65,6 +73,9 @@ def _decide(row: dict[str, Any], settings: Filter, special_ids: frozenset[int], 
         if key in seen:
             reasons.append("exact_duplicate")
         seen.add(key)
+    for name, (score, keep) in others.verdicts(row, is_kept=not reasons).items():
+        scores[name] = score
+        reasons += [] if keep else [name]
     return {
         "response_id": row["response_id"],
         "kept": not reasons,

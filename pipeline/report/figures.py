@@ -22,6 +22,7 @@ RULE_SETTINGS = {
     "repeated_sentence": "max_sentence_repeats",
     "repeated_ngrams": "max_duplicate_ngram_frac",
     "exact_duplicate": "drop_exact_duplicates",
+    "near_duplicate": "near_duplicates",
 }
 
 # What each rule's score counts.
@@ -34,6 +35,8 @@ RULE_UNITS = {
     "repeated_sentence": "in a row",
     "repeated_ngrams": "share",
     "exact_duplicate": "1 = duplicate",
+    "contaminated": "share of an evaluation item",
+    "near_duplicate": "Jaccard",
 }
 
 

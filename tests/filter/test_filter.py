@@ -12,7 +12,7 @@ import pytest
 from pipeline import filter as filter_stage
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
-from pipeline.records import RESPONSES
+from pipeline.records import PROMPTS, RESPONSES
 from pipeline.rundir import RunDir, file_hash
 
 END = 1
@@ -71,7 +71,16 @@ class Filtered:
         data = {"name": "trial", "runs_dir": str(self.folder), "teacher": {"model": str(self.teacher)}}
         return validate({**data, "filter": settings}, "test")
 
+    def prepared(self, rows: list[Row]) -> None:
+        """The prompts of these answers; each asks something else, and no evaluation set is held against them."""
+        stage = self.run_dir.begin("prepare", self.config(), {"prepare.decontaminate": []})
+        identifiers = dict.fromkeys(row["prompt_id"] for row in rows)
+        prompts = [{"prompt_id": i, "messages": [{"role": "user", "content": f"What of {i}?"}]} for i in identifiers]
+        stage.commit(pa.Table.from_pylist(prompts, schema=PROMPTS), "prompts-00000.parquet")
+        stage.finish([stage.path / "prompts-00000.parquet"], {})
+
     def captured(self, *shards: list[Row]) -> "Filtered":
+        self.prepared([row for shard in shards for row in shard])
         made_for = {"teacher.model": str(self.teacher), "teacher.revision": None}
         stage = self.run_dir.begin("generate", self.config(), made_for)
         names = [f"responses-{number:05d}.parquet" for number in range(len(shards))]
@@ -165,7 +174,9 @@ def test_a_dropped_answer_makes_no_duplicate_of_the_next(filtered: Filtered) -> 
 
 
 def test_duplicates_are_kept_where_the_rule_is_off(filtered: Filtered) -> None:
-    decisions = filtered.captured([response("a-0"), response("a-1")]).do(drop_exact_duplicates=False)
+    decisions = filtered.captured([response("a-0"), response("a-1")]).do(
+        drop_exact_duplicates=False, near_duplicates=None
+    )
     assert reasons(decisions) == {"a-0": [], "a-1": []}
 
 

@@ -1,0 +1,104 @@
+"""What an answer is held against beyond its own text: evaluation items, and the answers that were kept before it."""
+
+from typing import Any
+
+from pipeline import contamination, duplicates
+from pipeline.config import Config, EvaluationSet
+from pipeline.errors import UserError
+from pipeline.filter.rules import Verdict
+from pipeline.rundir import RunDir, Stage, read_shards
+from pipeline.texts import prompt_text
+
+REASONS = ("contaminated", "near_duplicate")
+CONTAMINATION, NEAR_DUPLICATES = "contamination.jsonl", "near_duplicates.jsonl"
+
+
+def prepared_sets(config: Config, run_dir: RunDir) -> tuple[EvaluationSet, ...]:
+    """The evaluation sets that prepare held its prompts against; the config's, where a version before them made it."""
+    made_with = run_dir.manifest("prepare")["fingerprint"].get("prepare.decontaminate")
+    if made_with is None:
+        return config.prepare.decontaminate
+    return tuple(EvaluationSet.model_validate(each) for each in made_with)
+
+
+def fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
+    """The evaluation sets of prepare, and the hashes of all sets' files."""
+    prepared = prepared_sets(config, run_dir)
+    settings = "prepare.decontaminate, filter.decontaminate"
+    hashes = contamination.file_hashes([*prepared, *config.filter.decontaminate], settings)
+    return {
+        "prepare.decontaminate": [each.model_dump(mode="json") for each in prepared],
+        **{f"filter.file.{path}": value for path, value in hashes.items()},
+    }
+
+
+class Comparison:
+    """Evaluation items, and the answers kept so far; the first of two that are alike stays.
+
+    Memory: duplicates.NearDuplicates, and 75 bytes for each kept answer's id.
+    """
+
+    def __init__(self, config: Config, run_dir: RunDir, stage: Stage) -> None:
+        self._stage = stage
+        self._prompts = _Prompts(run_dir)
+        self._items = contamination.load([*prepared_sets(config, run_dir), *config.filter.decontaminate])
+        threshold = config.filter.near_duplicates
+        self._kept = None if threshold is None else duplicates.NearDuplicates(threshold)
+        self._ids: list[str] = []  # of the answers kept, by row of the index
+        for path in stage.notes():  # of a stage that lost a file and is done again
+            path.unlink()
+
+    def verdicts(self, row: dict[str, Any], is_kept: bool) -> dict[str, Verdict]:
+        """Scores of a response, by reason; `near_duplicate` of one that all rules kept, which is held from then on.
+
+        contaminated: the largest share of an evaluation item that its prompt or its answer repeats.
+        near_duplicate: the Jaccard similarity with an answer before, prompts included, where the answers are as near.
+        """
+        verdicts = {}
+        if len(self._items):
+            verdicts["contaminated"] = self._contaminated(row)
+            is_kept = is_kept and verdicts["contaminated"][1]
+        if self._kept is not None and is_kept:
+            verdicts["near_duplicate"] = self._near_duplicate(row, self._kept)
+        return verdicts
+
+    def _contaminated(self, row: dict[str, Any]) -> Verdict:
+        parts = {"prompt": self._prompts.text(row["prompt_id"]), "answer": row["text"]}
+        found = [(part, text, hit) for part, text in parts.items() for hit in self._items.hits(text)]
+        for part, text, hit in found:
+            noted = {"response_id": row["response_id"], "part": part, "text": text, **hit.row()}
+            self._stage.note(CONTAMINATION, noted)
+        return max((hit.covered_frac for _, _, hit in found), default=0.0), not found
+
+    def _near_duplicate(self, row: dict[str, Any], kept: duplicates.NearDuplicates) -> Verdict:
+        prompt = self._prompts.text(row["prompt_id"])
+        sketch = duplicates.sketch(f"{prompt}\n{row['text']}", row["text"])
+        twins = [twin for twin in kept.twins(sketch) if twin.is_duplicate]
+        if twins:
+            nearest = max(twins, key=lambda twin: twin.jaccard)
+            found = {"twin_id": self._ids[nearest.row], "jaccard": round(nearest.jaccard, 3)}
+            self._stage.note(NEAR_DUPLICATES, {"response_id": row["response_id"], **found})
+            return nearest.jaccard, False
+        kept.add(sketch)
+        self._ids.append(row["response_id"])
+        return 0.0, True
+
+
+class _Prompts:
+    """The texts of prompts, read along with the responses, which stand in the prompts' order: one shard at a time."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+        self._shards = read_shards(run_dir, "prepare", ["prompt_id", "messages"])
+        self._texts: dict[str, str] = {}
+
+    def text(self, prompt_id: str) -> str:
+        while prompt_id not in self._texts:
+            if (table := next(self._shards, None)) is None:
+                raise UserError(
+                    f"{self._run_dir.path}/prepare: no prompt {prompt_id}, which generate answered;"
+                    " do `retort generate CONFIG --fresh`"
+                )
+            rows = table.to_pylist()
+            self._texts = {row["prompt_id"]: prompt_text(row["messages"]) for row in rows}
+        return self._texts[prompt_id]
