@@ -90,11 +90,10 @@ class EvaluationItems:
     def __len__(self) -> int:
         return len(self._items)
 
-    def hits(self, text: str) -> list[Hit]:
-        """The items that a text repeats, in their order."""
-        sequence = words(text)
+    def hits(self, sequence: list[str]) -> list[Hit]:
+        """The items that a text of these words repeats, in their order."""
         if len(sequence) < MIN_NGRAM_WORDS:
-            number = self._short.get(tuple(sequence)) if sequence else None
+            number = self._short.get(tuple(sequence))
             return [] if number is None else [Hit(self._items[number], "whole", 1.0)]
         hashes = _ngram_hashes(sequence, self._indexes.keys())
         found = {length: self._indexes[length].counts(ngrams) for length, ngrams in hashes.items()}
@@ -164,7 +163,7 @@ def _items(source: EvaluationSet) -> Iterator[Item]:
 def _texts(value: Any) -> list[str]:
     """The texts of a column: itself, those of a list, or the user's of a list of messages."""
     if isinstance(value, str):
-        return [value] if words(value) else []
+        return [value] if value.strip() else []
     if isinstance(value, dict):
         return _texts(value.get("content")) if value.get("role") == "user" else []
     return [text for each in value for text in _texts(each)] if isinstance(value, list) else []

@@ -17,8 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from rensa import RMinHash, RMinHashLSH  # pyright: ignore[reportAttributeAccessIssue]: it has no stubs
 
-from pipeline.texts import words
-
 NGRAM_WORDS = 5
 NUM_BANDS, BAND_SLOTS = 16, 7
 NUM_SLOTS = NUM_BANDS * BAND_SLOTS
@@ -45,10 +43,10 @@ class Twin:
     is_duplicate: bool  # whether the cores are as near, and what must be the same is
 
 
-def sketch(text: str, core: str, more: str = "") -> Sketch:
-    """The sketch of a text and its core; duplicates of it also have the same `more`."""
-    whole, part = (_signature(_ngrams(each)) for each in (text, core))
-    return Sketch(whole, _slots(whole), _slots(part), hash((more, *_NUMBER.findall(text))))
+def sketch(words: list[str], core_words: list[str], more: str = "") -> Sketch:
+    """The sketch of a text and its core, given their words; duplicates of it also have the same `more`."""
+    whole, core = (_signature(each) for each in (words, core_words))
+    return Sketch(whole, _slots(whole), _slots(core), hash((more, *_NUMBER.findall(" ".join(words)))))
 
 
 class NearDuplicates:
@@ -93,15 +91,11 @@ class NearDuplicates:
         self._num += 1
 
 
-def _ngrams(text: str) -> list[str]:
-    """The 5-grams of words of a text; of one of fewer words, all of it, so that only the same words are like it."""
-    sequence = words(text) or [text.strip()]
-    return [" ".join(sequence[n : n + NGRAM_WORDS]) for n in range(max(1, len(sequence) - NGRAM_WORDS + 1))]
-
-
-def _signature(ngrams: list[str]) -> RMinHash:
+def _signature(words: list[str]) -> RMinHash:
+    """Of the 5-grams of words; of fewer words, of all as one, so that only the same words are like it."""
     signature = RMinHash(num_perm=NUM_SLOTS, seed=SEED)
-    signature.update(ngrams)
+    num = max(1, len(words) - NGRAM_WORDS + 1)
+    signature.update([" ".join(words[n : n + NGRAM_WORDS]) for n in range(num)])
     return signature
 
 

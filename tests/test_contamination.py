@@ -11,7 +11,7 @@ import pytest
 from planted import ITEMS, SEEDS, change_a_word, change_case, change_punctuation, prose
 
 from pipeline.config import EvaluationSet
-from pipeline.contamination import EvaluationItems, Item, file_hashes, load, ngram_words
+from pipeline.contamination import EvaluationItems, Hit, Item, file_hashes, load, ngram_words
 from pipeline.errors import UserError
 from pipeline.texts import words
 
@@ -22,8 +22,12 @@ def items(*texts: str) -> EvaluationItems:
     return EvaluationItems(Item(f"eval:{number}", text) for number, text in enumerate(texts))
 
 
+def hits(held: EvaluationItems, text: str) -> list[Hit]:
+    return held.hits(words(text))
+
+
 def rules(item: str, text: str) -> list[str]:
-    return [hit.rule for hit in items(item).hits(text)]
+    return [hit.rule for hit in hits(items(item), text)]
 
 
 def numbered(count: int) -> str:
@@ -40,8 +44,8 @@ def test_every_shipped_item_is_found_inside_a_longer_text(edit: Any) -> None:
     held = items(*ITEMS)
     for number, item in enumerate(ITEMS):
         leaked = edit(draw, item) if edit else item
-        hits = held.hits(f"{prose(draw, 80)} {leaked} {prose(draw, 80)}")
-        assert [hit.item.place for hit in hits] == [f"eval:{number}"], item
+        told = hits(held, f"{prose(draw, 80)} {leaked} {prose(draw, 80)}")
+        assert [hit.item.place for hit in told] == [f"eval:{number}"], item
 
 
 def test_every_item_of_15_words_and_more_is_found_with_any_one_word_changed() -> None:
@@ -52,17 +56,17 @@ def test_every_item_of_15_words_and_more_is_found_with_any_one_word_changed() ->
         for place in range(len(item.split(" "))):
             pieces = item.split(" ")
             pieces[place] = "otherwise"
-            assert f"eval:{number}" in [hit.item.place for hit in held.hits("So: " + " ".join(pieces))], (item, place)
+            assert f"eval:{number}" in [hit.item.place for hit in hits(held, "So: " + " ".join(pieces))], (item, place)
 
 
 def test_no_shipped_prompt_is_taken_for_an_item() -> None:
     held = items(*ITEMS)
-    assert [seed for seed in SEEDS if held.hits(seed)] == []
+    assert [seed for seed in SEEDS if hits(held, seed)] == []
 
 
 def test_prose_of_the_same_words_is_no_item() -> None:
     held, draw = items(*ITEMS), random.Random(2)
-    assert [text for text in (prose(draw, 200) for _ in range(300)) if held.hits(text)] == []
+    assert [text for text in (prose(draw, 200) for _ in range(300)) if hits(held, text)] == []
 
 
 @pytest.mark.parametrize(("shared", "found"), [(12, []), (13, ["13-gram"]), (40, ["13-gram"])])
@@ -94,13 +98,13 @@ def test_an_item_of_five_to_seven_words_is_found_whole_or_not_at_all() -> None:
 def test_an_item_of_fewer_words_is_found_where_it_is_the_whole_text() -> None:
     assert rules("Why so?", "why so") == ["whole"]
     assert rules("Why so?", "Why so late?") == rules("Why so?", "But why so many, you ask?") == []
-    assert items("???").hits("!!!") == []
+    assert hits(items("???"), "!!!") == []
 
 
 def test_the_share_that_is_covered_is_told() -> None:
-    [hit] = items(numbered(107)).hits(" ".join(numbered(107).split()[:57]))
+    [hit] = hits(items(numbered(107)), " ".join(numbered(107).split()[:57]))
     assert (hit.rule, hit.covered_frac) == ("8-grams", 0.5)
-    [hit] = items(numbered(107)).hits(" ".join(numbered(107).split()[:27]))
+    [hit] = hits(items(numbered(107)), " ".join(numbered(107).split()[:27]))
     assert (hit.rule, hit.covered_frac) == ("13-gram", 0.2)
     assert hit.row() == {"item": "eval:0", "item_text": numbered(107), "rule": "13-gram", "covered_frac": 0.2}
 
@@ -111,12 +115,12 @@ def test_an_ngram_that_a_text_repeats_counts_once() -> None:
 
 
 def test_items_that_share_their_ngrams_are_both_told() -> None:
-    assert len(items(numbered(30), numbered(30) + " more").hits(numbered(30))) == 2
+    assert len(hits(items(numbered(30), numbered(30) + " more"), numbered(30))) == 2
 
 
 def test_without_items_nothing_is_found() -> None:
     assert len(items()) == 0
-    assert items().hits(numbered(50)) == []
+    assert hits(items(), numbered(50)) == []
 
 
 # --- how items are read
@@ -128,7 +132,7 @@ def write(path: Path, *rows: dict[str, Any]) -> EvaluationSet:
 
 
 def found(source: EvaluationSet, text: str) -> list[tuple[str, str]]:
-    return [(hit.item.place.rpartition("/")[2], hit.item.text) for hit in load([source]).hits(text)]
+    return [(hit.item.place.rpartition("/")[2], hit.item.text) for hit in hits(load([source]), text)]
 
 
 ONE, TWO = (
@@ -169,21 +173,21 @@ def test_files_of_every_kind_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f'question,answer\n"{TWO}",x\n')
     pq.write_table(pa.table({"turns": [[ONE], [TWO]]}), tmp_path / "a.parquet")
     read = load([EvaluationSet(path=str(tmp_path / f"a.{kind}")) for kind in ("txt", "csv", "parquet")])
-    assert [hit.item.place.rpartition("/")[2] for hit in read.hits(TWO)] == ["a.txt:3", "a.csv:2", "a.parquet:2"]
+    assert [hit.item.place.rpartition("/")[2] for hit in hits(read, TWO)] == ["a.txt:3", "a.csv:2", "a.parquet:2"]
 
 
 def test_a_local_dataset_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "benchmark"
     folder.mkdir()
     write(folder / "test.jsonl", {"question": ONE})
-    assert len(load([EvaluationSet(dataset=str(folder))]).hits(ONE)) == 1
+    assert len(hits(load([EvaluationSet(dataset=str(folder))]), ONE)) == 1
 
 
 def test_columns_and_limit_are_the_sets_own(tmp_path: Path) -> None:
     path = str(tmp_path / "a.jsonl")
     write(tmp_path / "a.jsonl", {"goal": ONE, "question": "unused"}, {"goal": TWO})
     held = load([EvaluationSet(path=path, columns=("goal",), limit=1)])
-    assert (len(held), len(held.hits(ONE)), len(held.hits(TWO))) == (1, 1, 0)
+    assert (len(held), len(hits(held, ONE)), len(hits(held, TWO))) == (1, 1, 0)
 
 
 def test_a_row_without_text_is_told_with_its_place_and_columns(tmp_path: Path) -> None:

@@ -5,18 +5,22 @@ import random
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import EDITS, SEEDS, Edit, prose
 
-from pipeline.duplicates import NearDuplicates, Sketch, sketch
-from pipeline.texts import ask
+from pipeline import duplicates as module
+from pipeline.duplicates import NearDuplicates, Sketch
+from pipeline.texts import ask, words
 
 THRESHOLD = 0.72
 PASSAGE = prose(random.Random(3), 90)
 CODE = "```python\n" + "\n".join(f"def step_{n}(state):\n    return state + {n}" for n in range(8)) + "\n```"
+
+
+def sketch(text: str, core: str, more: str = "") -> Sketch:
+    return module.sketch(words(text), words(core), more)
 
 
 def index(*texts: Sketch) -> NearDuplicates:
@@ -160,7 +164,7 @@ def test_twins_are_told_in_the_order_they_were_added() -> None:
 
 def test_a_sketch_is_the_same_in_every_process() -> None:
     program = (
-        "from pipeline.duplicates import sketch; s = sketch('Why is the sky blue today?', 'Why?');"
+        "from pipeline.duplicates import sketch; s = sketch('why is the sky blue today'.split(), ['why']);"
         "print(s.slots_S.tolist(), s.core_slots_S.tolist())"
     )
     told = {
@@ -180,4 +184,3 @@ def test_a_sketch_is_the_same_in_every_process() -> None:
 @given(st.text(max_size=200))
 def test_every_text_is_its_own_duplicate(text: str) -> None:
     assert duplicates(sketch(text, text), sketch(text, text)) == [0]
-    assert np.array_equal(sketch(text, "").slots_S, sketch(text, "x").slots_S)

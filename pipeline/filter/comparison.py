@@ -7,7 +7,7 @@ from pipeline.config import Config, EvaluationSet
 from pipeline.errors import UserError
 from pipeline.filter.rules import Verdict
 from pipeline.rundir import RunDir, Stage, read_shards
-from pipeline.texts import prompt_text
+from pipeline.texts import prompt_text, words
 
 REASONS = ("contaminated", "near_duplicate")
 CONTAMINATION, NEAR_DUPLICATES = "contamination.jsonl", "near_duplicates.jsonl"
@@ -54,33 +54,34 @@ class Comparison:
         contaminated: the largest share of an evaluation item that its prompt or its answer repeats.
         near_duplicate: the Jaccard similarity with an answer before, prompts included, where the answers are as near.
         """
-        verdicts = {}
+        if self._kept is None and not len(self._items):
+            return {}
+        prompt, verdicts = self._prompts.text(row["prompt_id"]), {}
+        prompt_words, answer_words = words(prompt), words(row["text"])
         if len(self._items):
-            verdicts["contaminated"] = self._contaminated(row)
+            parts = {"prompt": (prompt, prompt_words), "answer": (row["text"], answer_words)}
+            verdicts["contaminated"] = self._contaminated(row["response_id"], parts)
             is_kept = is_kept and verdicts["contaminated"][1]
         if self._kept is not None and is_kept:
-            verdicts["near_duplicate"] = self._near_duplicate(row, self._kept)
+            sketch = duplicates.sketch(prompt_words + answer_words, answer_words)
+            verdicts["near_duplicate"] = self._near_duplicate(row["response_id"], sketch, self._kept)
         return verdicts
 
-    def _contaminated(self, row: dict[str, Any]) -> Verdict:
-        parts = {"prompt": self._prompts.text(row["prompt_id"]), "answer": row["text"]}
-        found = [(part, text, hit) for part, text in parts.items() for hit in self._items.hits(text)]
+    def _contaminated(self, response_id: str, parts: dict[str, tuple[str, list[str]]]) -> Verdict:
+        found = [(part, text, hit) for part, (text, each) in parts.items() for hit in self._items.hits(each)]
         for part, text, hit in found:
-            noted = {"response_id": row["response_id"], "part": part, "text": text, **hit.row()}
-            self._stage.note(CONTAMINATION, noted)
+            self._stage.note(CONTAMINATION, {"response_id": response_id, "part": part, "text": text, **hit.row()})
         return max((hit.covered_frac for _, _, hit in found), default=0.0), not found
 
-    def _near_duplicate(self, row: dict[str, Any], kept: duplicates.NearDuplicates) -> Verdict:
-        prompt = self._prompts.text(row["prompt_id"])
-        sketch = duplicates.sketch(f"{prompt}\n{row['text']}", row["text"])
+    def _near_duplicate(self, response_id: str, sketch: duplicates.Sketch, kept: duplicates.NearDuplicates) -> Verdict:
         twins = [twin for twin in kept.twins(sketch) if twin.is_duplicate]
         if twins:
             nearest = max(twins, key=lambda twin: twin.jaccard)
             found = {"twin_id": self._ids[nearest.row], "jaccard": round(nearest.jaccard, 3)}
-            self._stage.note(NEAR_DUPLICATES, {"response_id": row["response_id"], **found})
+            self._stage.note(NEAR_DUPLICATES, {"response_id": response_id, **found})
             return nearest.jaccard, False
         kept.add(sketch)
-        self._ids.append(row["response_id"])
+        self._ids.append(response_id)
         return 0.0, True
 
 

@@ -7,7 +7,7 @@ from pipeline import contamination, duplicates
 from pipeline.config import Prepare
 from pipeline.prepare.sources import Message, Messages
 from pipeline.rundir import Stage
-from pipeline.texts import ask, prompt_text
+from pipeline.texts import ask, prompt_text, words
 
 CONTAMINATION, NEAR_DUPLICATES = "contamination.jsonl", "near_duplicates.jsonl"
 
@@ -40,17 +40,18 @@ class Screen:
         """What a prompt is left out for (`contaminated` or `near_duplicates`), None where it stays."""
         prompt = prompt_text(messages)
         noted = {"prompt_id": prompt_id, "source": place, "text": prompt}
-        if hits := self._items.hits(prompt):
+        prompt_words = words(prompt)
+        if hits := self._items.hits(prompt_words):
             for hit in hits:
                 self._stage.note(CONTAMINATION, {**noted, **hit.row()})
             return "contaminated"
         if self._index is None:
             return None
-        text, core = prompt, ask(messages)
-        if completion is not None:
-            core = completion["content"] or _json(completion.get("tool_calls"))
-            text = f"{prompt}\n{core}"
-        sketch = duplicates.sketch(text, core, _json(tools))
+        if completion is None:
+            sketch = duplicates.sketch(prompt_words, words(ask(messages)), _json(tools))
+        else:
+            core = words(completion["content"] or _json(completion.get("tool_calls")))
+            sketch = duplicates.sketch(prompt_words + core, core, _json(tools))
         for twin in self._index.twins(sketch):
             twin_id, twin_held_out = self._taken[twin.row]
             if twin.is_duplicate or twin_held_out != held_out:
