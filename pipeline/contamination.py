@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pipeline.config import EvaluationSet
 from pipeline.corpora import BadRowError, read
 from pipeline.errors import UserError
-from pipeline.rundir import file_hash
+from pipeline.rundir import file_hash, folder_hash
 from pipeline.texts import words
 
 LONG_NGRAM_WORDS, NGRAM_WORDS = 13, 8
@@ -137,13 +137,16 @@ def load(sets: Iterable[EvaluationSet]) -> EvaluationItems:
     return EvaluationItems(item for each in sets for item in _items(each))
 
 
-def file_hashes(sets: Iterable[EvaluationSet], setting: str) -> dict[str, str]:
-    """The hash of each file. Raises UserError for one that is not there, naming the setting."""
+def content_hashes(sets: Iterable[EvaluationSet], setting: str) -> dict[str, str]:
+    """Hashes of the sets that are files or local folders. Raises UserError for a missing file, naming the setting."""
     hashes = {}
-    for path in filter(None, (each.path for each in sets)):
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such file (evaluation items, {setting}); paths are from where you stand")
-        hashes[path] = file_hash(Path(path))
+    for each in sets:
+        if each.dataset and Path(each.dataset).is_dir():
+            hashes[each.dataset] = folder_hash(Path(each.dataset))
+        if each.path and not Path(each.path).is_file():
+            raise UserError(f"{each.path}: no such file (evaluation items, {setting}); paths are from where you stand")
+        if each.path:
+            hashes[each.path] = file_hash(Path(each.path))
     return hashes
 
 

@@ -411,6 +411,12 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def folder_hash(folder: Path) -> str:
+    """One hash over the names and contents of all files in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return text_hash(json.dumps([[str(path.relative_to(folder)), file_hash(path)] for path in files]))
+
+
 def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -11,7 +11,7 @@ import pytest
 from planted import ITEMS, SEEDS, change_a_word, change_case, change_punctuation, prose
 
 from pipeline.config import EvaluationSet
-from pipeline.contamination import EvaluationItems, Hit, Item, file_hashes, load, ngram_words
+from pipeline.contamination import EvaluationItems, Hit, Item, content_hashes, load, ngram_words
 from pipeline.errors import UserError
 from pipeline.texts import words
 
@@ -206,7 +206,21 @@ def test_a_malformed_row_is_told_with_its_place(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_told_with_its_setting() -> None:
     with pytest.raises(UserError, match=r"none\.jsonl: no such file \(evaluation items, filter\.decontaminate\)"):
-        file_hashes([EvaluationSet(path="none.jsonl")], "filter.decontaminate")
+        content_hashes([EvaluationSet(path="none.jsonl")], "filter.decontaminate")
+
+
+def test_the_hashes_are_of_files_and_local_folders(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", {"question": ONE})
+    sets = [
+        EvaluationSet(path=str(tmp_path / "a.jsonl")),
+        EvaluationSet(dataset=str(tmp_path)),
+        EvaluationSet(dataset="x"),
+    ]
+    before = content_hashes(sets, "prepare.decontaminate")
+    assert list(before) == [str(tmp_path / "a.jsonl"), str(tmp_path)]
+    write(tmp_path / "a.jsonl", {"question": TWO})
+    after = content_hashes(sets, "prepare.decontaminate")
+    assert all(before[name] != after[name] for name in before)
 
 
 def test_a_planted_word_is_changed() -> None:

@@ -22,18 +22,18 @@ def prepared_sets(config: Config, run_dir: RunDir) -> tuple[EvaluationSet, ...]:
 
 
 def fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
-    """The evaluation sets of prepare, and the hashes of all sets' files."""
+    """The evaluation sets of prepare, and the hashes of all sets that are files or local folders."""
     prepared = prepared_sets(config, run_dir)
     settings = "prepare.decontaminate, filter.decontaminate"
-    hashes = contamination.file_hashes([*prepared, *config.filter.decontaminate], settings)
+    hashes = contamination.content_hashes([*prepared, *config.filter.decontaminate], settings)
     return {
         "prepare.decontaminate": [each.model_dump(mode="json") for each in prepared],
-        **{f"filter.file.{path}": value for path, value in hashes.items()},
+        **{f"decontaminate.{name}": value for name, value in hashes.items()},
     }
 
 
 class Comparison:
-    """Evaluation items, and the answers kept so far; the first of two that are alike stays.
+    """Evaluation items, and the answers kept so far; of two that are alike the first stays, whichever side it is on.
 
     Memory: duplicates.NearDuplicates, and 75 bytes for each kept answer's id.
     """

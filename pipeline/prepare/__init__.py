@@ -19,7 +19,7 @@ from pipeline.prepare import sources
 from pipeline.prepare.screen import Screen
 from pipeline.prepare.sources import Message, Messages
 from pipeline.records import PROMPTS
-from pipeline.rundir import RunDir, Stage, file_hash, text_hash
+from pipeline.rundir import RunDir, Stage, file_hash, folder_hash, text_hash
 
 
 def run(config: Config, run_dir: RunDir) -> None:
@@ -195,7 +195,7 @@ def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file (prepare.sources); paths are from where you stand")
-    decontaminate = contamination.file_hashes(config.prepare.decontaminate, "prepare.decontaminate")
+    decontaminate = contamination.content_hashes(config.prepare.decontaminate, "prepare.decontaminate")
     folders = [s.dataset for s in config.prepare.sources if s.dataset and Path(s.dataset).is_dir()]
     return {
         **{f"prepare.{key}": value for key, value in prepare.items()},
@@ -203,8 +203,8 @@ def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]
         # it decides which prompts fit the context
         "generate.max_tokens": config.generate.max_tokens if config.generate.mode == "sample" else None,
         **{f"prepare.file.{path}": file_hash(Path(path)) for path in paths},
-        **{f"prepare.file.{path}": value for path, value in decontaminate.items()},
-        **{f"prepare.folder.{folder}": _folder_hash(Path(folder)) for folder in folders},
+        **{f"prepare.decontaminate.{name}": value for name, value in decontaminate.items()},
+        **{f"prepare.folder.{folder}": folder_hash(Path(folder)) for folder in folders},
         "teacher.context_tokens": context,
         "teacher.model": config.teacher.model,
         "teacher.revision": config.teacher.revision,
@@ -212,8 +212,3 @@ def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]
         "teacher.chat_template": text_hash(tokenizer.chat_template or ""),
         "teacher.tokenizer": models.tokenizer_hash(tokenizer),
     }
-
-
-def _folder_hash(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return text_hash(json.dumps([[str(path.relative_to(folder)), file_hash(path)] for path in files]))

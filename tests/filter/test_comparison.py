@@ -213,7 +213,7 @@ def test_a_set_that_changed_since_is_refused_by_name(answered: Answered) -> None
     path.write_text("The quick brown fox jumps over the lazy dog.\n")
     answered.do(("Say.", "Nothing."), decontaminate=[{"path": str(path)}])
     path.write_text("The quick brown fox jumps over the lazy cat.\n")
-    with pytest.raises(UserError, match=r"filter\.file\..*own\.txt was "):
+    with pytest.raises(UserError, match=r"decontaminate\..*own\.txt was "):
         filter_stage.run(answered.config(decontaminate=[{"path": str(path)}]), answered.run_dir)
 
 

@@ -163,7 +163,7 @@ def test_a_set_whose_content_changed_is_refused_by_name(prepared: Any) -> None:
     prompts = source(prepared, ["Hi"])
     prepared.do(prompts, decontaminate=sets)
     prepared.lines({"question": "Why is it not so?"}, name="b.jsonl")
-    with pytest.raises(UserError, match=r"made with other settings: prepare\.file\..*b\.jsonl was "):
+    with pytest.raises(UserError, match=r"made with other settings: prepare\.decontaminate\..*b\.jsonl was "):
         prepared.do(prompts, decontaminate=sets)
 
 
