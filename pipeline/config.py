@@ -148,6 +148,33 @@ class Source(Section):
         return self
 
 
+class EvaluationSet(Section):
+    """Items that are asked in an evaluation: exactly one of `path` and `dataset`."""
+
+    path: str | None = Field(
+        default=None, description="Local .jsonl, .parquet, .csv or .txt file (txt: one item a line)."
+    )
+    dataset: str | None = Field(default=None, description="`datasets` name on the hub, or a local dataset folder.")
+    subset: str | None = Field(default=None, description="Configuration name of the dataset.")
+    dataset_split: str = Field(default="test", description="Split of the dataset to read.")
+    columns: tuple[str, ...] = Field(
+        default=("turns", "messages", "prompt", "question", "problem", "instruction", "text"),
+        description="Columns whose text no corpus may repeat, those of them that a row has: text, a list of texts, or"
+        " OpenAI-style messages, of which the user's count.",
+    )
+    limit: Positive | None = Field(default=None, description="Read at most this many rows.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "EvaluationSet":
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give exactly one of path and dataset")
+        return self
+
+
+# From here on a text is nearly another. Below, MinHash's bands miss too many: see pipeline/duplicates.py.
+NearDuplicates = Annotated[float, Field(ge=0.7, le=1)]
+
+
 class Prepare(Section):
     """prepare: prompts in."""
 
@@ -161,6 +188,16 @@ class Prepare(Section):
         default="error", description="A row without a usable prompt: stop with its place, or skip and count it."
     )
     max_prompts: Positive | None = Field(default=None, description="Stop after this many distinct prompts.")
+    decontaminate: tuple[EvaluationSet, ...] = Field(
+        default=(EvaluationSet(path="prompts/chat_eval.jsonl"),),
+        description="Evaluation items: a prompt that repeats one (a 13-gram of words, or half of its 8-grams) is left"
+        " out and listed in contamination.jsonl; filter checks the answers against the same. Name your benchmarks.",
+    )
+    near_duplicates: NearDuplicates | None = Field(
+        default=0.72,
+        description="A prompt this similar to an earlier one (Jaccard of 5-grams of words) is left out and listed in"
+        " near_duplicates.jsonl, so none is nearly on both sides of the split; null: only exact copies are.",
+    )
     shard_prompts: Positive = Field(default=4096, description="Prompts per Parquet file.")
 
     @field_validator("sources")
@@ -314,6 +351,14 @@ class Filter(Section):
         default=0.02, description="Largest share of refusals among the answers kept; those above it are dropped.", lt=1
     )
     drop_exact_duplicates: bool = Field(default=True, description="Drop an answer already given to the same prompt.")
+    near_duplicates: NearDuplicates | None = Field(
+        default=0.72,
+        description="Drop an answer this similar to an earlier one, alone and together with its prompt (Jaccard of"
+        " 5-grams of words).",
+    )
+    decontaminate: tuple[EvaluationSet, ...] = Field(
+        default=(), description="Evaluation sets besides those of prepare.decontaminate, for prompts and answers."
+    )
 
     @field_validator("languages")
     @classmethod
@@ -682,6 +727,12 @@ def check_files(config: Config) -> None:
         for path, what in ((source.path, "prompts"), (source.template, "prompt template")):
             if path and not Path(path).is_file():
                 raise UserError(f"{path}: no such file ({what}, prepare.sources); paths are from where you stand")
+    for stage, sets in (("prepare", config.prepare.decontaminate), ("filter", config.filter.decontaminate)):
+        for path in filter(None, (items.path for items in sets)):
+            if not Path(path).is_file():
+                raise UserError(
+                    f"{path}: no such file (evaluation items, {stage}.decontaminate); paths are from where you stand"
+                )
     if config.evaluate.chat_set:
         chat_set.load(Path(config.evaluate.chat_set), None)
     for tracker in config.train.report_to:

@@ -17,7 +17,7 @@ import psutil
 GIB = 1 << 30
 PACKAGES = {  # name in a manifest: package
     "retort": "retort-distill",
-    **{name: name for name in ("torch", "transformers", "trl", "peft", "datasets", "pyarrow")},
+    **{name: name for name in ("torch", "transformers", "trl", "peft", "datasets", "pyarrow", "rensa")},
 }
 
 

@@ -246,6 +246,16 @@ class Stage:
         """Names of the files committed so far, in order."""
         return sorted(p.name for p in self.path.glob(f"{prefix}-*.parquet"))
 
+    def note(self, name: str, row: dict[str, Any]) -> None:
+        """Add a line to a JSONL file for people, such as a list of what was left out."""
+        path = self.path / name
+        with user_disk_errors(path), path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def notes(self) -> list[Path]:
+        """The JSONL files that are there."""
+        return sorted(self.path.glob("*.jsonl"))
+
     def remember(self, **facts: Any) -> None:
         """Keep facts that a later try could not find out again, until the manifest has them."""
         started = read_json(self.path / "started.json", Started)
@@ -399,6 +409,12 @@ def readable(model: Path) -> None:
 def file_hash(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_hash(folder: Path) -> str:
+    """One hash over the names and contents of all files in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return text_hash(json.dumps([[str(path.relative_to(folder)), file_hash(path)] for path in files]))
 
 
 def text_hash(text: str) -> str:

@@ -7,7 +7,7 @@ from pipeline import alignment
 from pipeline.console import progress
 from pipeline.errors import UserError
 from pipeline.records import STAGES
-from pipeline.rundir import RunDir, read_planned, read_shards
+from pipeline.rundir import RunDir, read_planned, read_shards, shard_paths
 
 Row = dict[str, Any]
 RESPONSE_COLUMNS = ["response_id", "split", "prompt_token_ids", "token_ids", "token_logprobs", "logprobs"]
@@ -95,7 +95,6 @@ def _decisions(run_dir: RunDir) -> str:
 
 def _rows(run_dir: RunDir, stage: str, columns: list[str]) -> Iterator[tuple[str, Row]]:
     """`(file:row, row)` of every row of a stage, rows counted from 1 as lines are."""
-    names = [record["name"] for record in run_dir.manifest(stage)["files"]]
-    for name, table in zip(names, read_shards(run_dir, stage, columns), strict=True):
+    for path, table in zip(shard_paths(run_dir, stage), read_shards(run_dir, stage, columns), strict=True):
         for number, row in enumerate(table.to_pylist(), 1):
-            yield f"{run_dir.stage_path(stage) / name}:{number}", row
+            yield f"{path}:{number}", row

@@ -211,8 +211,9 @@ def _filter(run_dir: RunDir, config: Config) -> None:
     rows = [_decision(number) for number in range(6)]
     files = [_commit(stage, rows[n : n + 3], DECISIONS, f"decisions-{n // 3:05d}.parquet") for n in (0, 3)]
     waterfall = [{"reason": reason, "dropped": dropped, "alone": 2 * dropped} for reason, dropped in DROPS.items()]
+    stage.note("contamination.jsonl", {"response_id": "prompt1-0", "item": "chat_eval.jsonl:1", "covered_frac": 0.6})
     counts = {"responses": 6, "kept": 4, "kept_train": 3}
-    stage.finish(files, counts, waterfall=waterfall, settings=settings)
+    stage.finish([*files, *stage.notes()], counts, waterfall=waterfall, settings=settings)
 
 
 def _train(run_dir: RunDir, config: Config) -> None:

@@ -370,6 +370,8 @@ def test_a_mistake_about_a_late_stage_is_found_at_once(tmp_path: Path, monkeypat
         "student.model=./none",
         "student.keep_layers=3-1",
         "prepare.sources=[{path: none.txt}]",
+        "prepare.decontaminate=[{path: none.txt}]",
+        "filter.decontaminate=[{path: none.txt}]",
     ]
     for mistake in mistakes:
         for verb in ("run", "check"):

@@ -140,6 +140,9 @@ def test_a_missing_file_is_named_with_where_others_are(tmp_path: Path) -> None:
         ("prepare.sources=[]", "prepare.sources: give at least one source of prompts"),
         ("evaluate.engine.hf_token=x", "set HF_TOKEN in the environment"),
         ("filter.min_tokens=9000", "min_tokens is above max_tokens"),
+        ("filter.near_duplicates=0.5", "filter.near_duplicates: input should be greater than or equal to 0.7"),
+        ("prepare.decontaminate=[{dataset: a, path: b}]", "prepare.decontaminate.0: give exactly one of path and data"),
+        ("filter.decontaminate=[{}]", "filter.decontaminate.0: give exactly one of path and dataset"),
     ],
 )
 def test_a_mistake_is_told_with_what_was_meant(load: Load, override: str, said: str) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 import pipeline
 from pipeline.config import Source
-from pipeline.prepare.sources import BadRowError, prompt_of, read
+from pipeline.corpora import BadRowError, read
+from pipeline.prepare.sources import prompt_of
 
 PROMPTS = Path(pipeline.__file__).parent.parent / "prompts"
 NGRAM_WORDS = 5

@@ -26,6 +26,7 @@ from pipeline.rundir import (
     read_committed,
     read_json,
     read_shards,
+    shard_paths,
     user_disk_errors,
     write_table,
 )
@@ -168,6 +169,22 @@ def test_shards_are_those_committed_in_order(stage: Stage) -> None:
 
 
 # --- beginning and finishing
+
+
+def test_notes_are_lines_that_readers_of_shards_pass_over(stage: Stage, run_dir: RunDir) -> None:
+    finish(stage)
+    num_shards = len(list(read_shards(run_dir, stage.name)))
+    assert stage.notes() == []
+    stage.note("left_out.jsonl", {"text": "Füße"})
+    stage.note("left_out.jsonl", {"text": "a\nb"})
+    assert (stage.path / "left_out.jsonl").read_bytes() == '{"text": "Füße"}\n{"text": "a\\nb"}\n'.encode()
+    shards = [stage.path / name for name in stage.shards("responses")]
+    stage.finish([*shards, *stage.notes()], {})
+    assert [record["name"] for record in run_dir.manifest(stage.name)["files"]][-1] == "left_out.jsonl"
+    assert len(list(read_shards(run_dir, stage.name))) == len(shard_paths(run_dir, stage.name)) == num_shards
+    (stage.path / "left_out.jsonl").write_text("altered")
+    with pytest.raises(UserError, match=r"left_out\.jsonl: damaged"):
+        run_dir.check_files(stage.name)
 
 
 def test_a_new_stage_is_begun_and_not_complete(stage: Stage) -> None:

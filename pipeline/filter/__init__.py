@@ -2,7 +2,7 @@
 
 Two passes over the answers, a shard at a time: the first finds the run's limit of mean NLL, the second decides. What
 grows with the corpus: 4 bytes an answer in the first; in the second about 150 bytes an answer that is no duplicate of
-an earlier one (its key), and 400 bytes a refusal.
+an earlier one (its key), 400 bytes a refusal, and what `comparison` holds.
 """
 
 import hashlib
@@ -18,6 +18,8 @@ import pyarrow as pa
 from pipeline import models
 from pipeline.config import Config, Filter, output_settings
 from pipeline.errors import UserError
+from pipeline.filter import comparison
+from pipeline.filter.comparison import Comparison
 from pipeline.filter.rules import REFUSAL, RULES, Candidate, Run, confidence
 from pipeline.records import DECISIONS
 from pipeline.rundir import RunDir, Stage, read_committed, read_shards
@@ -26,7 +28,12 @@ Row = dict[str, Any]
 COLUMNS = ["response_id", "prompt_id", "split", "text", "token_ids", "token_logprobs", "reasoning_tokens"]
 COLUMNS += ["finish_reason"]
 DUPLICATE = "exact_duplicate"
-REASONS = (*(name for name in RULES if name != REFUSAL), DUPLICATE, REFUSAL)  # in the order of the waterfall
+REASONS = (
+    *(name for name in RULES if name != REFUSAL),
+    DUPLICATE,
+    *comparison.REASONS,
+    REFUSAL,
+)  # in the order of the waterfall
 
 
 class Marked(NamedTuple):
@@ -68,14 +75,15 @@ def run(config: Config, run_dir: RunDir) -> None:
     fingerprint = {
         **{f"filter.{key}": value for key, value in output_settings(settings).items()},
         "input.generate": run_dir.output_hash("generate"),
+        **comparison.fingerprint(config, run_dir),
     }
     stage = run_dir.begin("filter", config, fingerprint, in_one_piece=True)
     if stage.complete:
         return
-    facts, tally, files = _facts(run_dir, settings), Tally(), []
+    facts, others, tally, files = _facts(run_dir, settings), Comparison(config, run_dir, stage), Tally(), []
     for number, answers in enumerate(_answers(run_dir, settings, facts)):
         name = f"decisions-{number:05d}.parquet"
-        decisions = [_decide(row, answer, settings, tally, name) for row, answer in answers]
+        decisions = [_decide(row, asked, answer, settings, others, tally, name) for row, asked, answer in answers]
         stage.commit(pa.Table.from_pylist(decisions, schema=DECISIONS), name)
         files.append(stage.path / name)
     _cap_refusals(stage, tally, settings)
@@ -87,7 +95,11 @@ def run(config: Config, run_dir: RunDir) -> None:
         )
     limits = {"nll_limit_nats": facts.nll_limit_nats}
     stage.finish(
-        files, dict(tally.counts), waterfall=tally.waterfall(), settings=output_settings(settings), limits=limits
+        [*files, *stage.notes()],
+        dict(tally.counts),
+        waterfall=tally.waterfall(),
+        settings=output_settings(settings),
+        limits=limits,
     )
 
 
@@ -96,7 +108,9 @@ def duplicate_key(prompt_id: str, text: str) -> bytes:
     return hashlib.sha256(f"{prompt_id} {' '.join(text.lower().split())}".encode()).digest()[:16]
 
 
-def _decide(row: Row, answer: Candidate, settings: Filter, tally: Tally, file: str) -> Row:
+def _decide(
+    row: Row, asked: Row, answer: Candidate, settings: Filter, others: Comparison, tally: Tally, file: str
+) -> Row:
     """One row of DECISIONS, counted. A duplicate is one only of an answer that was kept; refusals are kept for now."""
     verdicts = {name: verdict for name, rule in RULES.items() if (verdict := rule(answer, settings)) is not None}
     scores = {name: float(score) for name, (score, _) in verdicts.items()}
@@ -110,6 +124,10 @@ def _decide(row: Row, answer: Candidate, settings: Filter, tally: Tally, file: s
             scores[DUPLICATE] = float(of_kept or False)
             reasons += [DUPLICATE] if of_kept else []
         tally.seen[key] = of_kept or not reasons
+    for name, (score, keep) in others.verdicts(row, asked["messages"], is_kept=not reasons).items():
+        scores[name] = score
+        reasons += [] if keep else [name]
+        refused += [] if keep else [name]
     tally.alone.update(refused)
     if REFUSAL in refused and not reasons:
         order = hashlib.sha256(row["response_id"].encode()).hexdigest()
@@ -175,7 +193,7 @@ def _logprobs(shard: pa.Table) -> list[npt.NDArray[np.float32]]:
     return [values[start:end] for start, end in zip(starts, offsets[1:], strict=True)]
 
 
-def _answers(run_dir: RunDir, settings: Filter, facts: Run) -> Iterator[list[tuple[Row, Candidate]]]:
+def _answers(run_dir: RunDir, settings: Filter, facts: Run) -> Iterator[list[tuple[Row, Row, Candidate]]]:
     """Each shard's answers with what was asked: both stand in the order of the prompts, and are read side by side.
 
     Raises UserError where prepare has other prompts than were answered.
@@ -193,7 +211,7 @@ def _answers(run_dir: RunDir, settings: Filter, facts: Run) -> Iterator[list[tup
                     f"{run_dir.path}: prepare has other prompts now than those that were answered; generate again:"
                     " retort generate CONFIG --fresh"
                 )
-            answers.append((row, _candidate(row, asked, logprobs, facts)))
+            answers.append((row, asked, _candidate(row, asked, logprobs, facts)))
         yield answers
 
 

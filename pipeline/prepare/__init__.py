@@ -11,13 +11,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import models
+from pipeline import contamination, corpora, models
 from pipeline.config import Config, output_settings
+from pipeline.corpora import BadRowError
 from pipeline.errors import UserError
 from pipeline.prepare import sources
-from pipeline.prepare.sources import BadRowError, Message, Messages
+from pipeline.prepare.screen import Screen
+from pipeline.prepare.sources import Message, Messages
 from pipeline.records import PROMPTS
-from pipeline.rundir import RunDir, Stage, file_hash, text_hash
+from pipeline.rundir import RunDir, Stage, file_hash, folder_hash, text_hash
 
 
 def run(config: Config, run_dir: RunDir) -> None:
@@ -30,10 +32,11 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage = run_dir.begin("prepare", config, _fingerprint(config, tokenizer, context), in_one_piece=True)
     if stage.complete:
         return
-    counts: Counter[str] = Counter(prompts=0, held_out=0, duplicates=0, bad_rows=0)
+    counts: Counter[str] = Counter(prompts=0, held_out=0, duplicates=0, near_duplicates=0, contaminated=0, bad_rows=0)
     files: list[Path] = []
     rows: list[dict[str, Any]] = []
-    for row in _prompts(config, teacher, tokenizer, context, counts):
+    screen = Screen(config.prepare, stage)
+    for row in _prompts(config, teacher, tokenizer, context, counts, screen):
         rows.append(row)
         if len(rows) == config.prepare.shard_prompts:
             files.append(_commit(stage, rows, len(files)))
@@ -47,7 +50,7 @@ def run(config: Config, run_dir: RunDir) -> None:
             f"prepare: {counts['prompts']} prompts, {counts['held_out']} of them held out: none is left to train on;"
             " give more prompts, or lower prepare.held_out_frac"
         )
-    stage.finish(files, dict(counts))
+    stage.finish([*files, *stage.notes()], dict(counts))
 
 
 def prompt_id(messages: Messages, tools: list[Any] | None = None) -> str:
@@ -80,7 +83,7 @@ class _Asked:
 
 
 def _prompts(
-    config: Config, teacher: models.Model, tokenizer: Any, context: int, counts: Counter[str]
+    config: Config, teacher: models.Model, tokenizer: Any, context: int, counts: Counter[str], screen: Screen
 ) -> Iterator[dict[str, Any]]:
     """Rows of PROMPTS: each distinct conversation once, rendered."""
     seen: set[str] = set()
@@ -96,8 +99,11 @@ def _prompts(
         except UserError as problem:
             _refuse(config, asked.place, str(problem), counts)
             continue
-        seen.add(identifier)
         held_out = is_held_out(asked.side(), config.prepare.held_out_frac)
+        if fault := screen.fault(asked.place, identifier, held_out, asked.messages, asked.tools, asked.completion):
+            counts[fault] += 1
+            continue
+        seen.add(identifier)
         counts["prompts"] += 1
         counts["held_out"] += held_out
         yield {
@@ -150,7 +156,7 @@ def _conversations(config: Config, counts: Counter[str]) -> Iterator[_Asked]:
     """What every usable row of every source asks."""
     for source in config.prepare.sources:
         template = sources.load_template(source.template)
-        for place, row in sources.read(source):
+        for place, row in corpora.read(source):
             try:
                 if isinstance(row, BadRowError):
                     raise row
@@ -189,6 +195,7 @@ def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file (prepare.sources); paths are from where you stand")
+    decontaminate = contamination.content_hashes(config.prepare.decontaminate, "prepare.decontaminate")
     folders = [s.dataset for s in config.prepare.sources if s.dataset and Path(s.dataset).is_dir()]
     return {
         **{f"prepare.{key}": value for key, value in prepare.items()},
@@ -196,7 +203,8 @@ def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]
         # it decides which prompts fit the context
         "generate.max_tokens": config.generate.max_tokens if config.generate.mode == "sample" else None,
         **{f"prepare.file.{path}": file_hash(Path(path)) for path in paths},
-        **{f"prepare.folder.{folder}": _folder_hash(Path(folder)) for folder in folders},
+        **{f"prepare.decontaminate.{name}": value for name, value in decontaminate.items()},
+        **{f"prepare.folder.{folder}": folder_hash(Path(folder)) for folder in folders},
         "teacher.context_tokens": context,
         "teacher.model": config.teacher.model,
         "teacher.revision": config.teacher.revision,
@@ -204,8 +212,3 @@ def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]
         "teacher.chat_template": text_hash(tokenizer.chat_template or ""),
         "teacher.tokenizer": models.tokenizer_hash(tokenizer),
     }
-
-
-def _folder_hash(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return text_hash(json.dumps([[str(path.relative_to(folder)), file_hash(path)] for path in files]))

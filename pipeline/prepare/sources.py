@@ -1,40 +1,20 @@
-"""Rows from files and datasets, each with the place it came from; and the messages a row means."""
+"""The messages that a row of a source means."""
 
-import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from pipeline.config import Source
+from pipeline.corpora import BadRowError, Row
 from pipeline.errors import UserError
 
-Row = dict[str, Any]
 Message = dict[str, Any]  # role and content, and of OPTIONAL what its role may have and this one has
 Messages = list[Message]
 ROLES = ("system", "user", "assistant", "tool")
 OPTIONAL = {"assistant": ("tool_calls", "reasoning_content"), "tool": ("tool_call_id", "name")}
-
-
-class BadRowError(Exception):
-    """A row that gives no prompt: what is wrong with it, without its place."""
-
-
-def read(source: Source) -> Iterator[tuple[str, Row | BadRowError]]:
-    """`(place, row)` for each row of a source; a line that can't be parsed comes as its BadRowError.
-
-    Raises UserError where the file or dataset can't be opened.
-    """
-    rows = _dataset_rows(source) if source.dataset else _file_rows(Path(source.path or ""))
-    for number, item in enumerate(rows):
-        if source.limit is not None and number >= source.limit:
-            return
-        yield item
 
 
 def load_template(path: str | None) -> Template | None:
@@ -208,72 +188,3 @@ def _check_encodable(*values: Any) -> None:
                 text.encode()
         except UnicodeEncodeError:
             raise BadRowError("a message is not valid Unicode (half of a surrogate pair)") from None
-
-
-def _file_rows(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
-    readers = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv, ".txt": _text}
-    if path.suffix not in readers:
-        raise UserError(f"{path}: prompts are read from {', '.join(readers)} files")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file of prompts")
-    yield from readers[path.suffix](path)
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-                yield f"{path}:{number}", BadRowError(f"malformed JSON ({error})")
-                continue
-            yield f"{path}:{number}", row if isinstance(row, dict) else BadRowError("not a JSON object")
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
-    try:
-        number = 0
-        for batch in pq.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}:{number}", row
-    except (pa.ArrowException, OSError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: not a readable Parquet file ({first})") from None
-
-
-def _csv(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, strict=True)
-        try:
-            for row in reader:
-                yield (
-                    f"{path}:{reader.line_num}",
-                    {key: value for key, value in row.items() if key is not None},
-                )
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}:{reader.line_num}: malformed CSV ({error})") from None
-
-
-def _text(path: Path) -> Iterator[tuple[str, Row | BadRowError]]:
-    with path.open(encoding="utf-8-sig") as stream:
-        try:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield f"{path}:{number}", {"prompt": line.strip()}
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text ({error})") from None
-
-
-def _dataset_rows(source: Source) -> Iterator[tuple[str, Row | BadRowError]]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(source.dataset or "", source.subset, split=source.dataset_split, streaming=True)
-        for number, row in enumerate(rows):
-            yield f"{source.dataset}:{number}", dict(row)
-    except Exception as error:  # `datasets` raises its builders' own exceptions
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"dataset {source.dataset}: can't be read ({first})") from None

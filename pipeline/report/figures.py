@@ -45,6 +45,7 @@ RULE_SETTINGS = {
     "teacher_identity": "drop_teacher_identity",
     "refusal": "max_refusal_frac",
     "exact_duplicate": "drop_exact_duplicates",
+    "near_duplicate": "near_duplicates",
 }
 
 # Which limit of filter's manifest the setting came to in this run.
@@ -83,6 +84,8 @@ RULE_UNITS = {
     "teacher_identity": "phrases",
     "refusal": "1 = refuses",
     "exact_duplicate": "1 = duplicate",
+    "contaminated": "share of an evaluation item",
+    "near_duplicate": "Jaccard",
 }
 
 

@@ -72,12 +72,12 @@ class Filtered:
         return validate({**data, "filter": settings}, "test")
 
     def captured(self, *shards: list[Row], prompts: dict[str, str] | None = None) -> "Filtered":
-        """`prompts`: what was asked, by prompt id, where a test cares."""
-        asked = {row["prompt_id"]: "Say alpha." for rows in shards for row in rows} | (prompts or {})
+        """`prompts`: what was asked, by prompt id, where a test cares; no evaluation set is held against them."""
+        asked = {row["prompt_id"]: f"What of {row['prompt_id']}?" for rows in shards for row in rows} | (prompts or {})
         prepared = [
             {"prompt_id": name, "messages": [{"role": "user", "content": text}]} for name, text in asked.items()
         ]
-        self.commit("prepare", {}, "prompts", PROMPTS, prepared)
+        self.commit("prepare", {"prepare.decontaminate": []}, "prompts", PROMPTS, prepared)
         made_for = {"teacher.model": str(self.teacher), "teacher.revision": None}
         return self.commit("generate", made_for, "responses", RESPONSES, *shards)
 
@@ -174,7 +174,9 @@ def test_a_dropped_answer_makes_no_duplicate_of_the_next(filtered: Filtered) -> 
 
 
 def test_duplicates_are_kept_where_the_rule_is_off(filtered: Filtered) -> None:
-    decisions = filtered.captured([response("a-0"), response("a-1")]).do(drop_exact_duplicates=False)
+    decisions = filtered.captured([response("a-0"), response("a-1")]).do(
+        drop_exact_duplicates=False, near_duplicates=None
+    )
     assert reasons(decisions) == {"a-0": [], "a-1": []}
 
 
@@ -347,7 +349,7 @@ def test_prompts_that_were_made_anew_since_are_refused(filtered: Filtered) -> No
     filtered.captured([response("a-0"), response("b-0")])
     (filtered.run_dir.path / "prepare/manifest.json").unlink()
     prompts = [{"prompt_id": "a", "messages": [{"role": "user", "content": "Say alpha."}]}]
-    filtered.commit("prepare", {}, "prompts", PROMPTS, prompts)
+    filtered.commit("prepare", {"prepare.decontaminate": []}, "prompts", PROMPTS, prompts)
     with pytest.raises(UserError, match=r"other prompts now than those that were answered; generate again: retort"):
         filtered.do()
 

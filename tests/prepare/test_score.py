@@ -85,6 +85,24 @@ def test_two_answers_to_a_prompt_are_two_rows_and_the_same_one_twice_is_one(scor
     assert scored.prepared.run_dir.manifest("prepare")["counts"]["duplicates"] == 1
 
 
+def test_nearly_the_same_prompt_stays_with_another_answer_on_its_own_side_alone(scored: Scored) -> None:
+    """Long prompts that differ in a comma: never one to train on beside one that is held out."""
+    long = [f"What of case {n}: {' '.join(f'w{n}x{m}' for m in range(12))}" for n in range(30)]
+    given = [
+        {"prompt": text + mark, "completion": f"It is the {word} one."}
+        for text in long
+        for mark, word in (("?", "first and better"), (" ?!", "last and worse"), (" ?", "last and worse"))
+    ]
+    rows = scored.do(*given, held_out_frac=0.4)
+    sides: dict[str, set[str]] = {text: set() for text in long}
+    for row in rows:
+        sides[row["messages"][0]["content"].rstrip(" ?!")].add(row["split"])
+    assert {len(split) for split in sides.values()} == {1}
+    counts = scored.prepared.run_dir.manifest("prepare")["counts"]
+    assert len(rows) > 45
+    assert len(rows) + counts["near_duplicates"] == 90
+
+
 def test_no_conversation_and_no_prompt_is_on_both_sides(scored: Scored) -> None:
     given = []
     for n in range(40):

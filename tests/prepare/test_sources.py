@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Source
+from pipeline.corpora import BadRowError, read
 from pipeline.errors import UserError
-from pipeline.prepare.sources import BadRowError, first_turn, load_template, pairs_of, prompt_of, read, tools_of
+from pipeline.prepare.sources import first_turn, load_template, pairs_of, prompt_of, tools_of
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello."}
@@ -366,8 +367,8 @@ def test_a_malformed_line_is_a_bad_row_and_the_next_ones_are_read(line: bytes, t
         ("a.txt", b"Hi\n\xff\n", r"a\.txt: not UTF-8"),
         ("a.parquet", b"", r"a\.parquet: not a readable Parquet file"),
         ("a.parquet", b"prompt\nHi\n" * 10, r"a\.parquet: not a readable Parquet file"),
-        ("a.md", b"Hi\n", r"a\.md: prompts are read from \.jsonl, \.parquet, \.csv, \.txt files"),
-        ("prompts", b"Hi\n", r"prompts: prompts are read from \.jsonl"),
+        ("a.md", b"Hi\n", r"a\.md: rows are read from \.jsonl, \.parquet, \.csv, \.txt files"),
+        ("prompts", b"Hi\n", r"prompts: rows are read from \.jsonl"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(name: str, content: bytes, said: str, tmp_path: Path) -> None:
@@ -386,7 +387,7 @@ def test_a_parquet_file_with_damaged_pages_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.jsonl: no such file of prompts"):
+    with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
         list(read(Source(path=str(tmp_path / "none.jsonl"))))
 
 

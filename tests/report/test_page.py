@@ -322,7 +322,7 @@ def test_an_interval_that_reads_like_its_value_is_left_out() -> None:
 
 
 def test_every_rule_is_shown_with_a_setting_that_exists() -> None:
-    assert set(figures.RULE_SETTINGS) == {*RULES, "exact_duplicate"} - {"empty"}
+    assert set(figures.RULE_SETTINGS) == {*RULES, "exact_duplicate", "near_duplicate"} - {"empty"}
     assert set(figures.RULE_SETTINGS.values()) <= set(Filter.model_fields)
     assert set(figures.RULE_UNITS) == {*RULES, "exact_duplicate"}
 

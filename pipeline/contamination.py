@@ -1,0 +1,184 @@
+"""Evaluation items that a text repeats: exact overlap of n-grams of words, without a server.
+
+A text repeats an item where a 13-gram of words stands in both (GPT-3's measure), or where half of the item's 8-grams
+stand in the text (Tülu 3's). Items of 15 to 23 words go by 5- to 7-grams, the longest of which half are left where one
+word is changed; those of 5 to 7 words stand in the text as a whole; shorter ones are the whole text.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import EvaluationSet
+from pipeline.corpora import BadRowError, read
+from pipeline.errors import UserError
+from pipeline.rundir import file_hash, folder_hash
+from pipeline.texts import words
+
+LONG_NGRAM_WORDS, NGRAM_WORDS = 13, 8
+MIN_NGRAM_WORDS = 5
+COVERED_FRAC = 0.5
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication by it loses no bit
+
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A text that is asked in an evaluation, and its place: file:line or dataset:row."""
+
+    place: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An item that a text repeats."""
+
+    item: Item
+    rule: str  # 13-gram | 8-grams (5-grams, ...) | whole
+    covered_frac: float  # share of the item's n-grams that stand in the text
+
+    def row(self) -> dict[str, Any]:
+        """As a report's line has it, beside the text."""
+        return {
+            "item": self.item.place,
+            "item_text": self.item.text,
+            "rule": self.rule,
+            "covered_frac": round(self.covered_frac, 3),
+        }
+
+
+def ngram_words(num_words: int) -> int:
+    """How long the n-grams are whose share counts of an item of so many words; 5 words or more."""
+    if num_words < NGRAM_WORDS:
+        return num_words
+    return min(NGRAM_WORDS, num_words // 3) if num_words >= 3 * MIN_NGRAM_WORDS else NGRAM_WORDS
+
+
+class EvaluationItems:
+    """The items of evaluation sets, by the n-grams that they have.
+
+    Memory: the texts, and 12 bytes for each of an item's words in each of two indexes.
+    """
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items: list[Item] = []
+        self._short: dict[tuple[str, ...], int] = {}
+        self._num_ngrams: list[int] = []
+        gathered: dict[int, list[tuple[Hashes, int]]] = {}
+        for number, item in enumerate(items):
+            sequence = words(item.text)
+            self._items.append(item)
+            self._num_ngrams.append(1)
+            if len(sequence) < MIN_NGRAM_WORDS:
+                self._short.setdefault(tuple(sequence), number)
+                continue
+            n = ngram_words(len(sequence))
+            for length, hashes in _ngram_hashes(sequence, {n, LONG_NGRAM_WORDS}).items():
+                ngrams = np.unique(hashes)
+                gathered.setdefault(length, []).append((ngrams, number))
+                if length == n:
+                    self._num_ngrams[number] = len(ngrams)
+        self._indexes = {length: _Index(parts) for length, parts in sorted(gathered.items())}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def hits(self, sequence: list[str]) -> list[Hit]:
+        """The items that a text of these words repeats, in their order."""
+        if len(sequence) < MIN_NGRAM_WORDS:
+            number = self._short.get(tuple(sequence))
+            return [] if number is None else [Hit(self._items[number], "whole", 1.0)]
+        hashes = _ngram_hashes(sequence, self._indexes.keys())
+        found = {length: self._indexes[length].counts(ngrams) for length, ngrams in hashes.items()}
+        covered = {
+            number: (f"{length}-grams", count / self._num_ngrams[number])
+            for length, counts in found.items()
+            for number, count in counts.items()
+            if length != LONG_NGRAM_WORDS
+        }
+        long = found.get(LONG_NGRAM_WORDS, {})
+        hits = []
+        for number in sorted(covered.keys() | long.keys()):
+            rule, share = covered.get(number, ("", 0.0))
+            if share >= COVERED_FRAC or number in long:
+                hits.append(Hit(self._items[number], rule if share >= COVERED_FRAC else "13-gram", share))
+        return hits
+
+
+class _Index:
+    """Hashes of n-grams, sorted, each with its item."""
+
+    def __init__(self, parts: list[tuple[Hashes, int]]) -> None:
+        hashes = np.concatenate([ngrams for ngrams, _ in parts])
+        numbers = np.repeat(np.array([number for _, number in parts], np.int32), [len(ngrams) for ngrams, _ in parts])
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, self._numbers = hashes[order], numbers[order]
+
+    def counts(self, ngrams: Hashes) -> Counter[int]:
+        """Of each item that has any of these n-grams, how many it has."""
+        first = np.searchsorted(self._hashes, ngrams)
+        near = np.minimum(first, len(self._hashes) - 1)
+        counts: Counter[int] = Counter()
+        for ngram in np.unique(ngrams[self._hashes[near] == ngrams]):
+            low, high = np.searchsorted(self._hashes, ngram), np.searchsorted(self._hashes, ngram, "right")
+            counts.update(self._numbers[low:high].tolist())
+        return counts
+
+
+def load(sets: Iterable[EvaluationSet]) -> EvaluationItems:
+    """The items of all sets. Raises UserError with file and line where a row has no text to compare."""
+    return EvaluationItems(item for each in sets for item in _items(each))
+
+
+def content_hashes(sets: Iterable[EvaluationSet], setting: str) -> dict[str, str]:
+    """Hashes of the sets that are files or local folders. Raises UserError for a missing file, naming the setting."""
+    hashes = {}
+    for each in sets:
+        if each.dataset and Path(each.dataset).is_dir():
+            hashes[each.dataset] = folder_hash(Path(each.dataset))
+        if each.path and not Path(each.path).is_file():
+            raise UserError(f"{each.path}: no such file (evaluation items, {setting}); paths are from where you stand")
+        if each.path:
+            hashes[each.path] = file_hash(Path(each.path))
+    return hashes
+
+
+def _items(source: EvaluationSet) -> Iterator[Item]:
+    for place, row in read(source):
+        if isinstance(row, BadRowError):
+            raise UserError(f"{place}: {row} (decontaminate)")
+        texts = [text for column in source.columns for text in _texts(row.get(column))]
+        if not texts:
+            raise UserError(
+                f"{place}: no text in any of the columns {', '.join(source.columns)} (the row has:"
+                f" {', '.join(map(str, row))}); name yours in the set's `columns`"
+            )
+        yield from (Item(place, text) for text in texts)
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a column: itself, those of a list, or the user's of a list of messages."""
+    if isinstance(value, str):
+        return [value] if value.strip() else []
+    if isinstance(value, dict):
+        return _texts(value.get("content")) if value.get("role") == "user" else []
+    return [text for each in value for text in _texts(each)] if isinstance(value, list) else []
+
+
+def _ngram_hashes(sequence: list[str], lengths: Iterable[int]) -> dict[int, Hashes]:
+    """64-bit hashes of a sequence's n-grams, by n; they hold within this process, as Python's hashes of words do."""
+    word_hashes = np.fromiter(map(hash, sequence), np.int64, len(sequence)).view(np.uint64)
+    hashes, found = word_hashes, {}
+    for length in range(1, min(max(lengths, default=0), len(sequence)) + 1):
+        if length > 1:
+            hashes = hashes[:-1] * _BASE + word_hashes[length - 1 :]
+        if length in lengths:
+            found[length] = hashes
+    return found

@@ -1,0 +1,83 @@
+"""What an answer is held against beyond its own text: evaluation items, and the answers that were kept before it."""
+
+from typing import Any
+
+from pipeline import contamination, duplicates
+from pipeline.config import Config, EvaluationSet
+from pipeline.filter.rules import Verdict
+from pipeline.rundir import RunDir, Stage
+from pipeline.texts import prompt_text, words
+
+REASONS = ("contaminated", "near_duplicate")
+CONTAMINATION, NEAR_DUPLICATES = "contamination.jsonl", "near_duplicates.jsonl"
+
+
+def prepared_sets(config: Config, run_dir: RunDir) -> tuple[EvaluationSet, ...]:
+    """The evaluation sets that prepare held its prompts against; the config's, where a version before them made it."""
+    made_with = run_dir.manifest("prepare")["fingerprint"].get("prepare.decontaminate")
+    if made_with is None:
+        return config.prepare.decontaminate
+    return tuple(EvaluationSet.model_validate(each) for each in made_with)
+
+
+def fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
+    """The evaluation sets of prepare, and the hashes of all sets that are files or local folders."""
+    prepared = prepared_sets(config, run_dir)
+    settings = "prepare.decontaminate, filter.decontaminate"
+    hashes = contamination.content_hashes([*prepared, *config.filter.decontaminate], settings)
+    return {
+        "prepare.decontaminate": [each.model_dump(mode="json") for each in prepared],
+        **{f"decontaminate.{name}": value for name, value in hashes.items()},
+    }
+
+
+class Comparison:
+    """Evaluation items, and the answers kept so far; of two that are alike the first stays, whichever side it is on.
+
+    Memory: duplicates.NearDuplicates, and 75 bytes for each kept answer's id.
+    """
+
+    def __init__(self, config: Config, run_dir: RunDir, stage: Stage) -> None:
+        self._stage = stage
+        self._items = contamination.load([*prepared_sets(config, run_dir), *config.filter.decontaminate])
+        threshold = config.filter.near_duplicates
+        self._kept = None if threshold is None else duplicates.NearDuplicates(threshold)
+        self._ids: list[str] = []  # of the answers kept, by row of the index
+        for path in stage.notes():  # of a stage that lost a file and is done again
+            path.unlink()
+
+    def verdicts(self, row: dict[str, Any], messages: list[dict[str, Any]], is_kept: bool) -> dict[str, Verdict]:
+        """Scores of a response, by reason; `near_duplicate` of one that all rules kept, which is held from then on.
+
+        contaminated: the largest share of an evaluation item that its prompt or its answer repeats.
+        near_duplicate: the Jaccard similarity with an answer before, prompts included, where the answers are as near.
+        """
+        if self._kept is None and not len(self._items):
+            return {}
+        prompt, verdicts = prompt_text(messages), {}
+        prompt_words, answer_words = words(prompt), words(row["text"])
+        if len(self._items):
+            parts = {"prompt": (prompt, prompt_words), "answer": (row["text"], answer_words)}
+            verdicts["contaminated"] = self._contaminated(row["response_id"], parts)
+            is_kept = is_kept and verdicts["contaminated"][1]
+        if self._kept is not None and is_kept:
+            sketch = duplicates.sketch(prompt_words + answer_words, answer_words)
+            verdicts["near_duplicate"] = self._near_duplicate(row["response_id"], sketch, self._kept)
+        return verdicts
+
+    def _contaminated(self, response_id: str, parts: dict[str, tuple[str, list[str]]]) -> Verdict:
+        found = [(part, text, hit) for part, (text, each) in parts.items() for hit in self._items.hits(each)]
+        for part, text, hit in found:
+            self._stage.note(CONTAMINATION, {"response_id": response_id, "part": part, "text": text, **hit.row()})
+        return max((hit.covered_frac for _, _, hit in found), default=0.0), not found
+
+    def _near_duplicate(self, response_id: str, sketch: duplicates.Sketch, kept: duplicates.NearDuplicates) -> Verdict:
+        twins = [twin for twin in kept.twins(sketch) if twin.is_duplicate]
+        if twins:
+            nearest = max(twins, key=lambda twin: twin.jaccard)
+            found = {"twin_id": self._ids[nearest.row], "jaccard": round(nearest.jaccard, 3)}
+            self._stage.note(NEAR_DUPLICATES, {"response_id": response_id, **found})
+            return nearest.jaccard, False
+        kept.add(sketch)
+        self._ids.append(response_id)
+        return 0.0, True

@@ -1,0 +1,80 @@
+"""Prompts that are left out for what they are like: an evaluation item, or a prompt before them."""
+
+import json
+from typing import Any
+
+from pipeline import contamination, duplicates
+from pipeline.config import Prepare
+from pipeline.duplicates import Sketch, Twin
+from pipeline.prepare.sources import Message, Messages
+from pipeline.rundir import Stage
+from pipeline.texts import ask, prompt_text, words
+
+CONTAMINATION, NEAR_DUPLICATES = "contamination.jsonl", "near_duplicates.jsonl"
+
+
+class Screen:
+    """Judges prompts in the order of the sources: of two that are alike the first stays, whichever side it is on.
+
+    A prompt on the other side of the split than one like it is left out even where the two ask for something else (see
+    `texts.ask`): so no prompt to train on is nearly a held-out one. On its own side a prompt has to ask for the same,
+    and one whose answer is to be scored to have nearly the same answer. The lists of what was left out name the twins.
+    """
+
+    def __init__(self, settings: Prepare, stage: Stage) -> None:
+        self._stage = stage
+        self._items = contamination.load(settings.decontaminate)
+        self._prompts, self._answered = (
+            None if settings.near_duplicates is None else duplicates.NearDuplicates(settings.near_duplicates)
+            for _ in range(2)
+        )
+        self._taken: list[tuple[str, bool]] = []  # prompt_id, and whether it is held out, by row of the indexes
+        for path in stage.notes():  # of a stage that lost a file and is done again
+            path.unlink()
+
+    def fault(
+        self,
+        place: str,
+        prompt_id: str,
+        held_out: bool,
+        messages: Messages,
+        tools: list[Any] | None,
+        completion: Message | None,
+    ) -> str | None:
+        """What a prompt is left out for (`contaminated` or `near_duplicates`), None where it stays."""
+        prompt = prompt_text(messages)
+        noted = {"prompt_id": prompt_id, "source": place, "text": prompt}
+        prompt_words = words(prompt)
+        if hits := self._items.hits(prompt_words):
+            for hit in hits:
+                self._stage.note(CONTAMINATION, {**noted, **hit.row()})
+            return "contaminated"
+        asked, scored = duplicates.sketch(prompt_words, words(ask(messages)), _json(tools)), None
+        if completion is not None:
+            answer = words(completion["content"] or _json(completion.get("tool_calls")))
+            scored = duplicates.sketch(prompt_words + answer, answer, _json(tools))
+        if twin := self._twin(asked, scored, held_out):
+            twin_id, twin_held_out = self._taken[twin.row]
+            found = {"twin_id": twin_id, "jaccard": round(twin.jaccard, 3)}
+            self._stage.note(NEAR_DUPLICATES, {**noted, **found, "across_split": twin_held_out != held_out})
+            return "near_duplicates"
+        self._taken.append((prompt_id, held_out))
+        return None
+
+    def _twin(self, asked: Sketch, scored: Sketch | None, held_out: bool) -> Twin | None:
+        """A prompt taken before that this one can't stand beside; where there is none, this one is taken."""
+        if self._prompts is None or self._answered is None:
+            return None
+        alike = self._prompts.twins(asked)
+        twins = [twin for twin in alike if self._taken[twin.row][1] != held_out]
+        twins += [twin for twin in (self._answered.twins(scored) if scored else alike) if twin.is_duplicate]
+        if twins:
+            return twins[0]
+        self._prompts.add(asked)
+        if scored:
+            self._answered.add(scored)
+        return None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,41 @@
+"""What of a text counts when texts are compared: its words, and of a conversation what was said in it."""
+
+import re
+import unicodedata
+from typing import Any
+
+# Scripts without spaces between words, of which each character counts as one: Thai, Lao, Burmese, Khmer, kana, Han.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u0670\u0900-\u0dff"  # of letters, which \w has not: accents, matras
+# What tells 3 + 4 from 3 * 4, C from C++ and a laugh from tears is no mere punctuation.
+_SIGNS = r"[-+*/^%](?=\s?(?:\d|[^\W\d_]{1,2}\b))|[=<>≤≥≠±×÷√∑∫∂∞$€£¥]|(?<=\w)[+#]+|[\u2600-\u27bf\U0001f000-\U0001faff]"
+_WORD = re.compile(rf"[{_UNSPACED}]|(?:[^\W{_UNSPACED}]+|[{_MARKS}])+|{_SIGNS}")
+_APOSTROPHE = re.compile(r"(?<=\w)['’ʼ](?=\w)")
+_FENCED = re.compile(r"```.*?(```|\Z)", re.DOTALL)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in Unicode's compatible form (NFKC) and folded case, without punctuation.
+
+    Of scripts that set no spaces each character is a word; signs of arithmetic and emoji are words too. Of a text
+    without words, what stands between its spaces.
+    """
+    folded = _APOSTROPHE.sub("", unicodedata.normalize("NFKC", text).casefold())
+    return _WORD.findall(folded) or folded.split()
+
+
+def prompt_text(messages: list[dict[str, Any]]) -> str:
+    """What a conversation's messages say, without those of the system: one of them may stand before every prompt."""
+    return "\n".join(message["content"] for message in messages if message["role"] != "system" and message["content"])
+
+
+def ask(messages: list[dict[str, Any]]) -> str:
+    """What a conversation's last message asks: without code in fences and without its longest line, where it has more.
+
+    So two questions about one passage are told apart, however long it is.
+    """
+    text = messages[-1]["content"] or ""
+    lines = [line for line in _FENCED.sub("\n", text).splitlines() if _WORD.search(line)]
+    if len(lines) > 1:
+        lines.remove(max(lines, key=len))
+    return "\n".join(lines) or text

@@ -1,0 +1,186 @@
+"""Near duplicates: what is found, with which twin, and what is left in peace."""
+
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted import EDITS, SEEDS, Edit, prose
+
+from pipeline import duplicates as module
+from pipeline.duplicates import NearDuplicates, Sketch
+from pipeline.texts import ask, words
+
+THRESHOLD = 0.72
+PASSAGE = prose(random.Random(3), 90)
+CODE = "```python\n" + "\n".join(f"def step_{n}(state):\n    return state + {n}" for n in range(8)) + "\n```"
+
+
+def sketch(text: str, core: str, more: str = "") -> Sketch:
+    return module.sketch(words(text), words(core), more)
+
+
+def index(*texts: Sketch) -> NearDuplicates:
+    made = NearDuplicates(THRESHOLD)
+    for text in texts:
+        made.add(text)
+    return made
+
+
+def asked(text: str) -> Sketch:
+    return sketch(text, ask([{"role": "user", "content": text}]))
+
+
+def answered(prompt: str, answer: str) -> Sketch:
+    return sketch(f"{prompt}\n{answer}", answer)
+
+
+def duplicates(one: Sketch, other: Sketch) -> list[int]:
+    return [twin.row for twin in index(one).twins(other) if twin.is_duplicate]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
+def test_each_light_edit_of_200_texts_is_found_with_its_twin(edit: Edit) -> None:
+    draw = random.Random(1)
+    texts = [prose(draw, draw.randint(90, 250)) for _ in range(200)]
+    held = index(*(sketch(text, text) for text in texts))
+    for row, text in enumerate(texts):
+        edited = edit(draw, text)
+        found = held.twins(sketch(edited, edited))
+        assert [(twin.row, twin.is_duplicate) for twin in found] == [(row, True)], edited
+
+
+def test_shipped_prompts_are_no_duplicates_of_one_another() -> None:
+    held = NearDuplicates(THRESHOLD)
+    for seed in SEEDS:
+        assert held.twins(asked(seed)) == [], seed
+        held.add(asked(seed))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (f"Translate into German:\n{PASSAGE}", f"Translate into French:\n{PASSAGE}"),
+        (f"{PASSAGE}\n\nWho is it about?", f"{PASSAGE}\n\nWhere does it happen, and when?"),
+        (f"Explain this code.\n{CODE}", f"Find the bug in this code.\n{CODE}"),
+        (f"{PASSAGE} They paid 35 each; how many came?", f"{PASSAGE} They paid 45 each; how many came?"),
+        ("What is the capital of France?", "What is the capital of Spain?"),
+        ("What is C?", "What is C++?"),
+        ("What is 17 + 5?", "What is 17 * 5?"),
+        ("Now in French.", "Now in German."),
+        (
+            "Write a four-line poem about the last bus of the night.",
+            "Write a four-line poem about the first bus of the day.",
+        ),
+        ("天空为什么是蓝色的？", "海水为什么是蓝色的？"),
+        ("???", "!!!"),
+    ],
+)
+def test_prompts_that_are_alike_and_ask_for_something_else_stay(one: str, other: str) -> None:
+    assert duplicates(asked(one), asked(other)) == []
+    assert duplicates(asked(one), asked(one)) == [0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("Is the sky blue?", "Yes."), ("Is grass green?", "Yes.")),
+        (("Is the sky blue?", "Yes, it is blue."), ("Is the sea blue?", "Yes, it is blue.")),
+        ((PASSAGE, "It is about a bus."), (PASSAGE, "I would call it a poem of the sea.")),
+        ((f"{PASSAGE}\nWho?", "The driver of the bus."), (f"{PASSAGE}\nWhere?", "At the end of the line.")),
+        (("What is 17 + 5?", "17 + 5 is 22."), ("What is 17 + 6?", "17 + 6 is 23.")),
+    ],
+)
+def test_answers_that_are_alike_in_one_half_stay(one: tuple[str, str], other: tuple[str, str]) -> None:
+    assert duplicates(answered(*one), answered(*other)) == []
+    assert duplicates(answered(*one), answered(*one)) == [0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Hi there!", "hi  THERE"),
+        ("Why?", "why"),
+        ("你好！", "你好"),
+        ("Write a short poem about the sea, please.", "write a short poem about the sea please"),
+        (PASSAGE, PASSAGE + " Thank you."),
+        (
+            "天空为什么是蓝色的？请用简单的话解释一下，谢谢你。" * 2,
+            "天空为什么是蓝色的，请用简单的话解释一下！谢谢你。" * 2,
+        ),
+    ],
+)
+def test_texts_that_differ_in_nothing_that_counts_are_duplicates(one: str, other: str) -> None:
+    assert duplicates(asked(one), asked(other)) == [0]
+
+
+def test_of_two_asks_about_one_passage_the_similarity_is_told_all_the_same() -> None:
+    """So that prepare can keep them on one side of the split."""
+    held = index(asked(f"Translate into German:\n{PASSAGE}"))
+    [twin] = held.twins(asked(f"Translate into French:\n{PASSAGE}"))
+    assert not twin.is_duplicate
+    assert twin.jaccard > 0.85
+
+
+def test_the_estimate_is_near_the_similarity() -> None:
+    """A run of words replaced in a text of 304, 300 5-grams: 24 words and 28 5-grams gone make 272 of 328."""
+    draw = random.Random(5)
+    pieces = [f"w{draw.random()}".replace(".", "") for _ in range(304)]
+    other = [*pieces[:100], *(f"x{n}" for n in range(24)), *pieces[124:]]
+    one, two = " ".join(pieces), " ".join(other)
+    [twin] = index(sketch(one, one)).twins(sketch(two, two))
+    assert twin.jaccard == pytest.approx(272 / 328, abs=0.08)
+
+
+def test_a_duplicate_has_the_same_of_what_must_be_the_same() -> None:
+    held = index(sketch(PASSAGE, PASSAGE, "one"))
+    assert [twin.is_duplicate for twin in held.twins(sketch(PASSAGE, PASSAGE, "one"))] == [True]
+    assert [twin.is_duplicate for twin in held.twins(sketch(PASSAGE, PASSAGE, "other"))] == [False]
+
+
+def test_below_the_threshold_no_twin_is_told() -> None:
+    draw = random.Random(7)
+    one = prose(draw, 200)
+    other = " ".join(one.split()[:140]) + " " + prose(draw, 60)  # a Jaccard of about 0.54
+    assert NearDuplicates(0.72).twins(sketch(other, other)) == index(sketch(one, one)).twins(sketch(other, other)) == []
+
+
+def test_rows_are_counted_on_where_the_arrays_grow() -> None:
+    draw = random.Random(2)
+    texts = [prose(draw, 40) for _ in range(2500)]
+    held = index(*(sketch(text, text) for text in texts))
+    assert len(held) == 2500
+    for row in (0, 1023, 1024, 2047, 2048, 2499):
+        assert [twin.row for twin in held.twins(sketch(texts[row], texts[row]))] == [row]
+
+
+def test_twins_are_told_in_the_order_they_were_added() -> None:
+    held = index(*[sketch(PASSAGE, PASSAGE)] * 3)
+    assert [(twin.row, twin.jaccard) for twin in held.twins(sketch(PASSAGE, PASSAGE))] == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_a_sketch_is_the_same_in_every_process() -> None:
+    program = (
+        "from pipeline.duplicates import sketch; s = sketch('why is the sky blue today'.split(), ['why']);"
+        "print(s.slots_S.tolist(), s.core_slots_S.tolist())"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(st.text(max_size=200))
+def test_every_text_is_its_own_duplicate(text: str) -> None:
+    assert duplicates(sketch(text, text), sketch(text, text)) == [0]
