@@ -15,6 +15,7 @@ does not look at texts that its first filter dropped; ours measure every answer 
 Figures: `rules_per_s`, `rules_tokens_per_s`, `rules_over_datatrove`, `gopher_over_datatrove`; the table has each rule.
 """
 
+import importlib
 import importlib.util
 import time
 from collections.abc import Callable
@@ -77,13 +78,11 @@ def apply_rules(answers: list[Candidate], names: tuple[str, ...]) -> int:
 
 def datatrove_filters() -> Callable[[list[Candidate]], int]:
     """datatrove's two filters, one after the other, each as it comes; how many texts they drop."""
-    from datatrove.data import Document
-    from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
-
-    filters: list[Any] = [GopherRepetitionFilter(), GopherQualityFilter(min_doc_words=1)]
+    data, theirs = (importlib.import_module(f"datatrove.{name}") for name in ("data", "pipeline.filters"))
+    filters = [theirs.GopherRepetitionFilter(), theirs.GopherQualityFilter(min_doc_words=1)]
 
     def apply(answers: list[Candidate]) -> int:
-        documents = [Document(text=answer.text, id=str(n)) for n, answer in enumerate(answers)]
+        documents = [data.Document(text=answer.text, id=str(n)) for n, answer in enumerate(answers)]
         return sum(not all(each.filter(document) is True for each in filters) for document in documents)
 
     return apply

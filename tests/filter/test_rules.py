@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import codec
 from pipeline.config import Filter
@@ -454,3 +456,22 @@ def test_names_of_ones_own_are_looked_for_too() -> None:
     assert verdict("teacher_identity", answer) == (0, True)
     assert verdict("teacher_identity", answer, identity_names=["brightly", "Acme"]) == (1, False)
     assert verdict("teacher_identity", candidate("It shone brightlyish."), identity_names=["brightly"]) == (0, True)
+
+
+# --- whatever a teacher writes
+
+WILD = st.text(alphabet=st.characters(codec="utf-8"), max_size=200) | st.lists(
+    st.sampled_from([*SENTENCES, GERMAN, "```", "<think>", "| a | b |", "- x", "# y", "{", "我是", "...", "\0"]),
+    max_size=30,
+).map(" \n".join)
+ALL_ON = {"min_end_prob": 0.1, "max_length_ratio": 9.0, "identity_names": ("x",)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=WILD, prompt=WILD, finish_reason=st.sampled_from(["stop", "length"]), num=st.integers(0, 90))
+def test_every_rule_has_a_verdict_on_any_text_or_none(text: str, prompt: str, finish_reason: str, num: int) -> None:
+    logprobs = nats([0.01] * (num + (finish_reason == "stop")))
+    answer = candidate(text, num, finish_reason, prompt=prompt, system=prompt, logprobs=packed(0.2), **logprobs)
+    for name in RULES:
+        for said in (verdict(name, answer), verdict(name, answer, **ALL_ON, languages=("en", "ja"))):
+            assert said is None or (np.isfinite(said[0]) and said[1] in (True, False)), name
