@@ -9,17 +9,20 @@ import pyarrow as pa
 from pipeline import models
 from pipeline.config import Config, Filter, output_settings
 from pipeline.errors import UserError
+from pipeline.filter import screen
 from pipeline.filter.rules import RULES, Candidate
 from pipeline.records import DECISIONS
 from pipeline.rundir import RunDir, read_shards
 
 COLUMNS = ["response_id", "prompt_id", "split", "text", "token_ids", "reasoning_tokens", "finish_reason"]
+COLUMNS += screen.COLUMNS
 
 
 def run(config: Config, run_dir: RunDir) -> None:
     """Write filter/decisions-*.parquet, one file per shard of responses. Raises UserError where nothing is kept."""
     fingerprint = {
         **{f"filter.{key}": value for key, value in output_settings(config.filter).items()},
+        **screen.fingerprint(config),
         "input.generate": run_dir.output_hash("generate"),
     }
     stage = run_dir.begin("filter", config, fingerprint, in_one_piece=True)
@@ -28,6 +31,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     tokenizer = models.teacher_of(run_dir).tokenizer()
     added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     special_ids = frozenset(tokenizer.all_special_ids) | added
+    screening = screen.Screen(config, tokenizer)
     seen: set[bytes] = set()
     waterfall: Counter[str] = Counter()
     counts: Counter[str] = Counter(responses=0, kept=0, kept_train=0)
@@ -35,6 +39,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     for number, table in enumerate(read_shards(run_dir, "generate", COLUMNS)):
         rows = table.to_pylist()
         decisions = [_decide(row, config.filter, special_ids, seen) for row in rows]
+        screening.decide(rows, decisions)
         for row, decision in zip(rows, decisions, strict=True):
             counts["responses"] += 1
             counts["kept"] += decision["kept"]
@@ -43,13 +48,16 @@ def run(config: Config, run_dir: RunDir) -> None:
         name = f"decisions-{number:05d}.parquet"
         stage.commit(pa.Table.from_pylist(decisions, schema=DECISIONS), name)
         files.append(stage.path / name)
-    drops = [{"reason": reason, "dropped": waterfall[reason]} for reason in (*RULES, "exact_duplicate")]
+    drops = [
+        {"reason": reason, "dropped": waterfall[reason]} for reason in (*RULES, "exact_duplicate", *screen.REASONS)
+    ]
     if not counts["kept_train"]:
         listed = ", ".join(f"{d['reason']} {d['dropped']}" for d in drops if d["dropped"])
         raise UserError(
             f"filter: of {counts['responses']} answers none is kept to train on (dropped: {listed}); loosen filter.*"
         )
-    stage.finish(files, dict(counts), waterfall=drops, settings=output_settings(config.filter))
+    settings = output_settings(config.filter) | screen.thresholds(config)
+    stage.finish(files, dict(counts), waterfall=drops, settings=settings, screening=screening.facts())
 
 
 def _decide(row: dict[str, Any], settings: Filter, special_ids: frozenset[int], seen: set[bytes]) -> dict[str, Any]:

@@ -5,16 +5,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline import models
+from pipeline import licences, models
 from pipeline.config import Config, output_settings
 from pipeline.errors import UserError
-from pipeline.prepare import sources
+from pipeline.prepare import screening, sources
 from pipeline.prepare.sources import BadRowError, Message, Messages
 from pipeline.records import PROMPTS
 from pipeline.rundir import RunDir, Stage, file_hash, text_hash
@@ -27,13 +27,15 @@ def run(config: Config, run_dir: RunDir) -> None:
     models.check_has_template(tokenizer)
     models.check_student(config, teacher, tokenizer)
     context = _context_tokens(config, teacher)
+    licence = licences.check(config, teacher)
     stage = run_dir.begin("prepare", config, _fingerprint(config, tokenizer, context), in_one_piece=True)
     if stage.complete:
         return
     counts: Counter[str] = Counter(prompts=0, held_out=0, duplicates=0, bad_rows=0)
     files: list[Path] = []
     rows: list[dict[str, Any]] = []
-    for row in _prompts(config, teacher, tokenizer, context, counts):
+    screened = screening.Screening(config)
+    for row in _prompts(config, teacher, tokenizer, context, counts, screened):
         rows.append(row)
         if len(rows) == config.prepare.shard_prompts:
             files.append(_commit(stage, rows, len(files)))
@@ -47,7 +49,7 @@ def run(config: Config, run_dir: RunDir) -> None:
             f"prepare: {counts['prompts']} prompts, {counts['held_out']} of them held out: none is left to train on;"
             " give more prompts, or lower prepare.held_out_frac"
         )
-    stage.finish(files, dict(counts))
+    stage.finish(files, dict(counts), **screened.facts(licence))
 
 
 def prompt_id(messages: Messages, tools: list[Any] | None = None) -> str:
@@ -70,6 +72,10 @@ class _Asked:
     messages: Messages
     tools: list[Any] | None
     completion: Message | None
+    origin: str = ""  # the source, without the row
+    licence: str | None = None
+    redacted: dict[str, int] = field(default_factory=dict)  # see records.PROMPTS
+    safety: dict[str, float] = field(default_factory=dict)
 
     def identifier(self) -> str:
         return prompt_id([*self.messages, *filter(None, [self.completion])], self.tools)
@@ -80,12 +86,17 @@ class _Asked:
 
 
 def _prompts(
-    config: Config, teacher: models.Model, tokenizer: Any, context: int, counts: Counter[str]
+    config: Config,
+    teacher: models.Model,
+    tokenizer: Any,
+    context: int,
+    counts: Counter[str],
+    screened: screening.Screening,
 ) -> Iterator[dict[str, Any]]:
     """Rows of PROMPTS: each distinct conversation once, rendered."""
     seen: set[str] = set()
     stop_ids = teacher.stop_ids(tokenizer)
-    for asked in _conversations(config, counts):
+    for asked in screened.of(_conversations(config, counts)):
         identifier = asked.identifier()
         if identifier in seen:
             counts["duplicates"] += 1
@@ -108,6 +119,7 @@ def _prompts(
             "category": asked.category,
             "split": "held_out" if held_out else "train",
             "source": asked.place,
+            **screened.columns(asked),
             **rendered,
         }
         if len(seen) == config.prepare.max_prompts:
@@ -163,8 +175,9 @@ def _conversations(config: Config, counts: Counter[str]) -> Iterator[_Asked]:
                 _refuse(config, place, str(problem), counts)
                 continue
             category = sources.category_of(row, source)
+            given = (screening.origin_of(source), sources.licence_of(row, source))
             for messages, completion in pairs:
-                yield _Asked(place, category, messages, tools, completion)
+                yield _Asked(place, category, messages, tools, completion, *given)
 
 
 def _refuse(config: Config, place: str, problem: str, counts: Counter[str]) -> None:
@@ -192,6 +205,7 @@ def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]
     folders = [s.dataset for s in config.prepare.sources if s.dataset and Path(s.dataset).is_dir()]
     return {
         **{f"prepare.{key}": value for key, value in prepare.items()},
+        **screening.fingerprint(config),
         "generate.mode": config.generate.mode,  # whether answers are read too
         # it decides which prompts fit the context
         "generate.max_tokens": config.generate.max_tokens if config.generate.mode == "sample" else None,

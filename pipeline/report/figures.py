@@ -22,6 +22,8 @@ RULE_SETTINGS = {
     "repeated_sentence": "max_sentence_repeats",
     "repeated_ngrams": "max_duplicate_ngram_frac",
     "exact_duplicate": "drop_exact_duplicates",
+    "pii": "privacy.answers",
+    "unsafe": "safety.max_answer_score",
 }
 
 # What each rule's score counts.
@@ -34,6 +36,8 @@ RULE_UNITS = {
     "repeated_sentence": "in a row",
     "repeated_ngrams": "share",
     "exact_duplicate": "1 = duplicate",
+    "pii": "places",
+    "unsafe": "highest label",
 }
 
 
