@@ -6,6 +6,7 @@ What is called an output here is what a model wrote; whoever trains on it makes 
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -224,8 +225,8 @@ TABLE: tuple[Terms, ...] = (
         ("tencent-hunyuan", "tencent-hunyuan-community"),
         "Tencent Hunyuan Community License",
         "own_family",
-        "Outputs may not improve a language model that is not Hunyuan or derived from it; none is granted in the EU, the"
-        " UK and South Korea.",
+        "Outputs may not improve a language model that is not Hunyuan or derived from it; none is granted in the EU, UK"
+        " and South Korea.",
         "sections 1 and 5 of its LICENSE",
         r"TENCENT HUNYUAN COMMUNITY LICENSE",
     ),
@@ -280,33 +281,40 @@ def of_model(folder: Path, name: str, configured: str | None) -> Found:
 
 
 def check(config: Config, teacher: models.Model) -> Found:
-    """Say, or under licence_policy=enforce refuse, what the licences of teacher and sources restrict.
+    """The teacher's licence. Raises UserError, under licence_policy=enforce, where that or a source's is restrictive.
 
-    Returns the teacher's. Raises UserError before a token is generated. What sources are under is said when their rows
-    are read, which may name others.
+    That is before a token is generated, and before a row is read.
     """
     found = of_model(teacher.path, config.teacher.model, config.teacher.licence)
-    _heed(_of_teacher(config, found.licence), config.licence_policy)
-    if config.licence_policy == "enforce":
-        for source in config.prepare.sources:
-            if source.licence is not None:
-                _heed(_of_source(source.path or source.dataset or "", source.licence), "enforce", aloud=False)
+    _refuse(_of_teacher(config, found.licence), config.licence_policy)
+    for source in config.prepare.sources:
+        if source.licence is not None:
+            check_source(source.path or source.dataset or "", source.licence, config.licence_policy)
     return found
 
 
 def check_source(name: str, licence: str | None, policy: str) -> None:
-    """The same of the licence that a source's rows are under. Raises UserError likewise."""
-    _heed(_of_source(name, licence), policy)
+    """Raises UserError, under licence_policy=enforce, where the licence of a source or of one of its rows is
+    restrictive."""
+    _refuse(_of_source(name, licence), policy)
 
 
 def check_run(config: Config, run_dir: RunDir) -> None:
-    """The same of what a run was prepared with, where the policy was another then. Raises UserError likewise."""
+    """The same of all that a run was prepared with, where the policy was another then. Raises UserError likewise."""
     told = run_dir.manifest("prepare").get("licences")
-    if told is None or config.licence_policy != "enforce":
-        return
-    _heed(_of_teacher(config, config.teacher.licence or told["teacher"]["licence"]), "enforce", aloud=False)
-    for source in told["sources"]:
-        _heed(_of_source(source["source"], source["licence"]), "enforce", aloud=False)
+    if told is not None:
+        licence = config.teacher.licence or told["teacher"]["licence"]
+        _refuse(_of_teacher(config, licence), config.licence_policy)
+        for source in told["sources"]:
+            check_source(source["source"], source["licence"], config.licence_policy)
+
+
+def tell(config: Config, teacher: Found, sources: Iterable[tuple[str, str | None]]) -> None:
+    """Say what the licences of teacher and sources, `(name, licence)`, restrict or ask for, and which are not known."""
+    if config.licence_policy != "off":
+        for concern in (_of_teacher(config, teacher.licence), *(_of_source(*source) for source in sources)):
+            if concern is not None:
+                say(f"licence: {concern.text}")
 
 
 def verdict_of(entry: Terms, is_own_family: bool = False) -> Verdict:
@@ -345,16 +353,12 @@ def _concern(who: str, licence: str | None, setting: str, is_own: bool) -> _Conc
     return _Concern(text, verdict != "duties")
 
 
-def _heed(concern: _Concern | None, policy: str, aloud: bool = True) -> None:
-    if concern is None or policy == "off":
-        return
-    if policy == "enforce" and concern.is_grave:
+def _refuse(concern: _Concern | None, policy: str) -> None:
+    if concern is not None and concern.is_grave and policy == "enforce":
         raise UserError(
             f"{concern.text}. Choose another, or set licence_policy=warn where you may all the same: nothing here is"
             " commercial, say, or you hold another licence"
         )
-    if aloud:
-        say(f"licence: {concern.text}")
 
 
 def _by_card(path: Path) -> Found | None:

@@ -8,7 +8,7 @@ import pytest
 from pipeline import licences, models
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
-from pipeline.licences import TABLE, Found, check, check_source, of_model, terms_of
+from pipeline.licences import TABLE, Found, check, check_source, of_model, tell, terms_of
 
 
 def config(policy: str = "warn", student: dict[str, Any] | None = None, **changes: Any) -> Config:
@@ -103,6 +103,7 @@ def test_a_non_commercial_text_is_not_taken_for_plain_attribution(tmp_path: Path
 
 def test_a_free_licence_is_nothing_to_speak_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(config(), teacher(tmp_path / "a", "license: mit")) == Found("mit", "its model card")
+    tell(config(), Found("mit", "its model card"), [("a.jsonl", "mit")])
     assert capsys.readouterr().err == ""
 
 
@@ -119,9 +120,10 @@ def test_a_free_licence_is_nothing_to_speak_of(tmp_path: Path, capsys: pytest.Ca
 def test_duties_and_restrictions_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], licence: str, said: str
 ) -> None:
-    check(config(licence=licence), teacher(tmp_path / "a"))
+    found = check(config(licence=licence), teacher(tmp_path / "a"))
+    tell(config(), found, [])
     assert said in " ".join(capsys.readouterr().err.split())
-    check(config("off", licence=licence), teacher(tmp_path / "a"))
+    tell(config("off"), check(config("off", licence=licence), teacher(tmp_path / "a")), [])
     assert capsys.readouterr().err == ""
 
 
@@ -146,7 +148,8 @@ def test_a_pruned_teacher_is_of_its_own_family(tmp_path: Path) -> None:
 def test_a_source_is_held_to_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"source corpus\.csv: Non-commercial"):
         check_source("corpus.csv", "cc-by-nc-4.0", "enforce")
-    check_source("corpus.csv", None, "warn")
+    check_source("corpus.csv", "cc-by-nc-4.0", "warn")
+    tell(config(), Found("mit", "a test"), [("corpus.csv", None), ("free.csv", "mit")])
     assert "source corpus.csv: names no licence" in " ".join(capsys.readouterr().err.split())
     given = validate(
         {

@@ -48,8 +48,8 @@ def licences_section(run_dir: RunDir) -> str:
 |---|---|---|---|
 {chr(10).join(lines)}
 
-The teacher's licence was told by {found["told_by"]}. The last column is what people who are no lawyers read: read
-the licences themselves.
+The teacher's licence was told by {found["told_by"]}. The last column is a reading by people who are
+no lawyers: see the licences themselves.
 """
 
 

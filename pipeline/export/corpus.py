@@ -166,7 +166,7 @@ def _kept(run_dir: RunDir, with_logprobs: bool, personal: Counter[str]) -> Itera
     if "licence" in pq.read_schema(shard_paths(run_dir, "prepare")[0]).names:  # earlier versions knew none
         columns.append("licence")
     prompts = read_planned(run_dir, columns, made["generate.num_samples"])
-    settings = Privacy.model_validate(run_dir.manifest("filter")["screening"]["privacy"])
+    settings = _privacy(run_dir)
     origin = {
         "teacher": made["teacher.model"],
         "teacher_revision": made.get("teacher.revision"),
@@ -185,6 +185,17 @@ def _kept(run_dir: RunDir, with_logprobs: bool, personal: Counter[str]) -> Itera
                 kept_of_prompt = {key: prompt.get(key) for key in ("source", "licence", "tools")}
                 rows.append({**clean, **kept_of_prompt, **origin, "messages": messages})
         yield rows
+
+
+def _privacy(run_dir: RunDir) -> Privacy:
+    """What filter looked for. Raises UserError where an earlier version did not look."""
+    screening = run_dir.manifest("filter").get("screening")
+    if screening is None:
+        raise UserError(
+            f"{run_dir.path}: another version of Retort filtered it, which looked for no personal data; filter again:"
+            " retort filter CONFIG --fresh"
+        )
+    return Privacy.model_validate(screening["privacy"])
 
 
 def _clean(answer: Row, settings: Privacy, with_logprobs: bool, personal: Counter[str]) -> Row | None:

@@ -58,6 +58,7 @@ class Screening:
         for what, counted in (("taken out of", self._found), ("labels of", self._labels)):
             if counted:
                 say(f"prepare: {what} prompts: {', '.join(f'{kind} {num}' for kind, num in counted.items())}")
+        licences.tell(self._config, teacher, self._licences)
         sources = [
             {"source": origin, "licence": licence, "prompts": num} for (origin, licence), num in self._licences.items()
         ]

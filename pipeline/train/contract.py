@@ -182,7 +182,9 @@ def proof_batch(rows: Any, vocab_size: int) -> dict[str, Tensor]:
         chosen.append(row)
     return {
         **collate(chosen, 0, vocab_size, Train()),
-        "token_logprobs_N": torch.cat([torch.tensor(row["token_logprobs"])[~is_masked(row)] for row in chosen]),
+        "token_logprobs_N": torch.from_numpy(
+            np.concatenate([np.asarray(row["token_logprobs"], np.float32)[~is_masked(row)] for row in chosen])
+        ),
         "has_draws": torch.tensor(chosen[0]["logprobs"]["num_draws"] > 0),
     }
 

@@ -27,8 +27,8 @@ def row_of(
     ids_NK = np.argsort(-logprobs_NV, axis=1)[:, :K].astype(np.int32)
     best_NK = np.take_along_axis(logprobs_NV, ids_NK, axis=1).astype(np.float32)
     tokens = [int(rng.choice(min(vocab_size, VOCAB))) for _ in range(num_tokens)]
-    row = {"response_id": f"r{seed}-0", "prompt_token_ids": [1, 2, 3][: 1 + seed % 3], "token_ids": tokens}
-    row |= {"masked_spans": None}
+    row: dict[str, Any] = {"response_id": f"r{seed}-0", "masked_spans": None, "token_ids": tokens}
+    row["prompt_token_ids"] = [1, 2, 3][: 1 + seed % 3]
     return {**row, "logprobs": support.pack(ids_NK, best_NK, vocab_size, settings, f"r{seed}-0")}, logprobs_NV
 
 
@@ -231,7 +231,8 @@ def spans(*places: tuple[int, int]) -> list[dict[str, Any]]:
 
 
 def test_masked_tokens_are_context_without_label_and_without_row() -> None:
-    whole, masked = (row_of(num_tokens=12)[0] | {"masked_spans": each} for each in (None, spans((0, 2), (5, 9))))
+    whole = row_of(num_tokens=12)[0]
+    masked = whole | {"masked_spans": spans((0, 2), (5, 9))}
     left = [2, 3, 4, 9, 10, 11]
     batch, all_of_it = collate([masked], 0, VOCAB, Train()), collate([whole], 0, VOCAB, Train())
     assert torch.equal(batch["input_ids"], all_of_it["input_ids"])
