@@ -158,8 +158,8 @@ def emails(text: str, settings: Privacy) -> Places:
             yield match.span()
 
 
-DIGITS = re.compile(rf"[0-9](?:[{SPACE}().\-/]{{0,3}}[0-9]){{6}}")
-SEPARATOR = rf"[{SPACE}.\-/()]"
+SEPARATOR = rf"[{SPACE}\t.\-\u2010-\u2015/()~]"
+DIGITS = re.compile(rf"[0-9](?:{SEPARATOR}{{0,3}}[0-9]){{6,}}")
 CALL = re.compile(
     r"(?:\b(?:tel|telephone|phone|mobile|cell|fax|call|ring|text|sms|whatsapp|dial|handy|telefon|téléphone|tél)\b"
     r"[\w\s.'(]{0,16}[:\s(]\s*)$",
@@ -177,19 +177,30 @@ def phones(text: str, settings: Privacy) -> Places:
 
     Without a + a number must be written in groups, or follow a word such as `tel`: else ten digits are any number.
     """
-    if not DIGITS.search(text):
+    for digits in DIGITS.finditer(text):
+        before = text[max(0, digits.start() - 32) : digits.start()].rstrip("(+\uff0b ")
+        has_plus = text[max(0, digits.start() - 3) : digits.start()].strip(" (").endswith(("+", "\uff0b"))
+        is_called = CALL.search(f"{before} ") is not None
+        if not has_plus and (BOOK.search(before) or not (is_called or re.search(SEPARATOR, digits[0]))):
+            continue
+        first = max(0, digits.start() - 4)
+        around = text[first : digits.end() + 8]
+        for region in settings.phone_regions or (None,):
+            for start, end in _numbers(around, region, is_called):
+                yield first + start, first + end
+
+
+def _numbers(text: str, region: str | None, is_called: bool) -> Places:
+    matches = list(PhoneNumberMatcher(text, region, leniency=Leniency.VALID))
+    if not matches:
         return
-    for region in settings.phone_regions or (None,):
-        matches = list(PhoneNumberMatcher(text, region, leniency=Leniency.VALID))
-        strict = PhoneNumberMatcher(text, region, leniency=Leniency.STRICT_GROUPING) if matches else ()
-        grouped = {match.start for match in strict if re.search(SEPARATOR, match.raw_string)}
-        for match in matches:
-            before = text[max(0, match.start - 32) : match.start]
-            is_international = match.raw_string.lstrip("(").startswith(("+", "\uff0b"))
-            is_national = (CALL.search(before) or match.start in grouped) and not BOOK.search(before)
-            if (is_international or is_national) and not _in_fiction(match.number):
-                is_open = match.raw_string.startswith("(") and ")" not in match.raw_string
-                yield match.start + is_open, match.end
+    strict = PhoneNumberMatcher(text, region, leniency=Leniency.STRICT_GROUPING)
+    grouped = {match.start for match in strict if re.search(SEPARATOR, match.raw_string)}
+    for match in matches:
+        is_international = match.raw_string.lstrip("(").startswith(("+", "\uff0b"))
+        if (is_international or is_called or match.start in grouped) and not _in_fiction(match.number):
+            is_open = match.raw_string.startswith("(") and ")" not in match.raw_string
+            yield match.start + is_open, match.end
 
 
 def _in_fiction(number: Any) -> bool:
@@ -234,8 +245,9 @@ def ibans(text: str, settings: Privacy) -> Places:
                 break
 
 
+DOTTED = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]")
 IPV4 = re.compile(r"(?<![\w.-])(?<!\w/)(?<![=<>!~]=)[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![\w-]|\.\w)", re.ASCII)
-IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:.]{2,40}(?!\w)", re.ASCII)
+IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}:[0-9A-Fa-f:.]{2,40}(?!\w)", re.ASCII)
 VERSION = re.compile(
     r"(?:\b(?:versions?|ver|v|releases?|build|firmware|software|driver|kernel|update|revision|rev|section|chapter|clause"
     r"|paragraph|figure|table|rule|article|oid|tag)\b|§)\.?(?:\s|number|no\.|from|to|and|or|is|was|in|at|[0-9.]+|[,:=(\"'`])*$",
@@ -250,7 +262,7 @@ def ips(text: str, settings: Privacy) -> Places:
     Four numbers below 10, and four after a word such as `version`, are taken as a version or a section: so are the
     best-known public resolvers (1.1.1.1, 8.8.8.8), which are nobody's either.
     """
-    if "." in text:
+    if DOTTED.search(text):
         for match in IPV4.finditer(text):
             octets = match[0].split(".")
             before = text[max(0, match.start() - 40) : match.start()]
@@ -310,12 +322,15 @@ PLACEHOLDER = re.compile(
     r"example|sample|dummy|your|change|insert|replace|xxxx|placeholder|0000|1234567890$|:(?:pass\w*|pwd|pw|secret|token|\*+)$",
     re.IGNORECASE,
 )
+MIN_SECRET = 16  # characters without white space, its prefix among them
 MIN_SECRET_BITS = 3.0  # entropy of its characters, each: random hexadecimal ones have up to 4, others up to 6
 
 
 def secrets(text: str, settings: Privacy) -> Places:
     """Keys and tokens that are known by their prefix, private keys, passwords in URLs, and what looks random behind
     `api_key=` and its like: 16 characters or more, letters and digits in turn, MIN_SECRET_BITS a character."""
+    if "PRIVATE KEY-----" not in text and max(map(len, text.split()), default=0) < MIN_SECRET:
+        return
     for mark, pattern in SECRETS:
         if mark in text:
             for match in pattern.finditer(text):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import yaml
@@ -58,8 +58,13 @@ class Labeller:
 
     def _of_words(self, exchange: Exchange) -> Labels:
         lists = ("prompts", "both") if exchange.answer is None else ("both",)
-        named = [(category, pattern) for name in lists for category, pattern in self._words[name].items()]
-        return {f"words:{category}": 1.0 for category, pattern in named if pattern.search(exchange.judged)}
+        text = exchange.judged.lower()
+        return {
+            f"words:{category}": 1.0
+            for name in lists
+            for category, phrases in self._words[name].items()
+            if any(mark in text for mark in phrases.marks) and phrases.pattern.search(text)
+        }
 
     def _of_classifier(self, exchanges: list[Exchange]) -> list[Labels]:
         """The probability of each of `unsafe_labels`; a text longer than the model reads is cut."""
@@ -137,18 +142,28 @@ class Labeller:
         return httpx.Client(timeout=GUARD_TIMEOUT_S, headers={"Authorization": f"Bearer {key}"} if key else {})
 
 
-def load_words(name: str) -> dict[str, dict[str, re.Pattern[str]]]:
-    """A word list: `prompts` and `both`, each with categories, each with regular expressions; case does not count.
+class Phrases(NamedTuple):
+    """A category of a word list: its pattern is tried where one of the marks occurs, in lower-case text."""
 
-    Those of `both` are looked for in answers too. Raises UserError where it is no such file.
+    marks: tuple[str, ...]
+    pattern: re.Pattern[str]
+
+
+def load_words(name: str) -> dict[str, dict[str, Phrases]]:
+    """A word list: `prompts` and `both`, each with categories; those of `both` are looked for in answers too.
+
+    A category is a list of regular expressions, or has them as `patterns`, and `marks`; case does not count.
+    Raises UserError where it is no such file.
     """
     path = SHIPPED if name == "shipped" else Path(name)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        lists = {key: dict((data or {}).get(key) or {}) for key in ("prompts", "both")}
-        if unknown := set(data or {}) - set(lists):
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if unknown := set(data) - {"prompts", "both"}:
             raise ValueError(f"{min(unknown)} is neither prompts nor both")
-        return {key: {str(category): _any(patterns) for category, patterns in of.items()} for key, of in lists.items()}
+        return {
+            key: {str(category): _phrases(given) for category, given in (data.get(key) or {}).items()}
+            for key in ("prompts", "both")
+        }
     except FileNotFoundError:
         raise UserError(f"safety.words {path}: no such word list (`shipped` is Retort's own; null for none)") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, re.error) as error:
@@ -205,8 +220,11 @@ def fingerprint(settings: Safety) -> dict[str, Any]:
     }
 
 
-def _any(patterns: list[str]) -> re.Pattern[str]:
-    """One pattern that is found wherever any of them is."""
-    if not isinstance(patterns, list) or not patterns or not all(isinstance(each, str) for each in patterns):
-        raise ValueError("a category is a list of regular expressions")
-    return re.compile("|".join(f"(?:{each})" for each in patterns), re.IGNORECASE)
+def _phrases(given: Any) -> Phrases:
+    category = given if isinstance(given, dict) else {"patterns": given}
+    patterns, marks = category.get("patterns"), category.get("marks", [""])
+    for each in (patterns, marks):
+        if not isinstance(each, list) or not each or not all(isinstance(item, str) for item in each):
+            raise ValueError("a category is a list of regular expressions, or has patterns and marks that are lists")
+    whole = "|".join(f"(?:{each})" for each in patterns)
+    return Phrases(tuple(mark.lower() for mark in marks), re.compile(whole, re.IGNORECASE))
