@@ -63,8 +63,8 @@ def personal_section(run_dir: RunDir, handed_on: str = "") -> str:
             continue
         done = screening["privacy"][what]
         num, kinds = screening[what]["personal"], ", ".join(f"{k} {n}" for k, n in screening["personal"].items())
-        found = f"found in {num} ({kinds}); " if num else "" if done == "off" else "found in none; "
-        lines.append(f"- {what.capitalize()}: {found}{how[done]}")
+        found = f"found in {num} ({kinds}); {how[done]}" if num else how["off"] if done == "off" else "found in none"
+        lines.append(f"- {what.capitalize()}: {found}")
         if screening[what].get("dropped_personal"):
             lines.append(f"- {screening[what]['dropped_personal']} prompts were left out for it")
     sought = ", ".join((answers or prompts or {"privacy": {"kinds": []}})["privacy"]["kinds"])

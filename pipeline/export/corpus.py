@@ -125,6 +125,7 @@ def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool, personal:
     licence = "" if is_demo else "- The licences of the teacher and of the prompts apply: see them before you share\n"
     handed_on = f"Of the answers handed on here {personal['redacted']} have placeholders"
     handed_on += f"; {personal['left_out']} more were left out: their token ids would spell what the text leaves out."
+    handed_on = handed_on if any(personal.values()) else ""
     read = DECODE.replace("THIS", run_dir.path.name) if with_logprobs else "Log-probs were left out of this copy."
     return DatasetCard(f"""---
 {data.to_yaml()}

@@ -77,7 +77,7 @@ def test_personal_data_is_told_with_what_became_of_it(run_dir: RunDir) -> None:
     text = cards.personal_section(run_dir, "Handed on so.")
     assert "Looked for, by shape and check digit: email, card." in text
     assert "- Prompts: found in 3 (email 4); replaced by placeholders before the teacher read them" in text
-    assert "- Answers: found in none; training had no loss on these tokens; they stayed as context" in text
+    assert "- Answers: found in none\n" in text
     assert "- Handed on so." in text
 
 

@@ -174,8 +174,7 @@ def test_the_card_tells_of_use_licences_personal_data_and_safety(run_dir: RunDir
     for part in (
         "## Intended use",
         "| prompts/seeds.jsonl | apache-2.0 | 6 | nothing in it restricts training on outputs.",
-        "- Answers: found in none; training had no loss on these tokens",
-        "Of the answers handed on here 0 have placeholders; 0 more were left out",
+        "- Answers: found in none\n",
         "- Answers, by word list (shipped): none; labels alone drop nothing",
         "## What a review asks",
     ):
