@@ -28,6 +28,8 @@ LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Divergence = Literal[
     "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation", "alpha_beta"
 ]
+PII_KINDS = ("secret", "email", "iban", "card", "ip", "phone")
+PiiKind = Literal["secret", "email", "iban", "card", "ip", "phone"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "clearml", "swanlab"]
 
 
@@ -94,6 +96,9 @@ class Teacher(Section):
     revision: str | None = Field(
         default=None, description="Hub branch, tag or commit; null is the hub's default branch."
     )
+    licence: str | None = runtime(
+        None, "Its licence, such as apache-2.0 or llama3.1; null: what its model card or LICENSE says."
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         default={}, description="Passed to the chat template, e.g. {enable_thinking: false}."
     )
@@ -132,6 +137,9 @@ class Source(Section):
     )
     tools: str = Field(
         default="tools", description="Column with the tools of the conversation, a list or JSON; need not exist."
+    )
+    licence: str | None = Field(
+        default=None, description="Licence of its rows, as cc-by-4.0; a row's own column `licence` or `license` wins."
     )
     category: str = Field(default="category", description="Column that labels the prompt; need not exist.")
     template: str | None = Field(
@@ -179,7 +187,7 @@ class Prepare(Section):
     """prepare: prompts in."""
 
     sources: tuple[Source, ...] = Field(
-        default=(Source(path="prompts/seeds.jsonl"),), description="Where prompts come from."
+        default=(Source(path="prompts/seeds.jsonl", licence="apache-2.0"),), description="Where prompts come from."
     )
     held_out_frac: Fraction = Field(
         default=0.1, description="Share of prompts kept for evaluation, chosen by each prompt's own hash; 0-1.", lt=1
@@ -378,6 +386,87 @@ class Filter(Section):
     def _some_length(self) -> "Filter":
         if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError("min_tokens is above max_tokens: no answer could be kept")
+        return self
+
+
+class Privacy(Section):
+    """privacy: personal data and secrets, told by their shape; names and street addresses have none."""
+
+    kinds: tuple[PiiKind, ...] = Field(
+        default=PII_KINDS,
+        description="What is looked for: keys, tokens and passwords; e-mail addresses; bank accounts; payment cards; IP"
+        " addresses; telephone numbers.",
+    )
+    phone_regions: tuple[str, ...] = Field(
+        default=("US", "GB", "DE", "FR"),
+        description="Countries (ISO 3166) whose numbers are found without a +, as written there; more find more, take"
+        " longer, and take more other numbers for telephones. None: numbers with a + alone.",
+    )
+    prompts: Literal["redact", "drop", "off"] = Field(
+        default="redact",
+        description="In prompts, and in answers to be scored: a placeholder such as <EMAIL> before the teacher reads"
+        " them; the prompt left out; or nothing done.",
+    )
+    answers: Literal["mask", "drop", "off"] = Field(
+        default="mask",
+        description="In the teacher's answers: no loss, of any kind, on its tokens (they stay as context of those that"
+        " follow: drop leaves no trace); the answer dropped; or nothing done.",
+    )
+
+    @field_validator("phone_regions")
+    @classmethod
+    def _known_regions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from phonenumbers import SUPPORTED_REGIONS
+
+        if unknown := sorted(set(value) - SUPPORTED_REGIONS):
+            raise ValueError(f"no such region: {unknown[0]}; write countries like US, GB, DE")
+        return value
+
+
+class Safety(Section):
+    """safety: labels of prompts and answers, each with a score of 0-1; they drop nothing unless a threshold is set."""
+
+    words: str | None = Field(
+        default="shipped",
+        description="Phrases by category: `shipped` (pipeline/safety_words.yaml: few, English, about doing harm; and"
+        " attempts at prompt injection and jailbreaks, in prompts alone), a YAML file like it, or null.",
+    )
+    classifier: str | None = Field(
+        default=None, description="A transformers text classifier: hub id or local folder, safetensors; null: none."
+    )
+    classifier_revision: str | None = Field(default=None, description="Its hub branch, tag or commit.")
+    unsafe_labels: tuple[str, ...] = Field(
+        default=(), description="The classifier's labels that say unsafe, as it names them: [toxic, threat]."
+    )
+    guard_url: str | None = runtime(
+        None, "OpenAI-compatible server of a guard model, such as http://127.0.0.1:8001; its key is RETORT_GUARD_KEY."
+    )
+    guard_model: str | None = Field(
+        default=None, description="Name by which guard_url serves it: Llama Guard, Qwen3Guard, ShieldGemma, ..."
+    )
+    max_prompt_score: Fraction | None = Field(
+        default=None, description="Leave out prompts with a label above this score; null: keep them, with their labels."
+    )
+    max_answer_score: Fraction | None = Field(
+        default=None, description="Drop answers with a label above this score; null: keep them, with their labels."
+    )
+
+    @field_validator("guard_url")
+    @classmethod
+    def _usable_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        [url] = _base_urls((value,))
+        if not _is_base_url(url) or "@" in url:  # not repeated in the message: it may hold a password
+            raise ValueError("written like http://127.0.0.1:8001, without a name or password")
+        return url
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Safety":
+        if (self.guard_url is None) != (self.guard_model is None):
+            raise ValueError("guard_url and guard_model go together: where the guard is served, and under which name")
+        if (self.classifier is None) != (not self.unsafe_labels):
+            raise ValueError("classifier and unsafe_labels go together: which of its labels say unsafe")
         return self
 
 
@@ -600,6 +689,13 @@ class Config(Section):
     prepare: Prepare = Prepare()
     generate: Generate = Generate()
     filter: Filter = Filter()
+    privacy: Privacy = Privacy()
+    safety: Safety = Safety()
+    licence_policy: Literal["warn", "enforce", "off"] = runtime(
+        "warn",
+        "What to do about a teacher or a source whose licence restricts training on its texts (pipeline/licences.py):"
+        " say so, stop before a token is generated, or nothing.",
+    )
     student: Student = Student()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()

@@ -21,6 +21,7 @@ DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # where its weights come fr
 DEMO_LICENCE = "apache-2.0"
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # safetensors only: no pickles
+WANTED_FILES += ["README.md", "LICENSE", "LICENSE.md"]  # for licences.py
 UNWANTED_FILES = ["consolidated*", "original/*"]  # second copies of the weights
 PROBE = [
     {"role": "system", "content": "Be brief."},

@@ -37,6 +37,9 @@ PROMPTS = pa.schema(
         ("category", pa.string()),
         ("split", pa.string()),  # train | held_out
         ("source", pa.string()),  # file:line or dataset:row
+        ("licence", pa.string()),  # of the row, or of its source; null where neither says
+        ("redacted", pa.map_(pa.string(), pa.int32())),  # personal data taken out: how many of each kind
+        ("safety", pa.map_(pa.string(), pa.float64())),  # labels, each with its score: see pipeline/safety.py
         ("prompt_token_ids", TOKEN_IDS),  # the chat template applied; what the teacher sees
         ("completion_token_ids", TOKEN_IDS),  # the answer to be scored; null where the teacher gives its own
     ]
@@ -65,6 +68,8 @@ RESPONSES = pa.schema(
     ]
 )
 
+SPAN = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("kind", pa.string())])  # from start to before end
+
 DECISIONS = pa.schema(
     [
         ("response_id", pa.string()),
@@ -74,6 +79,8 @@ DECISIONS = pa.schema(
             "scores",
             pa.map_(pa.string(), pa.float64()),
         ),  # what each rule measured; thresholds are in the manifest
+        ("masked_spans", pa.list_(SPAN)),  # tokens of the response that no loss may touch: they hold personal data
+        ("safety", pa.map_(pa.string(), pa.float64())),  # labels of the answer, each with its score
     ]
 )
 

@@ -34,8 +34,9 @@ SCHEMA_VERSION = 1
 FULL_DISK_BYTES = 16 << 20
 Fresh = Literal["no", "changed", "always"]
 SECTIONS = {  # of the config, that a stage is made with; others: their own
-    "prepare": ("name", "runs_dir", "teacher", "prepare"),
+    "prepare": ("name", "runs_dir", "teacher", "prepare", "privacy", "safety", "licence_policy"),
     "generate": ("teacher", "generate"),
+    "filter": ("filter", "privacy", "safety"),
     "train": ("student", "train"),
 }
 
@@ -326,6 +327,8 @@ def read_planned(run: RunDir, columns: list[str], num_samples: int) -> Iterator[
 def read_answers(run: RunDir, columns: list[str]) -> Iterator[tuple[pa.Table, pa.ChunkedArray]]:
     """`(answers, kept)` of each shard: generate's rows, and filter's decision about each.
 
+    The answers have a column more, `masked_spans`: filter's too.
+
     Raises UserError where a file is damaged, or filter decided about other answers than those that are there.
     """
     if run.manifest("filter")["fingerprint"]["input.generate"] != run.output_hash("generate"):
@@ -333,9 +336,9 @@ def read_answers(run: RunDir, columns: list[str]) -> Iterator[tuple[pa.Table, pa
             f"{run.path}: filter decided about other answers than generate has now; filter again:"
             " retort filter CONFIG --fresh"
         )
-    decisions = read_shards(run, "filter", ["kept"])
+    decisions = read_shards(run, "filter", ["kept", "masked_spans"])
     for answers, decided in zip(read_shards(run, "generate", columns), decisions, strict=True):
-        yield answers, decided.column("kept")
+        yield answers.append_column("masked_spans", decided.column("masked_spans")), decided.column("kept")
 
 
 def read_committed(path: Path, columns: list[str]) -> pa.Table:

@@ -135,6 +135,7 @@ def _prompt(number: int) -> Row:
         "category": "writing",
         "split": "held_out" if number == 5 else "train",
         "source": f"prompts/seeds.jsonl:{number + 1}",
+        "licence": "apache-2.0",
         "prompt_token_ids": [0, 2, 3],
     }
 
@@ -143,7 +144,17 @@ def _prepare(run_dir: RunDir, config: Config) -> None:
     stage = run_dir.begin("prepare", config, {"teacher.model": config.teacher.model})
     rows = [_prompt(number) for number in range(6)]
     path = _commit(stage, rows, PROMPTS, "prompts-00000.parquet")
-    stage.finish([path], {"prompts": 6, "held_out": 1, "duplicates": 0, "bad_rows": 0})
+    counted = {"personal": 0, "labelled": 0, "dropped_personal": 0, "dropped_unsafe": 0}
+    sources = [{"source": "prompts/seeds.jsonl", "licence": "apache-2.0", "prompts": 6}]
+    licences = {"teacher": {"licence": None, "told_by": "nothing in its folder"}, "sources": sources}
+    counts = {"prompts": 6, "held_out": 1, "duplicates": 0, "bad_rows": 0}
+    stage.finish([path], counts, screening=_screening(config, prompts=counted), licences=licences)
+
+
+def _screening(config: Config, **counted: Row) -> Row:
+    """What prepare and filter found besides: nothing."""
+    sections = {"privacy": output_settings(config.privacy), "safety": output_settings(config.safety)}
+    return {**sections, "personal": {}, "labels": {}, **counted}
 
 
 def _response(number: int) -> Row:
@@ -213,7 +224,8 @@ def _filter(run_dir: RunDir, config: Config) -> None:
     waterfall = [{"reason": reason, "dropped": dropped, "alone": 2 * dropped} for reason, dropped in DROPS.items()]
     stage.note("contamination.jsonl", {"response_id": "prompt1-0", "item": "chat_eval.jsonl:1", "covered_frac": 0.6})
     counts = {"responses": 6, "kept": 4, "kept_train": 3}
-    stage.finish([*files, *stage.notes()], counts, waterfall=waterfall, settings=settings)
+    screening = _screening(config, answers={"personal": 0, "labelled": 0})
+    stage.finish([*files, *stage.notes()], counts, waterfall=waterfall, settings=settings, screening=screening)
 
 
 def _train(run_dir: RunDir, config: Config) -> None:

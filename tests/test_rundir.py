@@ -542,14 +542,14 @@ def decided(run_dir: RunDir, config: Config, about: str) -> None:
     stage = run_dir.begin("filter", config, {"input.generate": about})
     names = ["decisions-00000.parquet", "decisions-00001.parquet"]
     for name in names:
-        stage.commit(pa.table({"kept": [True, False, True]}), name)
+        stage.commit(pa.table({"kept": [True, False, True], "masked_spans": [None, [1], None]}), name)
     stage.finish([stage.path / name for name in names], {})
 
 
 def test_answers_are_read_with_what_filter_decided_about_each(finished: RunDir, config: Config) -> None:
     decided(finished, config, finished.output_hash("generate"))
-    pairs = [(a.column("n").to_pylist(), kept.to_pylist()) for a, kept in read_answers(finished, ["n"])]
-    assert pairs == [([1, 2, 3], [True, False, True])] * 2
+    pairs = [(a.to_pydict(), kept.to_pylist()) for a, kept in read_answers(finished, ["n"])]
+    assert pairs == [({"n": [1, 2, 3], "masked_spans": [None, [1], None]}, [True, False, True])] * 2
 
 
 def test_decisions_about_other_answers_are_refused(finished: RunDir, config: Config) -> None:

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from pipeline import models
 from pipeline.config import Config, output_settings
 from pipeline.console import say
+from pipeline.export import cards
 from pipeline.rundir import RunDir, read_json, readable
 
 
@@ -83,11 +84,17 @@ A student of {teacher}, distilled with Retort.
 
 {verdict}
 
+{cards.differences(scores)}
+{cards.intended_use("model")}
+{cards.licences_section(run_dir)}
+{cards.personal_section(run_dir)}
+{cards.safety_section(run_dir)}
 ## Before you use it
 
 The figures are about the prompts of one run. The student carries over what its teacher gets wrong, and adds to it.
 The teacher's licence applies to what is made from it.
-"""
+
+{cards.questions(run_dir, "model")}"""
     return ModelCard(body)
 
 

@@ -1,19 +1,23 @@
 """The kept answers as a folder that `datasets` loads, with a card made from the manifests; and its way to the hub."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from pipeline import models
+from pipeline import models, privacy
+from pipeline.config import Privacy
 from pipeline.errors import UserError
+from pipeline.export import cards
 from pipeline.records import MESSAGE, RESPONSES
 from pipeline.report.figures import setting_text, words
-from pipeline.rundir import RunDir, read_answers, read_planned, user_disk_errors, write_table
+from pipeline.rundir import RunDir, read_answers, read_planned, shard_paths, user_disk_errors, write_table
 
 Row = dict[str, Any]
 SPLITS = ("train", "held_out")
@@ -23,6 +27,11 @@ PLAIN = pa.schema(
         ("prompt_id", pa.string()),
         ("category", pa.string()),
         ("source", pa.string()),
+        ("licence", pa.string()),  # of the prompt; null where neither it nor its source names one
+        ("teacher", pa.string()),
+        ("teacher_revision", pa.string()),
+        ("chat_template", pa.string()),  # its hash
+        ("run", pa.string()),
         ("messages", pa.list_(MESSAGE)),  # the conversation with the teacher's answer as its last message
         ("tools", pa.string()),
         ("finish_reason", pa.string()),
@@ -45,22 +54,25 @@ at temperature 1 and before top-p and top-k; what `decode` reads is laid out in 
 def write(run_dir: RunDir, with_logprobs: bool = False) -> Path:
     """Write <run>/corpus: Parquet files by split, and README.md; an earlier one is replaced as a whole.
 
-    Raises UserError where filter has not finished, or a file is damaged.
+    Tokens that filter masked leave no trace: in the text stands a placeholder, such as <EMAIL>, and an answer that
+    would be handed on with its token ids, which spell it, is left out. Raises UserError where filter has not finished,
+    or a file is damaged.
     """
     target, temporary = run_dir.path / "corpus", run_dir.path / ".corpus.tmp"
     schema = pa.schema([*PLAIN, *(RESPONSES.field(name) for name in CAPTURED)]) if with_logprobs else PLAIN
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "data").mkdir(parents=True)
     counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    personal: Counter[str] = Counter(redacted=0, left_out=0)
     with user_disk_errors(target):
-        for number, rows in enumerate(_kept(run_dir, with_logprobs)):
+        for number, rows in enumerate(_kept(run_dir, with_logprobs, personal)):
             for split in SPLITS:
                 of_split = [row for row in rows if row["split"] == split]
                 counts[split] += len(of_split)
                 if of_split:
                     path = temporary / "data" / f"{split}-{number:05d}.parquet"
                     write_table(pa.Table.from_pylist(of_split, schema=schema), path)
-        card(run_dir, counts, with_logprobs).save(temporary / "README.md")
+        card(run_dir, counts, with_logprobs, personal).save(temporary / "README.md")
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
     return target
@@ -81,8 +93,11 @@ def push(folder: Path, repo: str, endpoint: str | None = None) -> str:
     return str(url)
 
 
-def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool) -> DatasetCard:
-    """What the corpus is, where it comes from, what was left out, and how to read it; all from the manifests."""
+def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool, personal: dict[str, int]) -> DatasetCard:
+    """What the corpus is, where it comes from, what was left out, and how to read it; all from the manifests.
+
+    `personal` says of how many answers a part was replaced, and how many were left out, for the personal data in them.
+    """
     generated, filtered = run_dir.manifest("generate"), run_dir.manifest("filter")
     made = generated["fingerprint"]
     is_demo = made["teacher.model"] == models.DEMO
@@ -108,6 +123,9 @@ def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool) -> Datase
     )
     revision = made.get("teacher.revision") or "not pinned"
     licence = "" if is_demo else "- The licences of the teacher and of the prompts apply: see them before you share\n"
+    handed_on = f"Of the answers handed on here {personal['redacted']} have placeholders"
+    handed_on += f"; {personal['left_out']} more were left out: their token ids would spell what the text leaves out."
+    handed_on = handed_on if any(personal.values()) else ""
     read = DECODE.replace("THIS", run_dir.path.name) if with_logprobs else "Log-probs were left out of this copy."
     return DatasetCard(f"""---
 {data.to_yaml()}
@@ -131,25 +149,64 @@ that dropped it.
 |---|---|---|
 {drops}
 
+{cards.intended_use("corpus")}
+{cards.licences_section(run_dir)}
+{cards.personal_section(run_dir, handed_on)}
+{cards.safety_section(run_dir)}
 ## Log-probs
 
 {read}
-""")
+
+{cards.questions(run_dir, "corpus")}""")
 
 
-def _kept(run_dir: RunDir, with_logprobs: bool) -> Iterator[list[Row]]:
+def _kept(run_dir: RunDir, with_logprobs: bool, personal: Counter[str]) -> Iterator[list[Row]]:
     """The kept answers of each shard, with their conversations; responses stand in the order of the prompts."""
-    num_samples = run_dir.manifest("generate")["fingerprint"]["generate.num_samples"]
-    prompts = read_planned(run_dir, ["messages", "tools", "source"], num_samples)
+    made = run_dir.manifest("generate")["fingerprint"]
+    columns = ["messages", "tools", "source"]
+    if "licence" in pq.read_schema(shard_paths(run_dir, "prepare")[0]).names:  # earlier versions knew none
+        columns.append("licence")
+    prompts = read_planned(run_dir, columns, made["generate.num_samples"])
+    settings = _privacy(run_dir)
+    origin = {
+        "teacher": made["teacher.model"],
+        "teacher_revision": made.get("teacher.revision"),
+        "chat_template": made.get("teacher.chat_template"),
+        "run": run_dir.path.name,
+    }
     columns = ["response_id", "prompt_id", "split", "category", "text", "reasoning", "finish_reason"]
     for answers, kept in read_answers(run_dir, [*columns, *(CAPTURED if with_logprobs else ())]):
         rows = []
         for answer, is_kept, prompt in zip(answers.to_pylist(), kept.to_pylist(), prompts, strict=False):
             if prompt["response_id"] != answer["response_id"]:
                 raise UserError(f"{run_dir.path}: answers and prompts are not in one order; see retort verify")
-            if is_kept:
-                told = {"content": answer["text"], "reasoning_content": answer.get("reasoning") or None}
+            if is_kept and (clean := _clean(answer, settings, with_logprobs, personal)):
+                told = {"content": clean["text"], "reasoning_content": clean.get("reasoning") or None}
                 messages = [*prompt["messages"], {"role": "assistant", **told}]
-                kept_of_prompt = {key: prompt.get(key) for key in ("source", "tools")}
-                rows.append({**answer, **kept_of_prompt, "messages": messages})
+                kept_of_prompt = {key: prompt.get(key) for key in ("source", "licence", "tools")}
+                rows.append({**clean, **kept_of_prompt, **origin, "messages": messages})
         yield rows
+
+
+def _privacy(run_dir: RunDir) -> Privacy:
+    """What filter looked for. Raises UserError where an earlier version did not look."""
+    screening = run_dir.manifest("filter").get("screening")
+    if screening is None:
+        raise UserError(
+            f"{run_dir.path}: another version of Retort filtered it, which looked for no personal data; filter again:"
+            " retort filter CONFIG --fresh"
+        )
+    return Privacy.model_validate(screening["privacy"])
+
+
+def _clean(answer: Row, settings: Privacy, with_logprobs: bool, personal: Counter[str]) -> Row | None:
+    """An answer as it may be handed on: its masked tokens as placeholders; None where that can't be."""
+    if not answer["masked_spans"]:
+        return answer
+    found: Counter[str] = Counter()
+    texts = privacy.redact({"text": answer["text"], "reasoning": answer["reasoning"]}, settings, found)
+    if with_logprobs or not found:
+        personal["left_out"] += 1
+        return None
+    personal["redacted"] += 1
+    return {**answer, **texts}

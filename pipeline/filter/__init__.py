@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline import models
 from pipeline.config import Config, Filter, output_settings
 from pipeline.errors import UserError
-from pipeline.filter import comparison
+from pipeline.filter import comparison, screen
 from pipeline.filter.comparison import Comparison
 from pipeline.filter.rules import REFUSAL, RULES, Candidate, Run, confidence
 from pipeline.records import DECISIONS
@@ -26,11 +26,12 @@ from pipeline.rundir import RunDir, Stage, read_committed, read_shards
 
 Row = dict[str, Any]
 COLUMNS = ["response_id", "prompt_id", "split", "text", "token_ids", "token_logprobs", "reasoning_tokens"]
-COLUMNS += ["finish_reason"]
+COLUMNS += ["finish_reason", *screen.COLUMNS]
 DUPLICATE = "exact_duplicate"
 REASONS = (
     *(name for name in RULES if name != REFUSAL),
     DUPLICATE,
+    *screen.REASONS,
     *comparison.REASONS,
     REFUSAL,
 )  # in the order of the waterfall
@@ -55,11 +56,16 @@ class Tally:
     marked: list[Marked] = field(default_factory=list)
     seen: dict[bytes, bool] = field(default_factory=dict)  # keys of answers, and whether one of them was kept
 
-    def add(self, decision: Row, split: str) -> None:
+    def add(self, row: Row, decision: Row, refused: list[str], file: str) -> None:
+        """Count a decision; `refused` are the rules that say no to it, whether or not it is dropped for them."""
         self.counts["responses"] += 1
-        if decision["kept"]:
-            self.keep(split, 1)
         self.first.update(decision["reasons"][:1])
+        self.alone.update({*refused, *decision["reasons"]})
+        if decision["kept"]:
+            self.keep(row["split"], 1)
+            if REFUSAL in refused:
+                order = hashlib.sha256(row["response_id"].encode()).hexdigest()
+                self.marked.append(Marked(order, row["response_id"], row["split"], file))
 
     def keep(self, split: str, num: int) -> None:
         self.counts["kept"] += num
@@ -75,15 +81,25 @@ def run(config: Config, run_dir: RunDir) -> None:
     fingerprint = {
         **{f"filter.{key}": value for key, value in output_settings(settings).items()},
         "input.generate": run_dir.output_hash("generate"),
+        **screen.fingerprint(config),
         **comparison.fingerprint(config, run_dir),
     }
     stage = run_dir.begin("filter", config, fingerprint, in_one_piece=True)
     if stage.complete:
         return
-    facts, others, tally, files = _facts(run_dir, settings), Comparison(config, run_dir, stage), Tally(), []
+    facts, tally, files = _facts(run_dir, settings), Tally(), []
+    screening, others = (
+        screen.Screen(config, models.teacher_of(run_dir).tokenizer()),
+        Comparison(config, run_dir, stage),
+    )
     for number, answers in enumerate(_answers(run_dir, settings, facts)):
         name = f"decisions-{number:05d}.parquet"
-        decisions = [_decide(row, asked, answer, settings, others, tally, name) for row, asked, answer in answers]
+        judged = [_decide(row, answer, settings, tally.seen) for row, _, answer in answers]
+        decisions = [decision for decision, _ in judged]
+        screening.decide([row for row, _, _ in answers], decisions)
+        for (row, asked, _), (decision, refused) in zip(answers, judged, strict=True):
+            others.decide(row, asked["messages"], decision)
+            tally.add(row, decision, refused, name)
         stage.commit(pa.Table.from_pylist(decisions, schema=DECISIONS), name)
         files.append(stage.path / name)
     _cap_refusals(stage, tally, settings)
@@ -98,8 +114,9 @@ def run(config: Config, run_dir: RunDir) -> None:
         [*files, *stage.notes()],
         dict(tally.counts),
         waterfall=tally.waterfall(),
-        settings=output_settings(settings),
+        settings=output_settings(settings) | screen.thresholds(config),
         limits=limits,
+        screening=screening.facts(),
     )
 
 
@@ -108,38 +125,30 @@ def duplicate_key(prompt_id: str, text: str) -> bytes:
     return hashlib.sha256(f"{prompt_id} {' '.join(text.lower().split())}".encode()).digest()[:16]
 
 
-def _decide(
-    row: Row, asked: Row, answer: Candidate, settings: Filter, others: Comparison, tally: Tally, file: str
-) -> Row:
-    """One row of DECISIONS, counted. A duplicate is one only of an answer that was kept; refusals are kept for now."""
+def _decide(row: Row, answer: Candidate, settings: Filter, seen: dict[bytes, bool]) -> tuple[Row, list[str]]:
+    """One row of DECISIONS as the rules have it, and the rules that say no.
+
+    A duplicate is one only of an answer that was kept; refusals are kept for now.
+    """
     verdicts = {name: verdict for name, rule in RULES.items() if (verdict := rule(answer, settings)) is not None}
     scores = {name: float(score) for name, (score, _) in verdicts.items()}
     refused = [name for name, (_, keep) in verdicts.items() if not keep]
     reasons = [name for name in refused if name != REFUSAL]
     if settings.drop_exact_duplicates:
         key = duplicate_key(row["prompt_id"], row["text"])
-        of_kept = tally.seen.get(key)
+        of_kept = seen.get(key)
         refused += [DUPLICATE] if of_kept is not None else []
         if not reasons:
             scores[DUPLICATE] = float(of_kept or False)
             reasons += [DUPLICATE] if of_kept else []
-        tally.seen[key] = of_kept or not reasons
-    for name, (score, keep) in others.verdicts(row, asked["messages"], is_kept=not reasons).items():
-        scores[name] = score
-        reasons += [] if keep else [name]
-        refused += [] if keep else [name]
-    tally.alone.update(refused)
-    if REFUSAL in refused and not reasons:
-        order = hashlib.sha256(row["response_id"].encode()).hexdigest()
-        tally.marked.append(Marked(order, row["response_id"], row["split"], file))
+        seen[key] = of_kept or not reasons
     decision = {
         "response_id": row["response_id"],
         "kept": not reasons,
         "reasons": reasons,
         "scores": list(scores.items()),
     }
-    tally.add(decision, row["split"])
-    return decision
+    return decision, refused
 
 
 def _cap_refusals(stage: Stage, tally: Tally, settings: Filter) -> None:

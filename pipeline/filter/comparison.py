@@ -46,8 +46,16 @@ class Comparison:
         for path in stage.notes():  # of a stage that lost a file and is done again
             path.unlink()
 
-    def verdicts(self, row: dict[str, Any], messages: list[dict[str, Any]], is_kept: bool) -> dict[str, Verdict]:
-        """Scores of a response, by reason; `near_duplicate` of one that all rules kept, which is held from then on.
+    def decide(self, row: dict[str, Any], messages: list[dict[str, Any]], decision: dict[str, Any]) -> None:
+        """Complete filter's decision about an answer to these messages: scores, by reason, and reasons to drop it."""
+        for name, (score, keep) in self._verdicts(row, messages, decision["kept"]).items():
+            decision["scores"].append((name, score))
+            if not keep:
+                decision["reasons"].append(name)
+                decision["kept"] = False
+
+    def _verdicts(self, row: dict[str, Any], messages: list[dict[str, Any]], is_kept: bool) -> dict[str, Verdict]:
+        """`near_duplicate` only of an answer that all else kept, which is held from then on.
 
         contaminated: the largest share of an evaluation item that its prompt or its answer repeats.
         near_duplicate: the Jaccard similarity with an answer before, prompts included, where the answers are as near.

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import codec, hardware, models, reasoning
+from pipeline import codec, hardware, licences, models, reasoning
 from pipeline.config import Config, Generate, output_settings
 from pipeline.console import console, progress, say
 from pipeline.errors import UserError
@@ -32,6 +32,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     """Write generate/responses-*.parquet, shard by shard; shards already there are kept."""
     prompts = run_dir.manifest("prepare")
     _check_mode(config, prompts)
+    licences.check_run(config, run_dir)
     teacher = models.find(config.teacher.model, config.teacher.revision)
     models.check_support(teacher, config.generate.k)
     fingerprint, engine = _fingerprint(config, run_dir, teacher, prompts), None

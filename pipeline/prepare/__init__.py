@@ -5,18 +5,18 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline import contamination, corpora, models
+from pipeline import contamination, corpora, licences, models
 from pipeline.config import Config, output_settings
 from pipeline.corpora import BadRowError
 from pipeline.errors import UserError
-from pipeline.prepare import sources
-from pipeline.prepare.screen import Screen
+from pipeline.prepare import screening, sources
+from pipeline.prepare.comparison import Comparison
 from pipeline.prepare.sources import Message, Messages
 from pipeline.records import PROMPTS
 from pipeline.rundir import RunDir, Stage, file_hash, folder_hash, text_hash
@@ -29,14 +29,15 @@ def run(config: Config, run_dir: RunDir) -> None:
     models.check_has_template(tokenizer)
     models.check_student(config, teacher, tokenizer)
     context = _context_tokens(config, teacher)
+    licence = licences.check(config, teacher)
     stage = run_dir.begin("prepare", config, _fingerprint(config, tokenizer, context), in_one_piece=True)
     if stage.complete:
         return
     counts: Counter[str] = Counter(prompts=0, held_out=0, duplicates=0, near_duplicates=0, contaminated=0, bad_rows=0)
     files: list[Path] = []
     rows: list[dict[str, Any]] = []
-    screen = Screen(config.prepare, stage)
-    for row in _prompts(config, teacher, tokenizer, context, counts, screen):
+    screened, others = screening.Screening(config), Comparison(config.prepare, stage)
+    for row in _prompts(config, teacher, tokenizer, context, counts, screened, others):
         rows.append(row)
         if len(rows) == config.prepare.shard_prompts:
             files.append(_commit(stage, rows, len(files)))
@@ -50,7 +51,7 @@ def run(config: Config, run_dir: RunDir) -> None:
             f"prepare: {counts['prompts']} prompts, {counts['held_out']} of them held out: none is left to train on;"
             " give more prompts, or lower prepare.held_out_frac"
         )
-    stage.finish([*files, *stage.notes()], dict(counts))
+    stage.finish([*files, *stage.notes()], dict(counts), **screened.facts(licence))
 
 
 def prompt_id(messages: Messages, tools: list[Any] | None = None) -> str:
@@ -73,6 +74,10 @@ class _Asked:
     messages: Messages
     tools: list[Any] | None
     completion: Message | None
+    origin: str = ""  # the source, without the row
+    licence: str | None = None
+    redacted: dict[str, int] = field(default_factory=dict)  # see records.PROMPTS
+    safety: dict[str, float] = field(default_factory=dict)
 
     def identifier(self) -> str:
         return prompt_id([*self.messages, *filter(None, [self.completion])], self.tools)
@@ -83,12 +88,18 @@ class _Asked:
 
 
 def _prompts(
-    config: Config, teacher: models.Model, tokenizer: Any, context: int, counts: Counter[str], screen: Screen
+    config: Config,
+    teacher: models.Model,
+    tokenizer: Any,
+    context: int,
+    counts: Counter[str],
+    screened: screening.Screening,
+    others: Comparison,
 ) -> Iterator[dict[str, Any]]:
     """Rows of PROMPTS: each distinct conversation once, rendered."""
     seen: set[str] = set()
     stop_ids = teacher.stop_ids(tokenizer)
-    for asked in _conversations(config, counts):
+    for asked in screened.of(_conversations(config, counts)):
         identifier = asked.identifier()
         if identifier in seen:
             counts["duplicates"] += 1
@@ -100,7 +111,7 @@ def _prompts(
             _refuse(config, asked.place, str(problem), counts)
             continue
         held_out = is_held_out(asked.side(), config.prepare.held_out_frac)
-        if fault := screen.fault(asked.place, identifier, held_out, asked.messages, asked.tools, asked.completion):
+        if fault := others.fault(asked.place, identifier, held_out, asked.messages, asked.tools, asked.completion):
             counts[fault] += 1
             continue
         seen.add(identifier)
@@ -114,6 +125,7 @@ def _prompts(
             "category": asked.category,
             "split": "held_out" if held_out else "train",
             "source": asked.place,
+            **screened.columns(asked),
             **rendered,
         }
         if len(seen) == config.prepare.max_prompts:
@@ -169,8 +181,9 @@ def _conversations(config: Config, counts: Counter[str]) -> Iterator[_Asked]:
                 _refuse(config, place, str(problem), counts)
                 continue
             category = sources.category_of(row, source)
+            given = (screening.origin_of(source), sources.licence_of(row, source))
             for messages, completion in pairs:
-                yield _Asked(place, category, messages, tools, completion)
+                yield _Asked(place, category, messages, tools, completion, *given)
 
 
 def _refuse(config: Config, place: str, problem: str, counts: Counter[str]) -> None:
@@ -199,6 +212,7 @@ def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]
     folders = [s.dataset for s in config.prepare.sources if s.dataset and Path(s.dataset).is_dir()]
     return {
         **{f"prepare.{key}": value for key, value in prepare.items()},
+        **screening.fingerprint(config),
         "generate.mode": config.generate.mode,  # whether answers are read too
         # it decides which prompts fit the context
         "generate.max_tokens": config.generate.max_tokens if config.generate.mode == "sample" else None,

@@ -88,6 +88,12 @@ def category_of(row: Row, source: Source) -> str:
     return str(row.get(source.category) or "uncategorised").encode(errors="replace").decode()
 
 
+def licence_of(row: Row, source: Source) -> str | None:
+    """The licence that a row names for itself, in a column `licence` or `license`, else that of its source."""
+    own = row.get("licence") or row.get("license")
+    return own.strip() if isinstance(own, str) and own.strip() else source.licence
+
+
 def _conversation(row: Row, source: Source, template: Template | None) -> Messages:
     """The messages of a row as they stand there, checked, with the source's system message."""
     if template is not None:

@@ -46,6 +46,8 @@ RULE_SETTINGS = {
     "refusal": "max_refusal_frac",
     "exact_duplicate": "drop_exact_duplicates",
     "near_duplicate": "near_duplicates",
+    "pii": "privacy.answers",
+    "unsafe": "safety.max_answer_score",
 }
 
 # Which limit of filter's manifest the setting came to in this run.
@@ -86,6 +88,8 @@ RULE_UNITS = {
     "exact_duplicate": "1 = duplicate",
     "contaminated": "share of an evaluation item",
     "near_duplicate": "Jaccard",
+    "pii": "places",
+    "unsafe": "highest label",
 }
 
 

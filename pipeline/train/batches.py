@@ -124,7 +124,11 @@ def _teacher(lessons: list[Lesson], rows: Sequence[Row], settings: Train) -> dic
     if not len(ids_NK):
         names = ", ".join(row["response_id"] for row in rows)
         how = settings.reasoning
-        raise UserError(f"responses {names}: nothing but reasoning, and train.reasoning={how} leaves nothing to learn")
+        raise UserError(
+            f"responses {names}: nothing but reasoning, and train.reasoning={how} leaves nothing to learn"
+            if how != "keep"
+            else f"responses {names}: filter masked every token of them (privacy.answers), so nothing is left to learn"
+        )
     return {
         "teacher_ids_NK": torch.from_numpy(ids_NK.astype(np.int64)),
         "teacher_logprobs_NK": torch.from_numpy(logprobs_NK),

@@ -18,6 +18,7 @@ from pipeline.train import student
 from pipeline.train.batches import collate
 from pipeline.train.head import head_of, logits
 from pipeline.train.losses import states, token_losses
+from pipeline.train.targets import is_masked
 from pipeline.train.temperature import tempering_error_nats
 
 MAX_CHECKED_RESPONSES = 256
@@ -181,7 +182,9 @@ def proof_batch(rows: Any, vocab_size: int) -> dict[str, Tensor]:
         chosen.append(row)
     return {
         **collate(chosen, 0, vocab_size, Train()),
-        "token_logprobs_N": torch.tensor([nats for row in chosen for nats in row["token_logprobs"]]),
+        "token_logprobs_N": torch.from_numpy(
+            np.concatenate([np.asarray(row["token_logprobs"], np.float32)[~is_masked(row)] for row in chosen])
+        ),
         "has_draws": torch.tensor(chosen[0]["logprobs"]["num_draws"] > 0),
     }
 

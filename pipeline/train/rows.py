@@ -23,6 +23,7 @@ MAX_VALIDATION_ANSWERS = 256
 MIN_ANSWERS_TO_SPLIT = 20  # of fewer, each is worth more as a lesson than as a measurement
 REASONING = ["reasoning_tokens", "reasoning_start", "reasoning_end"]
 COLUMNS = ["response_id", "prompt_token_ids", "token_ids", "token_logprobs", "logprobs", *REASONING]
+MASKED = "masked_spans"  # filter's: tokens of the response that no loss may touch
 INDEXED = ["split", "conversation_id", "prompt_id", "prompt_token_ids", "token_ids", *REASONING]
 
 Row = dict[str, Any]
@@ -35,7 +36,7 @@ class Index:
     shards: npt.NDArray[np.int32]  # which of the run's files
     places: npt.NDArray[np.int32]  # row within it
     lengths: npt.NDArray[np.int32]  # tokens that the student is given, its reasoning cut out where it is dropped
-    learnt: npt.NDArray[np.int32]  # tokens among them that are learnt
+    learnt: npt.NDArray[np.int32]  # tokens among them that are learnt: neither masked reasoning nor personal data
     conversations: npt.NDArray[np.uint64]  # hash of the conversation, which no split divides
 
     def take(self, chosen: npt.NDArray[Any]) -> "Index":
@@ -46,13 +47,16 @@ class Answers:
     """The kept answers of a run that fit, in the order of its files: `answers[i]` reads the file it stands in.
 
     Memory is 24 bytes an answer (Index), and the `WINDOW_SHARDS` files that were read last; whoever asks in the order
-    of `batches.LengthGrouped` has each file read once an epoch. Each process reads all files.
+    of `batches.LengthGrouped` has each file read once an epoch. Each process reads all files. `paths` are those of the
+    responses, each with that of filter's decisions about them.
     """
 
-    def __init__(self, paths: list[Path], index: Index, too_long: int = 0, without_lesson: int = 0) -> None:
+    def __init__(
+        self, paths: list[tuple[Path, Path]], index: Index, too_long: int = 0, without_lesson: int = 0
+    ) -> None:
         self._paths, self.index = paths, index
         self.too_long = too_long  # kept by filter, but longer than max_length
-        self.without_lesson = without_lesson  # kept by filter, but nothing but reasoning that is not learnt
+        self.without_lesson = without_lesson  # kept by filter, but nothing in it that may be learnt
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
@@ -63,7 +67,7 @@ class Answers:
         return self.index.lengths
 
     def __getitem__(self, number: int) -> Row:
-        """The row, with the values of COLUMNS. Raises UserError where its file can't be read."""
+        """The row, with the values of COLUMNS, and MASKED. Raises UserError where its file can't be read."""
         table = self._table(int(self.index.shards[number]))
         return table.slice(int(self.index.places[number]), 1).to_pylist()[0]
 
@@ -78,7 +82,9 @@ class Answers:
         if shard not in self._tables:
             while len(self._tables) >= WINDOW_SHARDS:
                 self._tables.popitem(last=False)
-            self._tables[shard] = read_committed(self._paths[shard], COLUMNS)
+            responses, decisions = self._paths[shard]
+            masked = read_committed(decisions, [MASKED]).column(MASKED)
+            self._tables[shard] = read_committed(responses, COLUMNS).append_column(MASKED, masked)
         self._tables.move_to_end(shard)
         return self._tables[shard]
 
@@ -104,7 +110,8 @@ def kept_answers(run_dir: RunDir, split: str, max_length: int, how: str = "keep"
     `how` is train.reasoning. Each file is checked and read once, one at a time. Raises UserError where a file is
     damaged, and where no answer is left.
     """
-    paths, parts, too_long, without = shard_paths(run_dir, "generate"), [], 0, 0
+    paths = list(zip(shard_paths(run_dir, "generate"), shard_paths(run_dir, "filter"), strict=True))
+    parts, too_long, without = [], 0, 0
     for shard, (table, kept) in enumerate(read_answers(run_dir, INDEXED)):
         index = _indexed(table, shard, how).take(
             pc.and_(kept, pc.equal(table.column("split"), split)).to_numpy().astype(bool)
@@ -118,6 +125,7 @@ def kept_answers(run_dir: RunDir, split: str, max_length: int, how: str = "keep"
         raise UserError(
             f"{run_dir.path}: no {split} answer is left to train on: {too_long} of those that filter kept are longer"
             f" than train.max_length={max_length} tokens, {without} hold nothing to learn with train.reasoning={how}"
+            " and without what filter masked (privacy.answers)"
         )
     return Answers(paths, whole, too_long, without)
 
@@ -150,14 +158,24 @@ def _indexed(table: pa.Table, shard: int, how: str) -> Index:
     num_answer = _numbers(pc.list_value_length(table.column("token_ids")))
     reasoning = {name: _numbers(table.column(name)) for name in REASONING}
     cut = reasoning["reasoning_end"] - reasoning["reasoning_start"] if how == "drop" else 0
+    first = reasoning["reasoning_tokens"] if how != "keep" else np.zeros(table.num_rows, np.int32)
     names = pc.coalesce(table.column("conversation_id"), table.column("prompt_id")).to_pylist()
     return Index(
         shards=np.full(table.num_rows, shard, np.int32),
         places=np.arange(table.num_rows, dtype=np.int32),
         lengths=_numbers(pc.list_value_length(table.column("prompt_token_ids"))) + num_answer - cut,
-        learnt=num_answer - (0 if how == "keep" else reasoning["reasoning_tokens"]),
+        learnt=num_answer - first - _num_masked(table.column(MASKED), first),
         conversations=np.array([_hash(name) for name in names], np.uint64),
     )
+
+
+def _num_masked(column: Any, first: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """How many tokens of each response, from its `first` on, are masked."""
+    num = np.zeros(len(column), np.int32)
+    for place in np.flatnonzero(_numbers(pc.coalesce(pc.list_value_length(column), 0))):
+        spans = column[int(place)].as_py()
+        num[place] = sum(max(0, span["end"] - max(span["start"], first[place])) for span in spans)
+    return num
 
 
 def _joined(parts: list[Index]) -> Index:

@@ -33,8 +33,9 @@ class Lesson(NamedTuple):
 def lesson(row: dict[str, Any], vocab_size: int, settings: Train) -> Lesson:
     """The lesson of a row of rows.COLUMNS, by train.reasoning, .tail, .positions_frac and .positions_by.
 
-    Raises UserError where rows are damaged or differ from tokens in number, where an id is outside the student's
-    vocabulary and can't be merged into the tail, and where there is nothing before the answer to predict it from.
+    Tokens of its `masked_spans` are context alone: their labels are ignored and their rows left out. Raises UserError
+    where rows are damaged or differ from tokens in number, where an id is outside the student's vocabulary and can't be
+    merged into the tail, and where there is nothing before the answer to predict it from.
     """
     name = f"response {row['response_id']}"
     context, answer = reasoning.learnt(row, settings.reasoning)
@@ -49,7 +50,7 @@ def lesson(row: dict[str, Any], vocab_size: int, settings: Train) -> Lesson:
     if max(context + answer) >= vocab_size:
         raise UserError(f"{name}: a token id is outside the student's vocabulary of {vocab_size}")
     first = len(row["token_ids"]) - len(answer)
-    kept_N = _kept(soft, first, settings)
+    kept_N = _kept(soft, _learnable(row, first), settings)
     soft_N = _targets(soft, kept_N, row, vocab_size, settings.tail)
     labels = np.full(len(context) + len(answer), IGNORED)
     places_N = kept_N - first
@@ -63,18 +64,30 @@ def entropy_nats(logprobs_NK: FloatArray, log_tail_N: FloatArray) -> npt.NDArray
     return -np.where(logprobs_NC > -np.inf, np.exp(logprobs_NC) * np.maximum(logprobs_NC, -1e9), 0).sum(axis=1)
 
 
-def _kept(soft: Soft, first: int, settings: Train) -> npt.NDArray[np.int64]:
-    """Which of the answer's tokens have a loss, of those from `first` on.
+def is_masked(row: dict[str, Any]) -> npt.NDArray[np.bool_]:
+    """Of each token of a response, whether filter found it to hold personal data (DECISIONS.masked_spans)."""
+    masked_T = np.zeros(len(row["token_ids"]), bool)
+    for span in row["masked_spans"] or ():
+        masked_T[span["start"] : span["end"]] = True
+    return masked_T
+
+
+def _learnable(row: dict[str, Any], first: int) -> npt.NDArray[np.int64]:
+    """The tokens of a response from `first` on that may be learnt."""
+    return first + np.flatnonzero(~is_masked(row)[first:])
+
+
+def _kept(soft: Soft, learnable_N: npt.NDArray[np.int64], settings: Train) -> npt.NDArray[np.int64]:
+    """Which of the tokens that may be learnt have a loss.
 
     By the teacher's entropy it is answer by answer, so the choice is the same in whatever batch, pack or process the
     answer stands; of equal ones, the earlier. By the student's it is not known here: all.
     """
-    num = len(soft[0]) - first
     if settings.positions_frac == 1 or settings.positions_by == "student_entropy":
-        return np.arange(first, first + num)
-    wanted = math.ceil(settings.positions_frac * num - 1e-9)  # 0.07 · 100 is 7.000000000000001
-    order = np.argsort(-entropy_nats(soft[1][first:], soft[2][first:]), kind="stable")
-    return first + np.sort(order[:wanted])
+        return learnable_N
+    wanted = math.ceil(settings.positions_frac * len(learnable_N) - 1e-9)  # 0.07 · 100 is 7.000000000000001
+    order = np.argsort(-entropy_nats(soft[1][learnable_N], soft[2][learnable_N]), kind="stable")
+    return learnable_N[np.sort(order[:wanted])]
 
 
 def _targets(soft: Soft, kept_N: npt.NDArray[np.int64], row: dict[str, Any], vocab_size: int, tail: str) -> Soft:

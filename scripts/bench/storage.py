@@ -219,6 +219,7 @@ def training_rate(steps: int) -> list[float]:
             "response_id": f"r{number}",
             "prompt_token_ids": rng.integers(0, vocab_size, 60).tolist(),
             "token_ids": rng.integers(0, vocab_size, 96).tolist(),
+            "masked_spans": None,
             "logprobs": support.pack(
                 np.array([rng.choice(vocab_size, K, replace=False) for _ in range(96)], np.int32),
                 logprobs_NK,

@@ -155,3 +155,36 @@ def test_a_refused_push_is_one_line(run_dir: RunDir, hub: str) -> None:
     Hub.refuses = True
     with pytest.raises(UserError, match=r"someone/corpus: the hub refuses it .*HF_TOKEN"):
         corpus.push(folder, "someone/corpus", endpoint=hub)
+
+
+def test_each_answer_knows_where_it_comes_from(run_dir: RunDir, tmp_path: Path) -> None:
+    rows = loaded(corpus.write(run_dir), tmp_path)["train"]
+    told = {name: rows[0][name] for name in ("source", "licence", "teacher", "teacher_revision", "run")}
+    assert told == {
+        "source": "prompts/seeds.jsonl:3",
+        "licence": "apache-2.0",
+        "teacher": "./no-such-teacher",
+        "teacher_revision": None,
+        "run": "trial",
+    }
+
+
+def test_the_card_tells_of_use_licences_personal_data_and_safety(run_dir: RunDir) -> None:
+    text = (corpus.write(run_dir) / "README.md").read_text(encoding="utf-8")
+    for part in (
+        "## Intended use",
+        "| prompts/seeds.jsonl | apache-2.0 | 6 | nothing in it restricts training on outputs.",
+        "- Answers: found in none\n",
+        "- Answers, by word list (shipped): none; labels alone drop nothing",
+        "## What a review asks",
+    ):
+        assert part in text
+
+
+def test_a_run_that_was_never_looked_through_is_not_handed_on(run_dir: RunDir) -> None:
+    path = run_dir.stage_path("filter") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["screening"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="looked for no personal data; filter again: retort filter CONFIG --fresh"):
+        corpus.write(run_dir)

@@ -221,7 +221,7 @@ def test_answers_are_neither_copied_nor_changed(filtered: Filtered) -> None:
     assert {path.name: file_hash(path) for path in (filtered.run_dir.path / "generate").iterdir()} == before
     [record] = filtered.run_dir.manifest("filter")["files"]
     columns = pq.read_schema(filtered.run_dir.path / "filter" / record["name"]).names
-    assert columns == ["response_id", "kept", "reasons", "scores"]
+    assert columns == ["response_id", "kept", "reasons", "scores", "masked_spans", "safety"]
 
 
 def test_a_changed_threshold_is_refused_by_name_and_nothing_is_decided_again(filtered: Filtered) -> None:

@@ -72,6 +72,7 @@ def captured(
                     best.indices.numpy().astype(np.int32), values, VOCAB, settings or Generate(), f"r{index}-0"
                 ),
                 "length": len(prompt) + len(tokens),
+                "masked_spans": [],
             }
         )
     return Listed(rows)

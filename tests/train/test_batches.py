@@ -27,7 +27,8 @@ def row_of(
     ids_NK = np.argsort(-logprobs_NV, axis=1)[:, :K].astype(np.int32)
     best_NK = np.take_along_axis(logprobs_NV, ids_NK, axis=1).astype(np.float32)
     tokens = [int(rng.choice(min(vocab_size, VOCAB))) for _ in range(num_tokens)]
-    row = {"response_id": f"r{seed}-0", "prompt_token_ids": [1, 2, 3][: 1 + seed % 3], "token_ids": tokens}
+    row: dict[str, Any] = {"response_id": f"r{seed}-0", "masked_spans": None, "token_ids": tokens}
+    row["prompt_token_ids"] = [1, 2, 3][: 1 + seed % 3]
     return {**row, "logprobs": support.pack(ids_NK, best_NK, vocab_size, settings, f"r{seed}-0")}, logprobs_NV
 
 
@@ -223,3 +224,48 @@ def test_positions_are_chosen_among_what_is_learnt() -> None:
     labels = collate([row], 0, VOCAB, Train(positions_frac=0.5, reasoning="mask"))["labels"][0]
     assert (labels != IGNORED).sum() == 4
     assert (labels[: 1 + 12] == IGNORED).all()
+
+
+def spans(*places: tuple[int, int]) -> list[dict[str, Any]]:
+    return [{"start": start, "end": end, "kind": "email"} for start, end in places]
+
+
+def test_masked_tokens_are_context_without_label_and_without_row() -> None:
+    whole = row_of(num_tokens=12)[0]
+    masked = whole | {"masked_spans": spans((0, 2), (5, 9))}
+    left = [2, 3, 4, 9, 10, 11]
+    batch, all_of_it = collate([masked], 0, VOCAB, Train()), collate([whole], 0, VOCAB, Train())
+    assert torch.equal(batch["input_ids"], all_of_it["input_ids"])
+    labels = batch["labels"][0].tolist()
+    assert {place - 1: label for place, label in enumerate(labels) if label != IGNORED} == {
+        place: whole["token_ids"][place] for place in left
+    }
+    for name in ("teacher_ids_NK", "teacher_logprobs_NK", "teacher_log_tail_N"):
+        assert torch.equal(batch[name], all_of_it[name][left])
+
+
+def test_masked_tokens_have_no_part_in_the_choice_of_positions() -> None:
+    row, _ = row_of(num_tokens=20)
+    entropies_N = entropy_nats(*codec.decode(row["logprobs"])[1:])
+    best = int(entropies_N.argmax())
+    row["masked_spans"] = spans((best, best + 1))
+    labels = collate([row], 0, VOCAB, Train(positions_frac=0.5))["labels"][0]
+    assert (labels != IGNORED).sum() == 10, "half of 19, rounded up"
+    assert labels[1 + best] == IGNORED
+
+
+@pytest.mark.parametrize("how", ["mask", "drop"])
+def test_masked_tokens_of_reasoning_and_of_the_answer_are_told_apart(how: str) -> None:
+    row, _ = row_of(num_tokens=20)
+    row |= {"reasoning_tokens": 12, "reasoning_start": 1, "reasoning_end": 11, "masked_spans": spans((3, 5), (14, 16))}
+    settings = Train.model_validate({"reasoning": how})
+    batch = collate([row], 0, VOCAB, settings)
+    kept = [label for label in batch["labels"][0].tolist() if label != IGNORED]
+    assert kept == [row["token_ids"][place] for place in (12, 13, 16, 17, 18, 19)]
+    assert len(batch["teacher_ids_NK"]) == 6
+
+
+def test_a_batch_of_nothing_but_masked_tokens_is_refused() -> None:
+    row, _ = row_of()
+    with pytest.raises(UserError, match="r0-0: filter masked every token"):
+        collate([row | {"masked_spans": spans((0, 12))}], 0, VOCAB, Train())

@@ -62,7 +62,7 @@ def rows_of(num: int = 7, longest: int = 15) -> list[dict[str, Any]]:
         logprobs_NK = logits_NK - np.logaddexp.reduce(logits_NK, axis=1, keepdims=True)
         packed = codec.encode(ids_NK, logprobs_NK[:, :K].astype(np.float32), logprobs_NK[:, K].astype(np.float32))
         prompt, answer = rng.integers(1, VOCAB, P).tolist(), rng.integers(1, VOCAB, A).tolist()
-        none = dict.fromkeys(("reasoning_tokens", "reasoning_start", "reasoning_end"), 0)
+        none = dict.fromkeys(("reasoning_tokens", "reasoning_start", "reasoning_end"), 0) | {"masked_spans": []}
         rows.append(
             {"response_id": f"r{n}", "prompt_token_ids": prompt, "token_ids": answer, "logprobs": packed, **none}
         )

@@ -51,8 +51,10 @@ def response(number: int, num_tokens: int = 4, **changes: Any) -> Row:
     }
 
 
-def run_of(folder: Path, responses: list[Row], dropped: tuple[int, ...] = ()) -> RunDir:
-    """A run whose generate and filter are done, PER_SHARD answers to a file."""
+def run_of(
+    folder: Path, responses: list[Row], dropped: tuple[int, ...] = (), masked: dict[int, Any] | None = None
+) -> RunDir:
+    """A run whose generate and filter are done, PER_SHARD answers to a file; `masked`: spans of some."""
     config = config_module.validate({"name": "trial", "runs_dir": str(folder)}, "test")
     run = RunDir(config.run_path)
     places = range(0, len(responses), PER_SHARD)
@@ -64,7 +66,14 @@ def run_of(folder: Path, responses: list[Row], dropped: tuple[int, ...] = ()) ->
     decided = run.begin("filter", config, {"input.generate": run.output_hash("generate")})
     for shard, first in enumerate(places):
         numbers = range(first, min(first + PER_SHARD, len(responses)))
-        lines = [{"response_id": responses[n]["response_id"], "kept": n not in dropped} for n in numbers]
+        lines = [
+            {
+                "response_id": responses[n]["response_id"],
+                "kept": n not in dropped,
+                "masked_spans": (masked or {}).get(n),
+            }
+            for n in numbers
+        ]
         decided.commit(pa.Table.from_pylist(lines, schema=DECISIONS), f"decisions-{shard:05d}.parquet")
     decided.finish(sorted(decided.path.glob("*.parquet")), {"kept": len(responses) - len(dropped)})
     return run
@@ -80,10 +89,11 @@ def test_answers_are_those_that_filter_kept_of_the_split_and_fit(tmp_path: Path)
     assert answers.too_long == 1
     for place in np.random.default_rng(0).permutation(len(wanted)):
         row = answers[int(place)]
-        assert row == {name: responses[wanted[place]][name] for name in row} | {
-            "token_logprobs": pytest.approx(responses[wanted[place]]["token_logprobs"])
+        assert row == {name: responses[wanted[place]][name] for name in COLUMNS} | {
+            "token_logprobs": pytest.approx(responses[wanted[place]]["token_logprobs"]),
+            "masked_spans": None,
         }
-        assert sorted(row) == sorted(COLUMNS)
+        assert sorted(row) == sorted([*COLUMNS, "masked_spans"])
         assert answers.lengths[place] == len(row["prompt_token_ids"]) + len(row["token_ids"])
     assert [row["response_id"] for row in answers] == [f"prompt{n}-0" for n in wanted]
 
@@ -97,6 +107,38 @@ def test_the_index_knows_what_the_student_is_given_and_learns(
     answers = kept_answers(run_of(tmp_path, [reasoned, nothing_else]), "train", 20, how)
     assert (answers.lengths[0], answers.index.learnt[0]) == (length, learnt)
     assert (len(answers), answers.without_lesson) == ((2, 0) if how == "keep" else (1, 1))
+
+
+def test_masked_spans_come_with_the_answers_and_are_not_counted_as_learnt(tmp_path: Path) -> None:
+    def span(start: int, end: int) -> list[Row]:
+        return [{"start": start, "end": end, "kind": "phone"}]
+
+    responses = [response(n, 8) for n in range(PER_SHARD + 3)]
+    responses[1] |= {"reasoning_tokens": 4, "reasoning_start": 0, "reasoning_end": 4}
+    masked = {1: span(2, 6), 4: span(0, 8), PER_SHARD: span(6, 8)}
+    run = run_of(tmp_path, responses, masked=masked)
+    answers = kept_answers(run, "train", 20)
+    names = {row["response_id"]: row["masked_spans"] for row in answers}
+    assert {name: spans for name, spans in names.items() if spans} == {
+        "prompt1-0": masked[1],
+        f"prompt{PER_SHARD}-0": masked[PER_SHARD],
+    }
+    assert answers.without_lesson == 1, "all of it is masked"
+    learnt = dict(zip(names, answers.index.learnt.tolist(), strict=True))
+    assert (learnt["prompt0-0"], learnt["prompt1-0"], learnt[f"prompt{PER_SHARD}-0"]) == (8, 4, 6)
+    less = kept_answers(run, "train", 20, "mask")
+    assert dict(zip(names, less.index.learnt.tolist(), strict=True))["prompt1-0"] == 2
+
+
+def test_decisions_that_say_nothing_of_personal_data_are_refused(tmp_path: Path) -> None:
+    """Those of an earlier version: train must not learn what they never looked at."""
+    run = run_of(tmp_path, [response(n) for n in range(3)])
+    config = config_module.validate({"name": "trial", "runs_dir": str(tmp_path)}, "test")
+    stage = RunDir(run.path, fresh="always").begin("filter", config, {"input.generate": run.output_hash("generate")})
+    stage.commit(pa.table({"response_id": ["a", "b", "c"], "kept": [True] * 3}), "decisions-00000.parquet")
+    stage.finish([stage.path / "decisions-00000.parquet"], {})
+    with pytest.raises(UserError, match=r"has no masked_spans: another version .* `retort filter CONFIG --fresh`"):
+        kept_answers(run, "train", 20)
 
 
 def test_a_run_without_an_answer_that_fits_says_so(tmp_path: Path) -> None:
@@ -125,6 +167,10 @@ def read_shards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+def of_responses(names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith("responses-")]
+
+
 @pytest.mark.parametrize("pack_tokens", [None, 40])
 def test_an_epoch_sees_each_answer_once_and_reads_each_shard_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack_tokens: int | None
@@ -140,7 +186,8 @@ def test_an_epoch_sees_each_answer_once_and_reads_each_shard_once(
         seen = [answers[n]["response_id"] for item in order for n in dataset[item]["rows"]]
         assert sorted(seen) == sorted(f"prompt{n}-0" for n in range(num_shards * PER_SHARD - 2))
         held = WINDOW_SHARDS if epoch else 0  # what the epoch before has left in memory
-        assert num_shards - held <= len(names) <= num_shards
+        assert num_shards - held <= len(of_responses(names)) <= num_shards
+        assert len(names) == 2 * len(of_responses(names)), "each with the decisions about it"
         assert max(Counter(names).values()) == 1
 
 

@@ -69,6 +69,7 @@ def test_a_free_student_learns_the_teachers_distribution_from_every_support(supp
             "response_id": f"r{n}-0",
             "prompt_token_ids": [1],
             "token_ids": [int(best.indices[0])] * 40,
+            "masked_spans": None,
             "logprobs": support.pack(ids_NK, values_NK, VOCAB, settings, f"r{n}-0"),
         }
         for n in range(25)

@@ -13,7 +13,7 @@ from pipeline.texts import ask, prompt_text, words
 CONTAMINATION, NEAR_DUPLICATES = "contamination.jsonl", "near_duplicates.jsonl"
 
 
-class Screen:
+class Comparison:
     """Judges prompts in the order of the sources: of two that are alike the first stays, whichever side it is on.
 
     A prompt on the other side of the split than one like it is left out even where the two ask for something else (see

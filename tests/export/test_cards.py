@@ -1,0 +1,135 @@
+"""What cards say of use, licences, personal data and safety: from the manifests, and nothing that they don't hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated_run import make, scores
+
+from pipeline import export
+from pipeline.export import cards
+from pipeline.rundir import RunDir
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    return make(tmp_path)
+
+
+def told(run_dir: RunDir, stage: str, **facts: Any) -> None:
+    """Facts put into a manifest as the stage writes them."""
+    path = run_dir.stage_path(stage) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+
+
+SCREENED = {
+    "privacy": {"kinds": ["email", "card"], "prompts": "redact", "answers": "mask", "phone_regions": ["US"]},
+    "safety": {
+        "words": "shipped",
+        "classifier": None,
+        "guard_model": "Guard-1",
+        "max_prompt_score": None,
+        "max_answer_score": 0.5,
+    },
+}
+
+
+def test_licences_are_told_with_what_they_mean(run_dir: RunDir) -> None:
+    sources = [
+        {"source": "seeds.jsonl", "licence": "cc-by-4.0", "prompts": 5},
+        {"source": "mine.csv", "licence": None, "prompts": 1},
+    ]
+    told(
+        run_dir,
+        "prepare",
+        licences={"teacher": {"licence": "llama3.1", "told_by": "its model card"}, "sources": sources},
+    )
+    text = cards.licences_section(run_dir)
+    assert "| teacher: ./no-such-teacher | llama3.1 |  | training on outputs is allowed, with duties. " in text
+    assert "begins its name with `Llama`" in text
+    assert "| seeds.jsonl | cc-by-4.0 | 5 | training on outputs is allowed, with duties. Name the authors" in text
+    assert "| mine.csv | not known | 1 | not in Retort's table: read it |" in text
+    assert "told by its model card" in text
+    assert "no lawyers" in text
+
+
+def test_a_licence_that_the_config_names_later_wins(run_dir: RunDir) -> None:
+    told(run_dir, "prepare", licences={"teacher": {"licence": None, "told_by": "nothing in its folder"}, "sources": []})
+    path = run_dir.path / "config.yaml"
+    path.write_text(path.read_text().replace("licence: null", "licence: mit", 1))
+    assert "| mit |" in cards.licences_section(run_dir)
+
+
+def test_a_pruned_teacher_is_of_its_family(run_dir: RunDir) -> None:
+    told(run_dir, "prepare", licences={"teacher": {"licence": "llama3", "told_by": "its LICENSE"}, "sources": []})
+    assert "allowed, with duties" in cards.licences_section(run_dir)
+
+
+def test_personal_data_is_told_with_what_became_of_it(run_dir: RunDir) -> None:
+    prompts = {"personal": 3, "labelled": 0, "dropped_personal": 0, "dropped_unsafe": 0}
+    told(run_dir, "prepare", screening={**SCREENED, "personal": {"email": 4}, "labels": {}, "prompts": prompts})
+    told(
+        run_dir,
+        "filter",
+        screening={**SCREENED, "personal": {}, "labels": {}, "answers": {"personal": 0, "labelled": 0}},
+    )
+    text = cards.personal_section(run_dir, "Handed on so.")
+    assert "Looked for, by shape and check digit: email, card." in text
+    assert "- Prompts: found in 3 (email 4); replaced by placeholders before the teacher read them" in text
+    assert "- Answers: found in none\n" in text
+    assert "- Handed on so." in text
+
+
+def test_labels_are_told_with_who_gave_them(run_dir: RunDir) -> None:
+    labels = {"words:violence": 2, "guard:S1": 1}
+    told(run_dir, "prepare", screening={**SCREENED, "personal": {}, "labels": {}, "prompts": {"personal": 0}})
+    told(run_dir, "filter", screening={**SCREENED, "personal": {}, "labels": labels, "answers": {"personal": 0}})
+    text = cards.safety_section(run_dir)
+    assert "- Prompts, by word list (shipped), guard Guard-1: none; labels alone drop nothing" in text
+    assert (
+        "- Answers, by word list (shipped), guard Guard-1: guard:S1 1, words:violence 2; a score above 0.5 drops"
+        in text
+    )
+
+
+def test_what_an_earlier_version_did_not_record_is_not_claimed(run_dir: RunDir) -> None:
+    for stage in ("prepare", "filter"):
+        path = run_dir.stage_path(stage) / "manifest.json"
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in manifest.items() if k not in ("screening", "licences")}))
+    text = cards.licences_section(run_dir) + cards.personal_section(run_dir) + cards.safety_section(run_dir)
+    assert text.count("did not record it") == 5
+    assert "found in none" not in text
+
+
+def test_differences_are_those_that_were_measured() -> None:
+    text = cards.differences(scores())
+    assert "| | student | sft only | untrained | teacher |" in text
+    assert "| forward KL, nats a token |" in text
+    bare = {"arms": {"student": {"fidelity": {}}, "teacher": {}}}
+    assert "forward KL" not in cards.differences(bare)
+
+
+@pytest.mark.parametrize("kind", ["corpus", "model"])
+def test_a_reviews_questions_are_answered_or_left_to_people(run_dir: RunDir, kind: str) -> None:
+    text = cards.questions(run_dir, kind)
+    for part in ("MAP 1.1", "MEASURE 2.10", "A.7.5", "4 of 6 answers were kept", "for you to write"):
+        assert part in text
+    assert ("MEASURE 2.3" in text) == (kind == "model")
+
+
+def test_the_model_card_has_all_of_it(run_dir: RunDir) -> None:
+    made = {"train.divergence": "forward_kl", "train.alpha": None, "train.beta": None, "train.temperature": 1}
+    made |= {"train.targets": "stored", "train.tail": "bucket", "train.ce_weight": 0.5, "train.ce_weight_end": None}
+    made |= {"train.kd_weight": 0.5, "train.kd_weight_end": None, "student.model": None, "student.keep_layers": "0-5"}
+    trained = {**run_dir.manifest("train"), "fingerprint": made}
+    text = str(export._card(run_dir, scores(), trained))
+    for part in (
+        "## Intended use",
+        "## Sources and licences",
+        "## Personal data",
+        "## Safety labels",
+        "## What a review",
+    ):
+        assert part in text
