@@ -35,7 +35,7 @@ def explain(run_dir: RunDir, response_id: str) -> str:
     for rule in (step["reason"] for step in manifest["waterfall"]):
         setting = setting_text(rule, settings, limits)
         if rule not in scores:
-            verdict, score = "off" if setting == "off" else "no matter", ""
+            verdict, score = "off" if setting == "off" else "–", ""
         else:
             verdict, score = "drop" if rule in decision["reasons"] else "keep", f"{scores[rule]:.4g}"
         lines.append(f"  {words(rule):<20} {score:>8} {RULE_UNITS.get(rule, ''):<13}  {verdict:<9}  {setting}")

@@ -77,7 +77,7 @@ RULE_UNITS = {
     "duplicate_paragraphs": "× its limit",
     "few_words": "share",
     "symbols": "a word",
-    "word_lengths": "letters",
+    "word_lengths": "characters",
     "wrong_language": "probability",
     "unexpected_script": "share",
     "confident_loop": "tokens",

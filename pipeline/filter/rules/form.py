@@ -13,11 +13,9 @@ FENCE = re.compile(r"^[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}|~{3,})([^\n]*)$"
 REASONING_TAG = re.compile(r"<(/?)(think|thinking|reasoning|reflection|scratchpad)>", re.IGNORECASE)
 # Chat templates as plain text: ChatML, Llama 2-4, Gemma, Mistral, Phi, Harmony, Alpaca, DeepSeek.
 MARKUP = re.compile(
-    r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|eom_id|begin_of_text|end_of_text|start_header_id"
-    r"|end_header_id|system"
-    r"|user|assistant|end|start|channel|message|eot|header_start|header_end|tool_call|return)\|>"
-    r"|</?s>(?=\s*(?:\[INST|$))"
-    r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<[|｜](?:begin|end)▁of▁sentence[|｜]>|<[|｜](?:User|Assistant)[|｜]>"
+    r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|eom_id|begin_of_text|end_of_text|start_header_id|end_header_id"
+    r"|system|user|assistant|end|start|channel|message|eot|header_start|header_end|tool_call|return)\|>"
+    r"|</?s>(?=\s*(?:\[INST|$))|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<[|｜](?:begin|end)▁of▁sentence[|｜]>|<[|｜](?:User|Assistant)[|｜]>"
     r"|^#{2,3} (?:Instruction|Response|Input):[ \t]*$",
     re.MULTILINE,
 )
@@ -26,24 +24,22 @@ TURNS = re.compile(
     r"^(?:\*\*)?(?:User|Human)(?:\*\*)?:.*?^(?:\*\*)?(?:Assistant|AI)(?:\*\*)?:", re.MULTILINE | re.DOTALL
 )
 ASKS_TURNS = re.compile(
-    r"\b(?:dialogues?|dialogs?|conversations?|transcripts?|chats?|chat ?bots?|scripts?|role-?play|templates?"
-    r"|tokens?|turns?"
-    r"|prompts?|ChatML|Alpaca|language models?|LLMs?)\b",
+    r"\b(?:dialogues?|dialogs?|conversations?|transcripts?|chats?|chat ?bots?|scripts?|role-?play|turns?|templates?"
+    r"|tokens?|prompts?|ChatML|Alpaca|language models?|LLMs?)\b",
     re.IGNORECASE,
 )
 BROKEN = re.compile(
-    "[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ue000-\uf8ff]|[\xc2\xc3][\x80-\xbf\u0152-\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]|â€"
+    "[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ue000-\uf8ff]"
+    "|[\xc2\xc3][\x80-\xbf\u0152-\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]|â€"  # Latin-1, or Windows's
 )
 JSON_IN = r"(?:as|in|into|to|with|only|just|valid|raw|return|output|write|give me|produce|create|make|generate|an?)"
 ASKS_JSON = re.compile(
-    rf"\b{JSON_IN}\s+(?:\w+\s+){{0,2}}JSON\b(?!\s+(?:parser|schema|library|module|file|decoder|encoder|lines"
-    rf"|format(?:ter)? work))",
+    rf"\b{JSON_IN}\s+(?:\w+\s+){{0,2}}JSON\b(?!\s+(?:parser|schema|library|module|file|decoder|encoder))",
     re.IGNORECASE,
 )
 ASKS_ABOUT_JSON = re.compile(
-    r"\b(?:how|what|why|explain|difference|differ|function|script|program|code|class|python|javascript|parse"
-    r"|convert|read"
-    r"|fix|wrong|error|compare|versus|vs|advantages?|pros|when|should|from)\b",
+    r"\b(?:how|what|why|explain|differ(?:ence)?|function|script|program|code|class|python|javascript|parse|convert"
+    r"|read|fix|wrong|error|compare|versus|vs|advantages?|pros|when|should|from JSON)\b",
     re.IGNORECASE,
 )
 MIN_RATIO_PROMPT_WORDS = 20

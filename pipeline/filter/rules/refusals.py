@@ -50,9 +50,8 @@ REFUSALS = [
 ]
 # Asked to decline, the teacher declines for the user; that is an answer.
 ASKS_REFUSAL = re.compile(
-    r"declin|refus|reject|turn(?:ing)? (?:\w+ ){0,3}down|apolog|cancel|excus|say(?:ing)? (?:no|sorry)|regret"
-    r"|can't (?:come"
-    r"|make|attend|join)|cannot (?:come|attend)|won't be able|unable to|resign|translat|absag|ablehn",
+    r"declin|refus|reject|turn(?:ing)? (?:\w+ ){0,3}down|apolog|cancel|excus|say(?:ing)? (?:no|sorry)|regret|resign"
+    r"|can't (?:come|make|attend|join)|cannot (?:come|attend)|won't be able|unable to|translat|absag|ablehn",
     re.IGNORECASE,
 )
 _AI = r"(?:AI|artificial intelligence|(?:large )?language model|virtual assistant|chat ?bot|computer program)"
@@ -63,9 +62,9 @@ _MAKERS = (
 )
 _MODELS = (
     r"(?:Chat ?GPT|GPT-?[345]\w*|Qwen[\w.-]*|Tongyi|DeepSeek[\w-]*|SmolLM\w*|ChatGLM\w*|InternLM\w*|Vicuna|Mixtral"
-    r"|LLaMA|Llama[ -]?[234][\w.]*|Gemma[ -]?\d\w*|Phi-\d\w*|Ernie Bot|Grok|OpenAssistant|Bard"
-    r"|Claude(?=,? (?:an? |from |by"
-    r"|made|created|developed|Anthropic))|Gemini(?=,? (?:an? |from |by|made|created|developed|Google))|Kimi)"
+    r"|LLaMA|Llama[ -]?[234][\w.]*|Gemma[ -]?\d\w*|Phi-\d\w*|Ernie Bot|Grok|OpenAssistant|Bard|Kimi"
+    r"|Claude(?=,? (?:an? |from |by|made|created|developed|Anthropic))"
+    r"|Gemini(?=,? (?:an? |from |by|made|created|developed|Google)))"
 )
 IDENTITY = [
     re.compile(
@@ -75,9 +74,7 @@ IDENTITY = [
     re.compile(
         rf"\bI(?:'m| am)(?: just| only| simply)? an? (?:\w+ ){{0,2}}{_AI}\b(?! (?:\w*er|\w*ist)\b)", re.IGNORECASE
     ),
-    re.compile(
-        rf"(?:\bI(?:'m| am| was)|\b[Mm]y name is|\b[Cc]all me|\b[Tt]his is|\bnamed)\s+(?:\w+,? ){{0,2}}{_MODELS}(?!\w)"
-    ),
+    re.compile(rf"(?:\bI(?:'m| am| was)|\b[Mm]y name is|\b[Cc]all me|\b[Tt]his is)\s+(?:\w+,? ){{0,2}}{_MODELS}(?!\w)"),
     re.compile(
         rf"\b(?:I|me|model|assistant)\b[^.\n]{{0,60}}\b(?:created|developed|trained|made|built|designed|released"
         rf"|fine-tuned) (?:\w+ )?by (?:\w+ ){{0,3}}{_MAKERS}(?!\w)"
@@ -88,9 +85,8 @@ IDENTITY = [
         re.IGNORECASE,
     ),
     re.compile(
-        r"\b(?:as of|since|until|up to|after|before) my (?:last|latest|most recent|knowledge"
-        r"|training) (?:knowledge |training"
-        r" |data )*(?:update|cut-?off|cut off|data)\b",
+        r"\b(?:as of|since|until|up to|after|before) my (?:last|latest|most recent|knowledge|training)"
+        r" (?:knowledge |training |data )*(?:update|cut-?off|cut off|data)\b",
         re.IGNORECASE,
     ),
     re.compile(r"\bmy (?:last|latest|most recent) (?:knowledge |training |data )+(?:update|cut-?off)\b", re.IGNORECASE),
@@ -100,8 +96,7 @@ IDENTITY = [
     re.compile(
         r"\b(?:je suis|soy|sou|sono|ich bin) (?:une?|una?|um|uma|ein|eine|un') (?:\w+ ){0,2}(?:IA\b|KI\b|intelligence"
         r" artificielle|inteligencia artificial|inteligência artificial|Sprachmodell|modèle de langage"
-        r"|modelo de lengua\w+"
-        r"|modelo de linguagem|modello linguistico|KI-\w+|assistant IA)",
+        r"|modelo de lengua\w+|modelo de linguagem|modello linguistico|KI-\w+|assistant IA)",
         re.IGNORECASE,
     ),
 ]
