@@ -12,7 +12,7 @@ import pytest
 from pipeline import filter as filter_stage
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
-from pipeline.records import RESPONSES
+from pipeline.records import PROMPTS, RESPONSES
 from pipeline.report.figures import setting_text
 from pipeline.rundir import RunDir
 
@@ -55,6 +55,11 @@ def decide(tmp_path: Path, teacher: Path) -> Callable[..., dict[str, Row]]:
             row |= {"token_ids": token_ids, "prompt_token_ids": tokenizer("Hi").input_ids, "finish_reason": "stop"}
             rows.append(row | dict.fromkeys(("reasoning_tokens", "reasoning_start", "reasoning_end"), 0))
         if not run_dir.is_done("generate"):
+            asked = [{"role": "user", "content": "Hi"}]
+            prompts = [{"prompt_id": row["prompt_id"], "messages": asked} for row in rows]
+            stage = run_dir.begin("prepare", config(), {"prepare.decontaminate": []})
+            stage.commit(pa.Table.from_pylist(prompts, schema=PROMPTS), "prompts-00000.parquet")
+            stage.finish([stage.path / "prompts-00000.parquet"], {})
             stage = run_dir.begin("generate", config(), {"teacher.model": str(teacher), "teacher.revision": None})
             stage.commit(pa.Table.from_pylist(rows, schema=RESPONSES), "responses-00000.parquet")
             stage.finish([stage.path / "responses-00000.parquet"], {})
@@ -80,7 +85,7 @@ def test_answers_with_personal_data_are_kept_with_its_tokens_masked(decide: Any)
 def test_or_dropped_with_their_reason(decide: Any) -> None:
     found = decide(MAIL, PLAIN, privacy={"answers": "drop"})
     assert (found[MAIL]["kept"], found[MAIL]["reasons"], found[PLAIN]["kept"]) == (False, ["pii"], True)
-    assert {"reason": "pii", "dropped": 1} in decide.manifest()["waterfall"]
+    assert {"reason": "pii", "dropped": 1, "alone": 1} in decide.manifest()["waterfall"]
     assert setting_text("pii", decide.manifest()["settings"]) == "privacy.answers = drop"
 
 
@@ -97,7 +102,7 @@ def test_labels_are_scores_and_drop_where_a_threshold_says_so(decide: Any) -> No
     assert decide.manifest()["screening"]["labels"] == {"words:violence": 1}
     found = decide(HARM, PLAIN, fresh="always", safety={"max_answer_score": 0.5})
     assert (found[HARM]["kept"], found[HARM]["reasons"]) == (False, ["unsafe"])
-    assert {"reason": "unsafe", "dropped": 1} in decide.manifest()["waterfall"]
+    assert {"reason": "unsafe", "dropped": 1, "alone": 1} in decide.manifest()["waterfall"]
 
 
 def test_what_is_about_prompts_does_not_make_decisions_out_of_date(decide: Any) -> None:
