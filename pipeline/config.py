@@ -500,7 +500,7 @@ class Student(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> "Student":
         if self.keep_layers is not None and self.num_layers is not None:
-            raise ValueError("keep_layers and num_layers both choose layers: give one")
+            raise ValueError("keep_layers and num_layers both choose layers: give one, and null for the other")
         if self.config is not None and (self.model or self.keep_layers is not None or self.num_layers is not None):
             raise ValueError("config makes a new model: model, keep_layers and num_layers don't go with it")
         return self

@@ -92,6 +92,8 @@ class RunDir:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise UserError(f"{self.path}: another process is working on this run; wait for it, or stop it") from None
+        except OSError as error:
+            raise UserError(f"{self.path}: the run can't be written to ({error.strerror}); see runs_dir") from None
         try:
             yield
         finally:
@@ -221,7 +223,7 @@ class RunDir:
             old = dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else new
         except (yaml.YAMLError, ValueError, TypeError):  # no YAML, no UTF-8, no mapping
             raise UserError(f"{path}: damaged; delete it, and it is written anew") from None
-        keys = SECTIONS.get(stage, (stage,))
+        keys = (*SECTIONS.get(stage, (stage,)), "name", "runs_dir")  # of a run that was copied, the copy's
         merged = {key: new[key] if key in keys or key not in old else old[key] for key in new}
         header = f"# Written by retort: the settings that {self.path.name} was run with.\n"
         write_text(path, header + config_module.dump_plain(merged))

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -234,6 +235,14 @@ def test_a_later_stage_leaves_the_settings_of_an_earlier_one_as_they_were_run(ru
     run_dir.begin("generate", other, SETTINGS)
     written = config_module.load(run_dir.path / "config.yaml")
     assert (written.prepare, written.generate) == (config.prepare, other.generate)
+
+
+def test_the_config_of_a_run_that_was_copied_names_the_copy(run_dir: RunDir, config: Config, tmp_path: Path) -> None:
+    run_dir.begin("prepare", config, SETTINGS).finish([], {})
+    copied = validate({**config.model_dump(), "name": "copied", "runs_dir": str(tmp_path)}, "test")
+    shutil.copytree(run_dir.path, tmp_path / "copied")
+    RunDir(tmp_path / "copied").begin("generate", copied, SETTINGS)
+    assert config_module.load(tmp_path / "copied/config.yaml").run_path == tmp_path / "copied"
 
 
 def test_a_stage_that_has_not_finished_is_named_with_the_command(stage: Stage, run_dir: RunDir) -> None:
@@ -597,6 +606,12 @@ def test_a_process_that_was_killed_holds_nothing(run_dir: RunDir, holder: subpro
     holder.wait()
     with run_dir.lock():
         assert run_dir.path.is_dir()
+
+
+def test_a_run_that_can_not_be_written_to_is_told(run_dir: RunDir) -> None:
+    (run_dir.path / ".lock").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"trial: the run can't be written to \("), run_dir.lock():
+        pytest.fail("nothing was locked")
 
 
 def test_the_lock_is_free_again_after_a_failure(run_dir: RunDir) -> None:

@@ -166,6 +166,9 @@ class Order(TrainerCallback):
         self._trainer._sampler.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
+FEW_STEPS = 5
+
+
 class Progress(TrainerCallback):
     """The live line, and train/metrics.jsonl: one JSON object per logged step."""
 
@@ -181,6 +184,11 @@ class Progress(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self._forget_after(state.global_step)
+            if state.max_steps < FEW_STEPS:
+                say(
+                    f"train {self._arm}: {state.max_steps} steps in all, while the learning rate rises from 0 and falls"
+                    " to 0 again: hardly a weight moves; train on more answers, more epochs or smaller batches"
+                )
             self._bar.start()
         self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
 

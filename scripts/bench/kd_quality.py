@@ -229,7 +229,7 @@ def drawn(num_seeds: int, num_prompts: int, resamples: int) -> Drawn:
     """Weights of the data itself, then of resamples with replacement."""
     generator = np.random.default_rng(0)
     weights = [
-        np.vstack([np.ones(n), generator.multinomial(n, np.full(n, 1 / n), size=resamples)])
+        np.vstack([np.ones(n), generator.multinomial(n, np.full(n, 1 / n), size=resamples)]).astype(np.float64)
         for n in (num_seeds, num_prompts)
     ]
     return Drawn(*weights)

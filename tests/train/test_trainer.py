@@ -66,6 +66,14 @@ def test_the_logged_loss_is_the_weighted_mean_per_token(
         assert line["loss"] == pytest.approx(0.3 * line["ce_nats"] + 0.7 * line["kl_nats"], rel=1e-4)
 
 
+@pytest.mark.parametrize(("batch_size", "is_told"), [(12, True), (2, False)])
+def test_a_training_of_few_steps_is_told_that_it_moves_hardly_a_weight(
+    tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any, capsys: Any, batch_size: int, is_told: bool
+) -> None:
+    trained(tmp_path, teacher, tokenizer, rows=12, epochs=1, batch_size=batch_size)
+    assert ("train student: 1 steps in all" in " ".join(capsys.readouterr().err.split())) == is_told
+
+
 def test_training_brings_the_student_to_the_teacher(tmp_path: Path, teacher: LlamaForCausalLM, tokenizer: Any) -> None:
     _, lines = trained(tmp_path, teacher, tokenizer, rows=24, epochs=12, learning_rate=1e-2, ce_weight=0, kd_weight=1)
     assert lines[-1]["kl_nats"] < 0.5 * lines[0]["kl_nats"]
