@@ -23,6 +23,8 @@ from pipeline.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Limit = Annotated[float, Field(gt=0, le=1)]
+LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Divergence = Literal[
     "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation", "alpha_beta"
 ]
@@ -212,19 +214,120 @@ class Generate(Section):
 
 
 class Filter(Section):
-    """filter: which answers train sees; a rule that is null is off."""
+    """filter: which answers train sees; a rule that is null or false is off."""
 
     drop_truncated: bool = Field(default=True, description="Drop answers that hit max_tokens.")
+    min_end_prob: Fraction | None = Field(
+        default=None,
+        description="Where those are kept: least probability that one cut off could have ended there; 0.1, say.",
+    )
     drop_control_tokens: bool = Field(default=True, description="Drop answers with special tokens before their end.")
+    drop_template_markup: bool = Field(
+        default=True, description="Drop answers with marks of a chat template as text, or with the user's next turn."
+    )
+    drop_unclosed: bool = Field(
+        default=True, description="Drop finished answers with a code fence or a reasoning tag that is left open."
+    )
+    drop_broken_characters: bool = Field(
+        default=True, description="Drop answers with bytes that are no text, and with UTF-8 read as Latin-1."
+    )
     min_tokens: int | None = Field(default=1, description="Shortest answer, tokens without the end-of-turn.", ge=0)
     max_tokens: Positive | None = Field(default=2048, description="Longest answer, tokens.")
+    max_length_ratio: float | None = Field(
+        default=None,
+        description="Most words an answer may have for each of the prompt's (20 words on); for corpora of one task.",
+        gt=0,
+    )
+    max_echo_frac: Fraction | None = Field(
+        default=0.8, description="Largest share of an answer and its prompt that is the prompt said again."
+    )
+    drop_broken_json: bool = Field(
+        default=True, description="Drop answers without JSON that parses, where the prompt asks for JSON."
+    )
     max_sentence_repeats: Positive | None = Field(
-        default=3, description="Most times the same sentence may stand in a row (doubled in answers with code)."
+        default=3,
+        description="Most times the same sentence may stand in a row (×2 in answers with code or maths, ×3 in lists).",
+    )
+    max_paragraph_repeats: Positive | None = Field(
+        default=9, description="Most times the same paragraph may stand in a row (×2 and ×3 likewise)."
     )
     max_duplicate_ngram_frac: Fraction | None = Field(
         default=0.35, description="Largest share of an answer's 10-grams of words that are repeats (30 words on)."
     )
+    max_top_ngram_frac: tuple[Limit, Limit, Limit] | None = Field(
+        default=(0.3, 0.27, 0.24),
+        description="Largest share of the characters in the commonest 2-, 3- and 4-gram of words (40 words on); Gopher,"
+        " for web pages: two thirds of it.",
+    )
+    max_duplicate_ngram_char_frac: tuple[Limit, Limit, Limit, Limit, Limit, Limit] | None = Field(
+        default=(0.45, 0.42, 0.39, 0.36, 0.33, 0.3),
+        description="Largest share of the characters in repeated 5- to 10-grams (40 words on); Gopher, for web pages:"
+        " a third of it.",
+    )
+    max_duplicate_line_frac: tuple[Limit, Limit] | None = Field(
+        default=(0.3, 0.2), description="Largest share of lines that are repeats, and of their characters (4 lines on)."
+    )
+    max_duplicate_paragraph_frac: tuple[Limit, Limit] | None = Field(
+        default=(0.3, 0.2), description="The same of paragraphs (3 on)."
+    )
+    min_word_frac: Fraction | None = Field(
+        default=0.8, description="Least share of words with a letter or digit (20 words on; not code, not maths)."
+    )
+    max_symbol_frac: float | None = Field(
+        default=0.1, description="Most hash signs and ellipses for each word (20 words on; not code).", ge=0
+    )
+    word_length_chars: tuple[float, float] | None = Field(
+        default=(2.5, 12), description="Shortest and longest mean length of words, characters (20 words on; prose)."
+    )
+    languages: tuple[LanguageCode, ...] | None = Field(
+        default=None,
+        description="Languages that answers may be in, such as [en, de] (ISO 639-1); null: each prompt's own, and those"
+        " that it names.",
+    )
+    max_other_language_prob: Fraction | None = Field(
+        default=0.65, description="An answer is dropped where another language is this probable (20 words on)."
+    )
+    max_unexpected_script_frac: Fraction | None = Field(
+        default=0.05, description="Largest share of letters in scripts that the prompt gives no cause for."
+    )
+    max_loop_tokens: Positive | None = Field(
+        default=64,
+        description="Longest stretch that says again what stands before, with a probability above 0.9 a token.",
+    )
+    max_span_nll_nats: float | None = Field(
+        default=4.0,
+        description="Highest mean NLL of 32 tokens in a row, nats a token: the teacher lost the thread.",
+        gt=0,
+    )
+    worst_nll_frac: Fraction | None = Field(
+        default=0.01,
+        description="Share of the run's answers that is dropped for the highest mean NLL (8 tokens on).",
+        lt=1,
+    )
+    drop_teacher_identity: bool = Field(
+        default=True, description="Drop answers in which the teacher speaks of itself, its maker or its cut-off date."
+    )
+    identity_names: tuple[str, ...] = Field(
+        default=(), description="Further names for that rule: of products, companies, fine-tunes."
+    )
+    max_refusal_frac: Fraction | None = Field(
+        default=0.02, description="Largest share of refusals among the answers kept; those above it are dropped.", lt=1
+    )
     drop_exact_duplicates: bool = Field(default=True, description="Drop an answer already given to the same prompt.")
+
+    @field_validator("languages")
+    @classmethod
+    def _some_language(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value == ():
+            raise ValueError("none: no answer could be kept; null is each prompt's own")
+        return value
+
+    @field_validator("word_length_chars")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError("the shortest comes first")
+        return value
 
     @model_validator(mode="after")
     def _some_length(self) -> "Filter":

@@ -140,6 +140,11 @@ def test_a_missing_file_is_named_with_where_others_are(tmp_path: Path) -> None:
         ("prepare.sources=[]", "prepare.sources: give at least one source of prompts"),
         ("evaluate.engine.hf_token=x", "set HF_TOKEN in the environment"),
         ("filter.min_tokens=9000", "min_tokens is above max_tokens"),
+        ("filter.languages=[]", "filter.languages: none: no answer could be kept; null is each prompt's own"),
+        ("filter.languages=[english]", "filter.languages.0: string should match pattern"),
+        ("filter.max_top_ngram_frac=[0.2,0.2]", "filter.max_top_ngram_frac.2: field required"),
+        ("filter.max_duplicate_line_frac=[0,0.2]", "filter.max_duplicate_line_frac.0: input should be greater than 0"),
+        ("filter.word_length_chars=[12,3]", "filter.word_length_chars: the shortest comes first"),
     ],
 )
 def test_a_mistake_is_told_with_what_was_meant(load: Load, override: str, said: str) -> None:
@@ -225,6 +230,9 @@ def test_a_file_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
         "generate.seed=-1",
         "filter.max_duplicate_ngram_frac=1.01",
         "filter.min_tokens=-1",
+        "filter.max_refusal_frac=1",
+        "filter.worst_nll_frac=1",
+        "filter.max_span_nll_nats=0",
         "student.keep_layers=first half",
         "train.epochs=0",
         "train.epochs=.nan",

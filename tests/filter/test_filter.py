@@ -12,7 +12,7 @@ import pytest
 from pipeline import filter as filter_stage
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
-from pipeline.records import RESPONSES
+from pipeline.records import PROMPTS, RESPONSES
 from pipeline.rundir import RunDir, file_hash
 
 END = 1
@@ -71,13 +71,22 @@ class Filtered:
         data = {"name": "trial", "runs_dir": str(self.folder), "teacher": {"model": str(self.teacher)}}
         return validate({**data, "filter": settings}, "test")
 
-    def captured(self, *shards: list[Row]) -> "Filtered":
+    def captured(self, *shards: list[Row], prompts: dict[str, str] | None = None) -> "Filtered":
+        """`prompts`: what was asked, by prompt id, where a test cares."""
+        asked = {row["prompt_id"]: "Say alpha." for rows in shards for row in rows} | (prompts or {})
+        prepared = [
+            {"prompt_id": name, "messages": [{"role": "user", "content": text}]} for name, text in asked.items()
+        ]
+        self.commit("prepare", {}, "prompts", PROMPTS, prepared)
         made_for = {"teacher.model": str(self.teacher), "teacher.revision": None}
-        stage = self.run_dir.begin("generate", self.config(), made_for)
-        names = [f"responses-{number:05d}.parquet" for number in range(len(shards))]
-        for name, rows in zip(names, shards, strict=True):
-            stage.commit(pa.Table.from_pylist(rows, schema=RESPONSES), name)
-        stage.finish([stage.path / name for name in names], {})
+        return self.commit("generate", made_for, "responses", RESPONSES, *shards)
+
+    def commit(self, name: str, made_for: Row, prefix: str, schema: pa.Schema, *shards: list[Row]) -> "Filtered":
+        stage = self.run_dir.begin(name, self.config(), made_for)
+        files = [f"{prefix}-{number:05d}.parquet" for number in range(len(shards))]
+        for file, rows in zip(files, shards, strict=True):
+            stage.commit(pa.Table.from_pylist(rows, schema=schema), file)
+        stage.finish([stage.path / file for file in files], {})
         return self
 
     def do(self, **settings: Any) -> dict[str, Row]:
@@ -152,9 +161,9 @@ def test_every_shard_of_answers_has_its_file_of_decisions_in_the_same_order(filt
 
 
 def test_an_answer_already_given_to_the_same_prompt_is_dropped_across_shards(filtered: Filtered) -> None:
-    shards = [[response("a-0"), response("b-0")], [response("a-1", " ALPHA\n beta"), response("a-2", "beta")]]
+    shards = [[response("a-0")], [response("a-1", " ALPHA\n beta"), response("a-2", "beta"), response("b-0")]]
     decisions = filtered.captured(*shards).do()
-    assert reasons(decisions) == {"a-0": [], "b-0": [], "a-1": ["exact_duplicate"], "a-2": []}
+    assert reasons(decisions) == {"a-0": [], "a-1": ["exact_duplicate"], "a-2": [], "b-0": []}
     assert dict(decisions["a-1"]["scores"])["exact_duplicate"] == 1
 
 
@@ -223,7 +232,9 @@ def test_a_changed_threshold_is_refused_by_name_and_nothing_is_decided_again(fil
 
 def test_other_answers_make_the_decisions_out_of_date(filtered: Filtered) -> None:
     filtered.captured([response("a-0")]).do()
-    filtered.captured([response("a-0"), response("b-0")])
+    stage = filtered.run_dir.path / "generate"
+    (stage / "manifest.json").unlink()
+    filtered.captured([response("a-0", "beta")])
     with pytest.raises(UserError, match=r"input\.generate was "):
         filtered.do()
 
@@ -244,3 +255,109 @@ def test_a_damaged_shard_of_answers_is_named(filtered: Filtered) -> None:
     shard.write_bytes(shard.read_bytes()[:-9])
     with pytest.raises(UserError, match=r"responses-00000\.parquet: damaged"):
         filtered.do()
+
+
+LONG = {"token_ids": [2] * 8 + [END]}
+
+
+def logprobs(nats: float) -> Row:
+    return {**LONG, "token_logprobs": [-nats] * 9}
+
+
+def test_the_runs_worst_answers_are_those_of_highest_nll_over_all_shards(filtered: Filtered) -> None:
+    """Two of ten may go; a short answer is none of them, however unlikely."""
+    rows = [response(f"{chr(97 + n)}-0", **logprobs(n / 10)) for n in range(9)]
+    short = response("z-0", token_logprobs=[-9.0, -9.0, -9.0])
+    decisions = filtered.captured(rows[5:], [*rows[:5], short, response("y-0", **logprobs(0.05))]).do(
+        worst_nll_frac=0.2
+    )
+    assert {name for name, row in decisions.items() if row["reasons"]} == {"h-0", "i-0"}
+    assert dict(decisions["i-0"]["scores"])["high_nll"] == pytest.approx(0.8)
+    manifest = filtered.run_dir.manifest("filter")
+    assert manifest["limits"]["nll_limit_nats"] == pytest.approx(0.6)
+
+
+def test_reasoning_does_not_count_to_an_answers_nll(filtered: Filtered) -> None:
+    thought = {"token_ids": [2] * 20 + [END], "token_logprobs": [-9.0] * 10 + [-0.1] * 11, "reasoning_tokens": 10}
+    rows = [response("a-0", **thought), *(response(f"{name}-0", **logprobs(0.2)) for name in "bcde")]
+    filtered.captured(rows, [response("f-0", **logprobs(0.3))]).do(worst_nll_frac=0.2)
+    assert filtered.dropped() == {"high_nll": 1}
+
+
+def test_a_run_too_small_for_a_worst_share_has_no_limit(filtered: Filtered) -> None:
+    filtered.captured([response("a-0", **logprobs(3.0)), response("b-0", **logprobs(0.1))]).do(worst_nll_frac=0.1)
+    assert filtered.run_dir.manifest("filter")["limits"] == {"nll_limit_nats": None}
+    assert filtered.dropped() == {}
+
+
+def refusals(num: int, others: int) -> list[Row]:
+    refused = [response(f"r{n:02d}-0", "I'm sorry, but I can't help with that.") for n in range(num)]
+    return [*refused, *(response(f"k{n:02d}-0") for n in range(others))]
+
+
+def test_refusals_are_kept_up_to_their_share_of_what_is_kept(filtered: Filtered) -> None:
+    """18 others and a tenth: two refusals may stay, so that they are 2 of 20."""
+    rows = refusals(6, 18)
+    decisions = filtered.captured(rows[:4], rows[4:]).do(max_refusal_frac=0.1)
+    kept = [name for name, row in decisions.items() if name.startswith("r") and row["kept"]]
+    assert len(kept) == 2
+    assert filtered.dropped() == {"refusal": 4}
+    assert filtered.run_dir.manifest("filter")["counts"] == {"responses": 24, "kept": 20, "kept_train": 20}
+    assert all(dict(decisions[f"r{n:02d}-0"]["scores"])["refusal"] == 1 for n in range(6))
+    assert all(bool(row["reasons"]) != row["kept"] for row in decisions.values())
+
+
+def test_which_refusals_stay_does_not_depend_on_their_order(filtered: Filtered, tmp_path: Path, teacher: Path) -> None:
+    rows = refusals(6, 18)
+    first = filtered.captured(rows).do(max_refusal_frac=0.1)
+    again = Filtered(tmp_path / "again", teacher).captured(rows[::-1]).do(max_refusal_frac=0.1)
+    assert {name: row["kept"] for name, row in first.items()} == {name: row["kept"] for name, row in again.items()}
+
+
+def test_a_refusal_that_another_rule_drops_takes_no_place(filtered: Filtered) -> None:
+    rows = refusals(2, 18)
+    cut = [response("c-0", "I'm sorry, but I can't help with that.", **CUT)]
+    assert filtered.captured([*cut, *rows]).do(max_refusal_frac=0.1)["c-0"]["reasons"] == ["truncated"]
+    assert filtered.dropped() == {"truncated": 1}
+
+
+@pytest.mark.parametrize(("max_frac", "kept"), [(None, 3), (0, 0)])
+def test_refusals_are_all_kept_or_none(filtered: Filtered, max_frac: float | None, kept: int) -> None:
+    decisions = filtered.captured(refusals(3, 5)).do(max_refusal_frac=max_frac)
+    assert sum(row["kept"] for name, row in decisions.items() if name.startswith("r")) == kept
+
+
+def test_what_each_rule_alone_would_have_dropped(filtered: Filtered) -> None:
+    rows = [response("a-0", **CUT), response("a-1", **CUT), response("b-0", "", **LEAK), response("c-0")]
+    refused = [response(f"r{n}-0", "I cannot assist with that.", **CUT) for n in range(2)]
+    filtered.captured([*rows, *refused]).do(max_refusal_frac=0.1)
+    alone = {
+        step["reason"]: step["alone"] for step in filtered.run_dir.manifest("filter")["waterfall"] if step["alone"]
+    }
+    assert alone == {"empty": 1, "truncated": 4, "control_tokens": 1, "exact_duplicate": 1, "refusal": 2}
+
+
+def test_rules_see_what_was_asked(filtered: Filtered) -> None:
+    rows = [response("a-0", "yes"), response("b-0", '{"a": 1}')]
+    asked = {"a": "Reply in JSON.", "b": "Reply in JSON."}
+    assert reasons(filtered.captured(rows, prompts=asked).do()) == {"a-0": ["broken_json"], "b-0": []}
+
+
+def test_prompts_that_were_made_anew_since_are_refused(filtered: Filtered) -> None:
+    filtered.captured([response("a-0"), response("b-0")])
+    (filtered.run_dir.path / "prepare/manifest.json").unlink()
+    prompts = [{"prompt_id": "a", "messages": [{"role": "user", "content": "Say alpha."}]}]
+    filtered.commit("prepare", {}, "prompts", PROMPTS, prompts)
+    with pytest.raises(UserError, match=r"other prompts now than those that were answered; generate again: retort"):
+        filtered.do()
+
+
+def test_prompts_without_answers_are_passed_over(filtered: Filtered) -> None:
+    filtered.captured([response("b-0")], prompts={"a": "Never answered."})
+    assert list(filtered.do()) == ["b-0"]
+
+
+def test_filtering_again_with_other_settings_needs_no_answers_anew(filtered: Filtered) -> None:
+    filtered.captured([response("a-0"), response("b-0", **CUT)]).do()
+    filtered.run_dir = RunDir(filtered.run_dir.path, fresh="always")
+    assert filtered.do(drop_truncated=False)["b-0"]["kept"]

@@ -2,22 +2,33 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pipeline import codec
 from pipeline.config import Filter
-from pipeline.filter.rules import RULES, Candidate
+from pipeline.errors import UserError
+from pipeline.filter.rules import RULES, Candidate, Run, confidence
 
 END = 1  # the end-of-turn, a special token
-SPECIAL = frozenset({0, END})
+RUN = Run(special_ids=frozenset({0, END}), stop_ids=frozenset({END}), nll_limit_nats=2.0)
 Verdict = tuple[float, bool] | None
 TEN_WORDS = "one two three four five six seven eight nine ten"
+SENTENCES = [  # twelve words each
+    "A fox crossed the frozen lake at dawn while nobody watched it.",
+    "Bakers in our street begin their work when other people go home.",
+    "Maps lie a little, since paper is flat and this planet is round.",
+    "Every violin has one voice of its own, and players learn to listen.",
+]
 
 
-def candidate(text: str = "Hello.", body: int | list[int] = 3, finish_reason: str = "stop") -> Candidate:
+def candidate(text: str = "Hello.", body: int | list[int] = 3, finish_reason: str = "stop", **more: Any) -> Candidate:
     """An answer of that many plain tokens, or of these, and its end-of-turn where it was finished."""
     tokens = [7] * body if isinstance(body, int) else body
     ended = [END] if finish_reason == "stop" else []
-    return Candidate("p", text, tokens + ended, finish_reason, SPECIAL)
+    return Candidate(text, tokens + ended, finish_reason, run=RUN, **more)
 
 
 def verdict(rule: str, answer: Candidate, **settings: Any) -> Verdict:
@@ -89,18 +100,378 @@ def test_a_loop_of_words_is_dropped_from_its_share_on() -> None:
     [
         ("truncated", {"drop_truncated": False}),
         ("control_tokens", {"drop_control_tokens": False}),
+        ("template_markup", {"drop_template_markup": False}),
+        ("unclosed_fence", {"drop_unclosed": False}),
+        ("unclosed_tag", {"drop_unclosed": False}),
+        ("broken_characters", {"drop_broken_characters": False}),
         ("too_short", {"min_tokens": None}),
         ("too_long", {"max_tokens": None}),
+        ("echo", {"max_echo_frac": None}),
+        ("broken_json", {"drop_broken_json": False}),
         ("repeated_sentence", {"max_sentence_repeats": None}),
+        ("repeated_paragraph", {"max_paragraph_repeats": None}),
         ("repeated_ngrams", {"max_duplicate_ngram_frac": None}),
+        ("top_ngrams", {"max_top_ngram_frac": None}),
+        ("duplicate_ngrams", {"max_duplicate_ngram_char_frac": None}),
+        ("duplicate_lines", {"max_duplicate_line_frac": None}),
+        ("duplicate_paragraphs", {"max_duplicate_paragraph_frac": None}),
+        ("few_words", {"min_word_frac": None}),
+        ("symbols", {"max_symbol_frac": None}),
+        ("word_lengths", {"word_length_chars": None}),
+        ("wrong_language", {"max_other_language_prob": None}),
+        ("unexpected_script", {"max_unexpected_script_frac": None}),
+        ("confident_loop", {"max_loop_tokens": None}),
+        ("low_confidence_span", {"max_span_nll_nats": None}),
+        ("teacher_identity", {"drop_teacher_identity": False}),
+        ("refusal", {"max_refusal_frac": None}),
     ],
 )
 def test_a_rule_that_is_off_says_nothing(rule: str, off: dict[str, Any]) -> None:
-    worst = candidate("Yes. " * 5000, [0] * 5000, "length")
-    assert verdict(rule, worst, **off) is None
-    assert verdict(rule, candidate()) is not None
+    text = "\n\n".join(SENTENCES * 2)
+    answer = candidate(text, 100, prompt="Output JSON about the fox on the frozen lake at dawn.", **nats([0.1] * 101))
+    assert verdict(rule, answer, **off) is None
+    assert verdict(rule, answer) is not None
+
+
+def test_rules_that_no_setting_of_the_shipped_config_turns_on_say_nothing() -> None:
+    answer = candidate("word " * 900, prompt="Translate: " + "word " * 30, finish_reason="length")
+    assert [name for name in ("unfinished", "length_ratio") if verdict(name, answer) is not None] == []
 
 
 def test_an_ordinary_answer_passes_every_rule_as_shipped() -> None:
     text = "Rain is water that falls from clouds. It forms when vapour cools.\n\n1. Clouds gather.\n2. Drops grow."
     assert [name for name, rule in RULES.items() if not (rule(candidate(text, 30), Filter()) or (0, True))[1]] == []
+
+
+# --- form
+
+
+def packed(end_prob: float) -> dict[str, Any]:
+    """Log-probs of two tokens; in the last row the end-of-turn has this probability."""
+    logprobs_NK = np.log(np.array([[0.6, 0.2, 0.1], [0.7 - end_prob, end_prob, 0.2]], np.float32))
+    return codec.encode(np.array([[7, 8, 9], [7, END, 9]], np.int32), logprobs_NK, codec.log_tail(logprobs_NK, 100))
+
+
+@pytest.mark.parametrize(("end_prob", "keep"), [(0.4, True), (0.1, False)])
+def test_an_answer_cut_off_where_it_could_have_ended_is_nearly_whole(end_prob: float, keep: bool) -> None:
+    answer = candidate(body=[7, 7], finish_reason="length", logprobs=packed(end_prob))
+    assert verdict("unfinished", answer, min_end_prob=0.25) == (pytest.approx(end_prob, abs=0.01), keep)
+
+
+def test_an_end_of_turn_outside_the_stored_rows_has_no_probability() -> None:
+    answer = Candidate("a", [7, 7], "length", logprobs=packed(0.4), run=Run(stop_ids=frozenset({5})))
+    assert verdict("unfinished", answer, min_end_prob=0.01) == (0, False)
+
+
+def test_of_answers_that_ended_or_have_no_rows_nothing_is_said() -> None:
+    assert verdict("unfinished", candidate(logprobs=packed(0.4)), min_end_prob=0.01) is None
+    assert verdict("unfinished", candidate(finish_reason="length"), min_end_prob=0.01) is None
+
+
+def test_rows_that_are_damaged_are_a_users_error() -> None:
+    answer = candidate(finish_reason="length", logprobs={**packed(0.4), "version": 1})
+    with pytest.raises(UserError, match=r"filter: not packed log-probs of version 2.*; generate again: --fresh"):
+        verdict("unfinished", answer, min_end_prob=0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_open"),
+    [
+        ("```\nx\n```", False),
+        ("```py\nx", True),
+        ("~~~\nx\n```\n", True),
+        ("````\n```\nx\n````", False),
+        ("- a\n  ```sh\n  x\n  ```\n- b", False),
+        ("1. ```sh\n   x", True),
+        ("```x = 1```", False),
+        ("```\na\n```\n```\nb", True),
+    ],
+)
+def test_a_fence_is_closed_by_its_own_kind(text: str, is_open: bool) -> None:
+    assert verdict("unclosed_fence", candidate(text)) == (float(is_open), not is_open)
+    assert verdict("unclosed_fence", candidate(text, finish_reason="length")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "num"),
+    [("<think>a</think> b", 0), ("<think>a", 1), ("a</think>b</think>", 2), ("`<think>` opens it", 0), ("a < b", 0)],
+)
+def test_reasoning_tags_come_in_pairs(text: str, num: int) -> None:
+    assert verdict("unclosed_tag", candidate(text)) == (num, num == 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "num"), [("a\ufffd", "stop", 1), ("a\ufffd", "length", 0), ("a\tb\nc", "stop", 0)]
+)
+def test_half_a_character_is_allowed_where_an_answer_was_cut(text: str, finish_reason: str, num: int) -> None:
+    assert verdict("broken_characters", candidate(text, finish_reason=finish_reason)) == (num, num == 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("one two three four five six seven eight nine ten", 1),
+        ("One two, three; four five six seven eight nine ten eleven twelve.", 10 / 12),
+        ("one two three four five six seven eight, no", 0.8),
+        ("two three four five six seven eight nine ten", 0),
+        ("", 0),
+    ],
+)
+def test_an_echo_is_measured_from_the_start(answer: str, share: float) -> None:
+    score = verdict("echo", candidate(answer, prompt=TEN_WORDS.title()), max_echo_frac=0.81)
+    assert score == (pytest.approx(share), share <= 0.81)
+
+
+def test_a_short_prompt_may_be_said_again() -> None:
+    assert verdict("echo", candidate("Four and five?", prompt="Four and five?")) is None
+
+
+@pytest.mark.parametrize(("words", "keep"), [(200, True), (201, False)])
+def test_the_ratio_of_words_counts_from_twenty_words_of_prompt_on(words: int, keep: bool) -> None:
+    answer = candidate("word " * words, prompt="word " * 20)
+    assert verdict("length_ratio", answer, max_length_ratio=10) == (words / 20, keep)
+    assert verdict("length_ratio", candidate("word " * 999, prompt="word " * 19), max_length_ratio=10) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "score"),
+    [
+        ("Reply in JSON.", '{"a": [1, 2]}', 0),
+        ("Reply in JSON.", "[]", 0),
+        ("Reply in JSON.", 'Sure:\n\n```json\n{"a": 1}\n```\nDone.', 0),
+        ("Reply in JSON.", 'It is `{"a": 1}`.', 0),
+        ("Reply in JSON.", '{"a": 1}\n{"a": 2}', 0),
+        ("Reply in JSON.", "{'a': 1}", 1),
+        ("Reply in JSON.", "yes", 1),
+        ("What is JSON?", "A format.", None),
+        ("Write a Python function that returns JSON.", "def f(): ...", None),
+        ("Reply briefly.", "yes", None),
+    ],
+)
+def test_json_is_looked_for_where_it_was_asked_for(prompt: str, answer: str, score: float | None) -> None:
+    expected = None if score is None else (score, score == 0)
+    assert verdict("broken_json", candidate(answer, prompt=prompt)) == expected
+    assert verdict("broken_json", candidate(answer, prompt=prompt, finish_reason="length")) is None
+
+
+def test_a_system_message_may_ask_for_json() -> None:
+    assert verdict("broken_json", candidate("yes", prompt="Is it?", system="Output only JSON.")) == (1, False)
+
+
+# --- repetition
+
+
+def test_repetition_that_was_asked_for_may_go_on_longer() -> None:
+    text = "Row the boat. " * 9
+    assert verdict("repeated_sentence", candidate(text), max_sentence_repeats=3) == (9, False)
+    assert verdict("repeated_sentence", candidate(text, prompt="Write a song."), max_sentence_repeats=3) == (9, True)
+
+
+def test_paragraphs_in_a_row_are_counted() -> None:
+    assert verdict("repeated_paragraph", candidate("\n\n".join(["So be it."] * 3)), max_paragraph_repeats=2) == (
+        3,
+        False,
+    )
+    assert verdict("repeated_paragraph", candidate("One line."), max_paragraph_repeats=2) == (1, True)
+
+
+def test_the_commonest_ngrams_share_is_told_over_its_limit() -> None:
+    """`red fox` 10 times: 60 of 120 + 60 characters, half as much again as its limit of .3; the others are below."""
+    words = [f"w{chr(97 + n // 26)}{chr(97 + n % 26)}{n % 10}{n % 7}a" for n in range(20)]
+    text = " ".join(f"red fox {words[2 * n]} {words[2 * n + 1]}" for n in range(10))
+    score, keep = verdict("top_ngrams", candidate(text), max_top_ngram_frac=(0.3, 0.9, 0.9)) or (0, True)
+    assert (score, keep) == (pytest.approx(60 / 180 / 0.3), False)
+    assert verdict("top_ngrams", candidate(text), max_top_ngram_frac=(0.34, 0.9, 0.9)) == (
+        pytest.approx(60 / 61.2),
+        True,
+    )
+
+
+def test_duplicate_ngrams_are_told_over_the_limit_of_their_length() -> None:
+    text = " ".join([*SENTENCES, SENTENCES[0]])
+    num_chars = len(text.replace(" ", ""))
+    share = len(SENTENCES[0].replace(" ", "")) / num_chars
+    score, keep = verdict("duplicate_ngrams", candidate(text), max_duplicate_ngram_char_frac=(share / 2,) * 6) or (
+        0,
+        True,
+    )
+    assert (score, keep) == (pytest.approx(2), False)
+
+
+def test_lines_and_paragraphs_that_stand_earlier_are_counted() -> None:
+    lines, paragraphs = "\n".join([*SENTENCES, SENTENCES[0]]), "\n\n".join([*SENTENCES, SENTENCES[0]])
+    assert verdict("duplicate_lines", candidate(lines), max_duplicate_line_frac=(0.1, 1)) == (pytest.approx(2), False)
+    limits = {"max_duplicate_paragraph_frac": (0.1, 1)}
+    assert verdict("duplicate_paragraphs", candidate(paragraphs), **limits) == (pytest.approx(2), False)
+
+
+def test_lines_of_code_are_alike_by_nature() -> None:
+    text = "```\n" + "    return 1\n" * 3 + "```"
+    assert verdict("duplicate_lines", candidate(text)) == (0, True)
+
+
+# --- quality
+
+
+@pytest.mark.parametrize(("num_bare", "keep"), [(5, True), (6, False)])
+def test_words_need_a_letter_or_a_digit(num_bare: int, keep: bool) -> None:
+    text = "word 1 " * ((25 - num_bare) // 2) + "word " * ((25 - num_bare) % 2) + "?! " * num_bare
+    assert verdict("few_words", candidate(text), min_word_frac=0.8) == (pytest.approx(1 - num_bare / 25), keep)
+
+
+def test_code_and_maths_may_be_full_of_symbols() -> None:
+    text = "x = 1 " + "&& || " * 20
+    assert verdict("few_words", candidate(text)) is None
+    assert verdict("symbols", candidate("```\n" + "# # " * 20 + "\n```")) is None
+
+
+def test_headings_are_no_hash_signs() -> None:
+    text = "\n".join(f"## {word}\nand so on" for word in TEN_WORDS.split())
+    assert verdict("symbols", candidate(text)) == (0, True)
+    assert verdict("symbols", candidate(text.replace("and", "#and")), max_symbol_frac=0.1) == (10 / 50, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "mean", "keep"), [("ab " * 30, 2, False), ("abc " * 30, 3, True), ("a" * 13 + " ", 13, False)]
+)
+def test_words_are_neither_letters_nor_bytes(text: str, mean: float, keep: bool) -> None:
+    assert verdict("word_lengths", candidate(text * (30 if mean > 9 else 1))) == (mean, keep)
+
+
+# --- language
+
+GERMAN = "Der Bäcker an der Ecke macht um fünf Uhr auf, und wer um sechs kommt, findet schon kein Roggenbrot mehr vor."
+ENGLISH = "The baker on the corner opens at five, and whoever comes at six will find that there is no rye bread left."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "keep"),
+    [
+        ("When does the baker open?", ENGLISH, True),
+        ("When does the baker open?", GERMAN, False),
+        ("When does the baker open? Answer in German.", GERMAN, True),
+        ("Wann macht der Bäcker auf?", GERMAN, True),
+        ("Wann macht der Bäcker auf?", ENGLISH, False),
+        (f"Summarise this: '{GERMAN} {GERMAN}'", ENGLISH, True),
+    ],
+)
+def test_an_answer_is_in_the_language_of_its_prompt(prompt: str, answer: str, keep: bool) -> None:
+    assert (verdict("wrong_language", candidate(answer, prompt=prompt)) or (0, True))[1] is keep
+
+
+def test_the_config_may_name_the_languages() -> None:
+    answer = candidate(GERMAN, prompt="When does the baker open?")
+    assert verdict("wrong_language", answer, languages=["de"]) == (0, True)
+    score, keep = verdict("wrong_language", answer, languages=["en", "fr"]) or (0, True)
+    assert (score > 0.9, keep) == (True, False)
+
+
+def test_nothing_is_said_of_short_answers_nor_for_uncertain_prompts() -> None:
+    assert verdict("wrong_language", candidate("Um fünf Uhr.", prompt="When does the baker open?")) is None
+    assert verdict("wrong_language", candidate(GERMAN, prompt="3 + 4?")) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "share"),
+    [
+        ("Say so.", "abcdефгх", 0.5),
+        ("Say so in Russian.", "abcdефгх", 0),
+        ("Что это?", "abcdефгх", 0),
+        ("Say so.", "λ = 2", 0),
+        ("Say so.", "naïve café", 0),
+    ],
+)
+def test_scripts_need_a_cause(prompt: str, answer: str, share: float) -> None:
+    assert verdict("unexpected_script", candidate(answer, prompt=prompt)) == (share, share == 0)
+
+
+# --- confidence
+
+
+def nats(values: list[float]) -> dict[str, Any]:
+    return {"token_logprobs": -np.array(values, np.float32)}
+
+
+def test_a_loop_is_a_stretch_the_teacher_was_sure_of_and_had_written_before() -> None:
+    """Five tokens eight times: from the thirteenth on each ends an 8-gram that stands earlier."""
+    body = [2, 3, 4, 5, 6] * 8
+    assert verdict("confident_loop", candidate(body=body, **nats([0.01] * 41)), max_loop_tokens=27) == (28, False)
+    assert verdict("confident_loop", candidate(body=body, **nats([0.01] * 41)), max_loop_tokens=28) == (28, True)
+    assert verdict("confident_loop", candidate(body=body, **nats([0.5] * 41)), max_loop_tokens=27) == (0, True)
+    unsure = nats([0.01] * 20 + [0.5] + [0.01] * 20)
+    assert verdict("confident_loop", candidate(body=body, **unsure), max_loop_tokens=10) == (19, False)
+
+
+def test_tokens_that_never_stood_before_are_no_loop() -> None:
+    answer = candidate(body=list(range(10, 110)), **nats([0.0] * 101))
+    assert verdict("confident_loop", answer, max_loop_tokens=5) == (0, True)
+
+
+@pytest.mark.parametrize(("worst", "keep"), [(3.9, True), (4.1, False)])
+def test_the_worst_span_of_an_answer_is_found(worst: float, keep: bool) -> None:
+    answer = candidate(body=99, **nats([1.0] * 30 + [worst] * 32 + [1.0] * 38))
+    assert verdict("low_confidence_span", answer, max_span_nll_nats=4) == (pytest.approx(worst), keep)
+
+
+def test_a_short_answer_is_one_span() -> None:
+    assert verdict("low_confidence_span", candidate(body=9, **nats([5.0] * 10))) == (pytest.approx(5), False)
+    assert verdict("low_confidence_span", candidate(body=6, **nats([5.0] * 7))) is None
+
+
+@pytest.mark.parametrize(("mean", "keep"), [(1.9, True), (2.1, False)])
+def test_mean_nll_is_held_against_the_runs_limit(mean: float, keep: bool) -> None:
+    assert verdict("high_nll", candidate(body=9, **nats([mean] * 10))) == (pytest.approx(mean), keep)
+    assert verdict("high_nll", Candidate("a", [7] * 10, "length", **nats([mean] * 10))) is None
+
+
+@pytest.mark.parametrize(("worst_frac", "limit"), [(0.2, 7), (0.1, 8), (0.05, None)])
+def test_the_runs_limit_is_below_its_worst_share(worst_frac: float, limit: float | None) -> None:
+    assert confidence.nll_limit_nats(np.random.default_rng(0).permutation(10).astype(np.float32), worst_frac) == limit
+    assert confidence.nll_limit_nats(np.empty(0, np.float32), worst_frac) is None
+
+
+@pytest.mark.parametrize("rule", ["confident_loop", "low_confidence_span", "high_nll"])
+def test_without_log_probs_nothing_is_said_of_confidence(rule: str) -> None:
+    assert verdict(rule, candidate(body=200)) is None
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "refuses"),
+    [
+        ("Draw.", "I’m sorry, but I can’t assist with that.", True),
+        ("Decline the invitation.", "I'm sorry, but I can't assist with that.", False),
+        ("Draw.", "x" * 250 + " I cannot help with that.", False),
+        ("Draw.", "I can't help but smile.", False),
+    ],
+)
+def test_a_refusal_stands_at_the_start_and_was_not_asked_for(prompt: str, answer: str, refuses: bool) -> None:
+    assert verdict("refusal", candidate(answer, prompt=prompt)) == (float(refuses), not refuses)
+
+
+def test_names_of_ones_own_are_looked_for_too() -> None:
+    answer = candidate("Ask Brightly for more.")
+    assert verdict("teacher_identity", answer) == (0, True)
+    assert verdict("teacher_identity", answer, identity_names=["brightly", "Acme"]) == (1, False)
+    assert verdict("teacher_identity", candidate("It shone brightlyish."), identity_names=["brightly"]) == (0, True)
+
+
+# --- whatever a teacher writes
+
+WILD = st.text(alphabet=st.characters(codec="utf-8"), max_size=200) | st.lists(
+    st.sampled_from([*SENTENCES, GERMAN, "```", "<think>", "| a | b |", "- x", "# y", "{", "我是", "...", "\0"]),
+    max_size=30,
+).map(" \n".join)
+ALL_ON = {"min_end_prob": 0.1, "max_length_ratio": 9.0, "identity_names": ("x",)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=WILD, prompt=WILD, finish_reason=st.sampled_from(["stop", "length"]), num=st.integers(0, 90))
+def test_every_rule_has_a_verdict_on_any_text_or_none(text: str, prompt: str, finish_reason: str, num: int) -> None:
+    logprobs = nats([0.01] * (num + (finish_reason == "stop")))
+    answer = candidate(text, num, finish_reason, prompt=prompt, system=prompt, logprobs=packed(0.2), **logprobs)
+    for name in RULES:
+        for said in (verdict(name, answer), verdict(name, answer, **ALL_ON, languages=("en", "ja"))):
+            assert said is None or (np.isfinite(said[0]) and said[1] in (True, False)), name

@@ -1,0 +1,45 @@
+"""The rules. Each is a pure function of one answer and of the settings: what it measured, and whether the answer stays.
+
+True = keep. None: the rule is off, or has nothing to say of this answer. A rule's reason is its name here; report/
+figures.py says which setting it is held to. What needs a student that exists already (learnability) is not here.
+"""
+
+from pipeline.filter.rules import confidence, form, language, quality, refusals, repetition
+from pipeline.filter.rules.candidate import Candidate, Rule, Run, Verdict
+
+__all__ = ["REFUSAL", "RULES", "Candidate", "Rule", "Run", "Verdict"]
+
+REFUSAL = "refusal"  # the one rule that marks only: filter keeps some of what it says no to
+
+RULES: dict[str, Rule] = {
+    "empty": form.empty,
+    "truncated": form.truncated,
+    "unfinished": form.unfinished,
+    "control_tokens": form.control_tokens,
+    "template_markup": form.template_markup,
+    "unclosed_fence": form.unclosed_fence,
+    "unclosed_tag": form.unclosed_tag,
+    "broken_characters": form.broken_characters,
+    "too_short": form.too_short,
+    "too_long": form.too_long,
+    "length_ratio": form.length_ratio,
+    "echo": form.echo,
+    "broken_json": form.broken_json,
+    "repeated_sentence": repetition.repeated_sentence,
+    "repeated_paragraph": repetition.repeated_paragraph,
+    "repeated_ngrams": repetition.repeated_ngrams,
+    "top_ngrams": repetition.top_ngrams,
+    "duplicate_ngrams": repetition.duplicate_ngrams,
+    "duplicate_lines": repetition.duplicate_lines,
+    "duplicate_paragraphs": repetition.duplicate_paragraphs,
+    "few_words": quality.few_words,
+    "symbols": quality.symbols,
+    "word_lengths": quality.word_lengths,
+    "wrong_language": language.wrong_language,
+    "unexpected_script": language.unexpected_script,
+    "confident_loop": confidence.confident_loop,
+    "low_confidence_span": confidence.low_confidence_span,
+    "high_nll": confidence.high_nll,
+    "teacher_identity": refusals.teacher_identity,
+    REFUSAL: refusals.refusal,
+}
