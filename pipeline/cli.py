@@ -132,12 +132,36 @@ def _stage_command(stage: str, summary: str) -> None:
 for _name, _summary in {
     "prepare": "Prompts in: read the sources, render each prompt as the teacher will see it, split off held-out ones.",
     "generate": "The teacher answers every prompt through vLLM; the log-probs behind each token are kept.",
-    "filter": "Decide which answers train sees, with a reason for each drop.",
     "train": "Make the student and train it on the kept answers: CE + forward KL to the teacher's distributions.",
     "evaluate": "Measure the student against its teacher: fidelity, chat answers, speed, size.",
     "export": "Write the student as a folder that vLLM and transformers load, with a model card.",
 }.items():
     _stage_command(_name, _summary)
+
+
+@app.command(name="filter")
+def filter_answers(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; for --explain also a run's folder.")],
+    overrides: Overrides = None,
+    fresh: FreshStage = False,
+    accept: Accept = None,
+    explain: Annotated[
+        str, typer.Option("--explain", metavar="ID", help="Decide nothing; say why this response was kept or dropped.")
+    ] = "",
+) -> None:
+    """Decide which answers train sees, with a reason for each drop.
+
+    Example: retort filter configs/quickstart.yaml
+
+    Example: retort filter runs/quickstart --explain 0123456789abcdef-0
+    """
+    if not explain:
+        _do("filter", config_module.load(config, overrides or []), "always" if fresh else "no", accept or [])
+        return
+    from pipeline.report import decided
+
+    path = config if config.is_dir() else config_module.load(config, overrides or []).run_path
+    sys.stdout.write(decided.explain(_existing(path), explain))
 
 
 @export_app.command(name="corpus")
@@ -219,6 +243,23 @@ def show(run: RunPath, response_id: Annotated[str | None, typer.Argument(metavar
     from pipeline.report import example
 
     sys.stdout.write(example.describe(_existing(run), response_id))
+
+
+@app.command()
+def sample(
+    run: RunPath,
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="R", help="A rule, or `kept`; see the manifest or report.")
+    ],
+    num: Annotated[int, typer.Option("--num", min=1, help="How many answers.")] = 5,
+) -> None:
+    """Answers that filter dropped for one reason, or kept, to read with one's own eyes.
+
+    Example: retort sample runs/quickstart --reason repeated_ngrams --num 10
+    """
+    from pipeline.report import decided
+
+    sys.stdout.write(decided.sample(_existing(run), reason, num))
 
 
 @app.command()

@@ -210,7 +210,7 @@ def _filter(run_dir: RunDir, config: Config) -> None:
     stage = run_dir.begin("filter", config, fingerprint)
     rows = [_decision(number) for number in range(6)]
     files = [_commit(stage, rows[n : n + 3], DECISIONS, f"decisions-{n // 3:05d}.parquet") for n in (0, 3)]
-    waterfall = [{"reason": reason, "dropped": dropped} for reason, dropped in DROPS.items()]
+    waterfall = [{"reason": reason, "dropped": dropped, "alone": 2 * dropped} for reason, dropped in DROPS.items()]
     counts = {"responses": 6, "kept": 4, "kept_train": 3}
     stage.finish(files, counts, waterfall=waterfall, settings=settings)
 

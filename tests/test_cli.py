@@ -10,6 +10,7 @@ from typing import Any
 
 import filelock
 import pytest
+from fabricated_run import make
 from typer.testing import CliRunner
 
 from pipeline import cli
@@ -21,7 +22,7 @@ from pipeline.stage import Order
 
 ROOT = Path(cli.__file__).parent.parent
 QUICKSTART = "configs/quickstart.yaml"
-VERBS = ("run", *STAGES, "plan", "serve", "check", "status", "verify", "show", "report")
+VERBS = ("run", *STAGES, "plan", "serve", "check", "status", "verify", "show", "sample", "report")
 SETTINGS = {"generate.temperature": 0.7}
 
 
@@ -210,6 +211,37 @@ def test_help_lists_every_verb_and_where_to_begin() -> None:
     assert f"retort run {QUICKSTART}" in shown.output
     listed = re.findall(r"^[│ ]+([a-z]+) {2,}\S", shown.output, re.MULTILINE)
     assert set(VERBS) <= set(listed)
+
+
+# --- filter --explain, sample
+
+
+def test_a_decision_is_explained_from_the_run_or_its_config(tmp_path: Path) -> None:
+    run = make(tmp_path, until="filter").path
+    explained = invoke("filter", run, "--explain", "prompt1-0")
+    assert explained.exit_code == 0
+    assert "FILTER dropped: repeated ngrams" in explained.stdout
+    by_config = invoke("filter", QUICKSTART, "name=trial", f"runs_dir={tmp_path}", "--explain", "prompt1-0")
+    assert by_config.stdout == explained.stdout
+
+
+def test_explaining_decides_nothing(tmp_path: Path) -> None:
+    run = make(tmp_path, until="filter").path
+    before = {path: path.stat().st_mtime_ns for path in (run / "filter").iterdir()}
+    invoke("filter", run, "--explain", "prompt1-0")
+    assert {path: path.stat().st_mtime_ns for path in (run / "filter").iterdir()} == before
+
+
+def test_a_run_that_is_not_there_can_not_explain(tmp_path: Path) -> None:
+    line = error_line("filter", QUICKSTART, "name=none", f"runs_dir={tmp_path}", "--explain", "a-0")
+    assert "none: no run here" in line
+
+
+def test_what_was_dropped_can_be_read(tmp_path: Path) -> None:
+    run = make(tmp_path, until="filter").path
+    assert "1 of 1 answers: truncated" in invoke("sample", run, "--reason", "truncated").stdout
+    assert "2 of 4 answers: kept" in invoke("sample", run, "--reason", "kept", "--num", "2").stdout
+    assert "no reason of this run's filter" in error_line("sample", run, "--reason", "ugly")
 
 
 # --- check

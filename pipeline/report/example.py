@@ -152,12 +152,13 @@ def _filter_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
         return
     reasons = ", ".join(words(reason) for reason in decision["reasons"])
     yield "FILTER kept" if decision["kept"] else f"FILTER dropped: {reasons}"
-    settings = run_dir.manifest("filter").get("settings", {})
+    manifest = run_dir.manifest("filter")
+    settings, limits = manifest.get("settings", {}), manifest.get("limits")
     yield f"  {'rule':<20} {'score':>8} {'':<13}  setting"
     for rule, score in decision["scores"]:
         mark = "  ← dropped" if rule in decision["reasons"] else ""
         unit = RULE_UNITS.get(rule, "")
-        yield f"  {words(rule):<20} {score:>8.4g} {unit:<13}  {setting_text(rule, settings)}{mark}"
+        yield f"  {words(rule):<20} {score:>8.4g} {unit:<13}  {setting_text(rule, settings, limits)}{mark}"
 
 
 def _train_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:

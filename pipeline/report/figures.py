@@ -16,23 +16,72 @@ ARM_COLOURS = {"teacher": "#009e73", "student": "#1a80bb", "sft_only": "#d55e00"
 # Which setting of the config's filter section each rule is held to.
 RULE_SETTINGS = {
     "truncated": "drop_truncated",
+    "unfinished": "min_end_prob",
     "control_tokens": "drop_control_tokens",
+    "template_markup": "drop_template_markup",
+    "unclosed_fence": "drop_unclosed",
+    "unclosed_tag": "drop_unclosed",
+    "broken_characters": "drop_broken_characters",
     "too_short": "min_tokens",
     "too_long": "max_tokens",
+    "length_ratio": "max_length_ratio",
+    "echo": "max_echo_frac",
+    "broken_json": "drop_broken_json",
     "repeated_sentence": "max_sentence_repeats",
+    "repeated_paragraph": "max_paragraph_repeats",
     "repeated_ngrams": "max_duplicate_ngram_frac",
+    "top_ngrams": "max_top_ngram_frac",
+    "duplicate_ngrams": "max_duplicate_ngram_char_frac",
+    "duplicate_lines": "max_duplicate_line_frac",
+    "duplicate_paragraphs": "max_duplicate_paragraph_frac",
+    "few_words": "min_word_frac",
+    "symbols": "max_symbol_frac",
+    "word_lengths": "word_length_chars",
+    "wrong_language": "max_other_language_prob",
+    "unexpected_script": "max_unexpected_script_frac",
+    "confident_loop": "max_loop_tokens",
+    "low_confidence_span": "max_span_nll_nats",
+    "high_nll": "worst_nll_frac",
+    "teacher_identity": "drop_teacher_identity",
+    "refusal": "max_refusal_frac",
     "exact_duplicate": "drop_exact_duplicates",
 }
+
+# Which limit of filter's manifest the setting came to in this run.
+RULE_LIMITS = {"high_nll": "nll_limit_nats"}
 
 # What each rule's score counts.
 RULE_UNITS = {
     "empty": "characters",
     "truncated": "1 = cut off",
+    "unfinished": "P(end)",
     "control_tokens": "tokens",
+    "template_markup": "marks",
+    "unclosed_fence": "1 = left open",
+    "unclosed_tag": "tags",
+    "broken_characters": "characters",
     "too_short": "tokens",
     "too_long": "tokens",
+    "length_ratio": "× the prompt",
+    "echo": "share",
+    "broken_json": "1 = no JSON",
     "repeated_sentence": "in a row",
+    "repeated_paragraph": "in a row",
     "repeated_ngrams": "share",
+    "top_ngrams": "× its limit",
+    "duplicate_ngrams": "× its limit",
+    "duplicate_lines": "× its limit",
+    "duplicate_paragraphs": "× its limit",
+    "few_words": "share",
+    "symbols": "a word",
+    "word_lengths": "characters",
+    "wrong_language": "probability",
+    "unexpected_script": "share",
+    "confident_loop": "tokens",
+    "low_confidence_span": "nats a token",
+    "high_nll": "nats a token",
+    "teacher_identity": "phrases",
+    "refusal": "1 = refuses",
     "exact_duplicate": "1 = duplicate",
 }
 
@@ -191,8 +240,11 @@ def num_range(arms: dict[str, Any], section: str) -> str:
     return "" if not nums else f"{min(nums)}" if len(nums) == 1 else f"{min(nums)}–{max(nums)}"
 
 
-def setting_text(reason: str, settings: dict[str, Any]) -> str:
-    """`max_tokens = 2048`, `off`, or `always` for a rule without a setting."""
+def setting_text(reason: str, settings: dict[str, Any], limits: dict[str, Any] | None = None) -> str:
+    """`max_tokens = 2048`, `off`, or `always` for a rule without a setting; with the run's own limit where it has one.
+
+    `settings` and `limits` are those of filter's manifest.
+    """
     name = RULE_SETTINGS.get(reason)
     if name is None:
         return "always"
@@ -201,7 +253,11 @@ def setting_text(reason: str, settings: dict[str, Any]) -> str:
     value = settings[name]
     if value is None or value is False:
         return "off"
-    return "on" if value is True else f"{name} = {value}"
+    if value is True:
+        return "on"
+    value = " / ".join(map(str, value)) if isinstance(value, list) else value
+    limit = (limits or {}).get(RULE_LIMITS.get(reason, ""))
+    return f"{name} = {value}" + (f": at most {limit:.3g}" if is_number(limit) else "")
 
 
 def words(name: str) -> str:

@@ -13,10 +13,11 @@ from plotly.offline import get_plotlyjs
 
 from pipeline import models
 from pipeline.records import ARMS, STAGES
-from pipeline.report import charts, figures
+from pipeline.report import charts, decided, figures
 from pipeline.rundir import RunDir, read_committed, read_json, write_text
 
 NUM_OPEN_ITEMS = 6
+NUM_EXAMPLES, EXAMPLE_CHARS = 2, 160  # of what each rule dropped
 CONTRACT = {  # what train/contract.py measured, for people
     "worst_sampled_difference_nats": "Largest gap between a token's log-prob and its stored row, beyond rounding, nats",
     "proof_tokens": "Tokens that the models were run on",
@@ -59,7 +60,7 @@ def render(run_dir: RunDir) -> str:
         },
         "charts": _charts(run_dir, arms, manifests),
         "capture": _capture(manifests),
-        "filter": _filter(manifests),
+        "filter": _filter(run_dir, manifests),
         "chat": _chat(run_dir),
         "num_open": NUM_OPEN_ITEMS,
         "num_held_out": figures.num_range(arms, "fidelity"),
@@ -162,12 +163,16 @@ def _capture(manifests: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _filter(manifests: dict[str, Any]) -> dict[str, Any] | None:
-    """Counts, and each rule with what it dropped, the share of all answers, what was left, and its setting."""
+def _filter(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any] | None:
+    """Counts, and each rule with what it dropped, the share of all, what was left, its setting, and examples."""
     manifest = manifests.get("filter")
     if manifest is None:
         return None
-    counts, settings = manifest["counts"], manifest.get("settings", {})
+    counts, settings, limits = manifest["counts"], manifest.get("settings", {}), manifest.get("limits")
+    is_current = "generate" in manifests and manifest["fingerprint"]["input.generate"] == run_dir.output_hash(
+        "generate"
+    )
+    examples = decided.examples(run_dir, NUM_EXAMPLES, EXAMPLE_CHARS) if is_current else {}
     left, rules = counts["responses"], []
     for row in manifest["waterfall"]:
         left -= row["dropped"]
@@ -175,9 +180,11 @@ def _filter(manifests: dict[str, Any]) -> dict[str, Any] | None:
             {
                 "name": figures.words(row["reason"]),
                 "dropped": row["dropped"],
+                "alone": figures.whole(row["alone"]) if "alone" in row else figures.NONE,
                 "rate": figures.percent(row["dropped"] / max(counts["responses"], 1)),
                 "left": left,
-                "setting": figures.setting_text(row["reason"], settings),
+                "setting": figures.setting_text(row["reason"], settings, limits),
+                "examples": examples.get(row["reason"], []),
             }
         )
     return {

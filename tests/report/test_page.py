@@ -147,7 +147,9 @@ def test_what_models_and_prompts_say_is_text(run_dir: RunDir) -> None:
     html = page.render(run_dir)
     assert PLANTED not in html
     assert "<img" not in html.replace(Reader(html).scripts[0], "")
-    assert html.count("&lt;script&gt;window.pwned=1") == 1 + 2 + 2  # summary, both questions, both answers
+    assert (
+        html.count("&lt;script&gt;window.pwned=1") == 1 + 2 + 2 + 2
+    )  # summary, both questions, both answers, examples of what was dropped
     assert "The student is &lt;close&gt; to its teacher." in html
 
 
@@ -182,10 +184,37 @@ def test_a_run_without_chat_set_says_so(run_dir: RunDir) -> None:
 
 def test_filter_table_counts_rates_and_what_is_left(run_dir: RunDir) -> None:
     reader = page_of(run_dir)
-    assert reader.rows_of("truncated") == [["truncated", "1", "16.7 %", "5", "on"]]
+    assert reader.rows_of("truncated") == [["truncated", "1", "16.7 %", "5", "2", "on"]]
     assert reader.rows_of("repeated ngrams") == [
-        ["repeated ngrams", "1", "16.7 %", "4", "max_duplicate_ngram_frac = 0.35"]
+        ["repeated ngrams", "1", "16.7 %", "4", "2", "max_duplicate_ngram_frac = 0.35"]
     ]
+
+
+def test_each_reason_has_examples_that_cannot_act(run_dir: RunDir) -> None:
+    html = page.render(run_dir)
+    assert html.count('<details class="item examples">') == 2  # truncated, repeated ngrams
+    examples = html.partition('<details class="item examples">')[2].partition("</section>")[0]
+    assert "prompt0-0" in examples
+    assert "prompt1-0" in examples
+    assert "&lt;script&gt;" in examples
+    assert "<script" not in examples
+
+
+def test_a_waterfall_of_an_earlier_version_says_nothing_of_rules_alone(run_dir: RunDir) -> None:
+    path = run_dir.path / "filter" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for step in manifest["waterfall"]:
+        del step["alone"]
+    path.write_text(json.dumps(manifest))
+    assert page_of(run_dir).rows_of("truncated") == [["truncated", "1", "16.7 %", "5", "–", "on"]]
+
+
+@pytest.mark.parametrize("stage", ["generate", "prepare"])
+def test_a_page_without_answers_or_prompts_has_the_rest(run_dir: RunDir, stage: str) -> None:
+    (run_dir.path / stage / "manifest.json").unlink()
+    html = page.render(run_dir)
+    assert ('<details class="item examples">' in html) == (stage == "prepare")
+    assert "repeated ngrams" in html
 
 
 def test_reproduction_has_command_config_weights_contract_and_times(run_dir: RunDir) -> None:
@@ -295,9 +324,18 @@ def test_an_interval_that_reads_like_its_value_is_left_out() -> None:
 def test_every_rule_is_shown_with_a_setting_that_exists() -> None:
     assert set(figures.RULE_SETTINGS) == {*RULES, "exact_duplicate"} - {"empty"}
     assert set(figures.RULE_SETTINGS.values()) <= set(Filter.model_fields)
+    assert set(figures.RULE_UNITS) == {*RULES, "exact_duplicate"}
 
 
 def test_settings_are_told_as_on_off_or_limit() -> None:
     settings = {"drop_truncated": True, "min_tokens": 0, "max_tokens": None, "drop_exact_duplicates": False}
     rules = ["truncated", "too_short", "too_long", "exact_duplicate", "empty"]
     assert [figures.setting_text(rule, settings) for rule in rules] == ["on", "min_tokens = 0", "off", "off", "always"]
+
+
+def test_a_setting_of_several_limits_and_one_with_the_runs_own() -> None:
+    settings = {"max_top_ngram_frac": [0.3, 0.27, 0.24], "worst_nll_frac": 0.01}
+    assert figures.setting_text("top_ngrams", settings) == "max_top_ngram_frac = 0.3 / 0.27 / 0.24"
+    limits = {"nll_limit_nats": 2.4806}
+    assert figures.setting_text("high_nll", settings, limits) == "worst_nll_frac = 0.01: at most 2.48"
+    assert figures.setting_text("high_nll", settings, {"nll_limit_nats": None}) == "worst_nll_frac = 0.01"

@@ -1,0 +1,149 @@
+"""What filter decided, with the answers themselves: why one was kept or dropped, and examples of each reason."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.console import escaped
+from pipeline.errors import UserError
+from pipeline.report.figures import NONE, RULE_UNITS, setting_text, words
+from pipeline.rundir import RunDir, read_answers, read_shards, shard_paths
+
+Row = dict[str, Any]
+Place = tuple[int, int]  # file, row
+KEPT = "kept"
+COLUMNS = ["response_id", "prompt_id", "text", "finish_reason", "category"]
+
+
+def explain(run_dir: RunDir, response_id: str) -> str:
+    """A response's text, and of each rule its score, its setting and its verdict, as plain text safe in a terminal.
+
+    Raises UserError where filter has not finished, or there is no such response.
+    """
+    manifest = run_dir.manifest("filter")
+    decision, answer = _decision(run_dir, response_id)
+    prompt = _questions(run_dir, {answer["prompt_id"]})
+    settings, limits = manifest.get("settings", {}), manifest.get("limits")
+    scores = dict(decision["scores"])
+    lines = [f"PROMPT {answer['prompt_id']}", *_indented(prompt.get(answer["prompt_id"], NONE))]
+    lines += ["", f"ANSWER {response_id}", *_indented(answer["text"]), ""]
+    lines += ["FILTER kept" if decision["kept"] else f"FILTER dropped: {_listed(decision['reasons'])}"]
+    lines += [f"  {'rule':<20} {'score':>8} {'':<13}  {'verdict':<9}  setting"]
+    for rule in (step["reason"] for step in manifest["waterfall"]):
+        setting = setting_text(rule, settings, limits)
+        if rule not in scores:
+            verdict, score = "off" if setting == "off" else "–", ""
+        else:
+            verdict, score = "drop" if rule in decision["reasons"] else "keep", f"{scores[rule]:.4g}"
+        lines.append(f"  {words(rule):<20} {score:>8} {RULE_UNITS.get(rule, ''):<13}  {verdict:<9}  {setting}")
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def sample(run_dir: RunDir, reason: str, num: int) -> str:
+    """So many answers that were dropped for this reason, or `kept`, as plain text: a random choice, always the same.
+
+    Raises UserError where filter has not finished, or knows no such reason.
+    """
+    waterfall = run_dir.manifest("filter")["waterfall"]
+    if reason not in (*(step["reason"] for step in waterfall), KEPT):
+        dropped = [step["reason"] for step in waterfall if step["dropped"]]
+        raise UserError(
+            f"{reason!r} is no reason of this run's filter; it has dropped for: {', '.join(dropped) or 'none'}"
+            f" ({KEPT!r} for what it kept)"
+        )
+    total, chosen = 0, []
+    draw = random.Random(0)  # noqa: S311  the same examples every time
+    for place, reasons in _decided(run_dir):
+        if reason in reasons:
+            total += 1  # each has the same chance of being among those chosen (a reservoir)
+            slot = len(chosen) if len(chosen) < num else draw.randrange(total)
+            chosen[slot : slot + 1] = [place] if slot < num else chosen[slot : slot + 1]
+    lines = [f"{len(chosen)} of {total} answers: {words(reason)}"]
+    for row in _rows(run_dir, sorted(chosen)):
+        lines += ["", f"{row['response_id']} · {_listed(row['reasons']) or KEPT} · {escaped(row['category'] or NONE)}"]
+        lines += [*_indented(f"Q: {row['prompt']}"), *_indented(f"A: {row['text']}")]
+    return "\n".join(lines) + "\n"
+
+
+def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
+    """The first `num` answers that each reason dropped: `response_id`, `prompt` and `text`, cut to `max_chars`.
+
+    Reads the decisions, and of the answers only the files that hold an example.
+    """
+    chosen: dict[str, list[Place]] = {}
+    for place, reasons in _decided(run_dir):
+        for reason in reasons:
+            if reason != KEPT and len(chosen.setdefault(reason, [])) < num:
+                chosen[reason].append(place)
+    wanted = sorted({place for places in chosen.values() for place in places})
+    by_place = dict(zip(wanted, _rows(run_dir, wanted), strict=True))
+    return {
+        reason: [
+            {
+                "response_id": by_place[place]["response_id"],
+                "prompt": _cut(by_place[place]["prompt"], max_chars),
+                "text": _cut(by_place[place]["text"], max_chars),
+            }
+            for place in places
+        ]
+        for reason, places in chosen.items()
+    }
+
+
+def _decision(run_dir: RunDir, response_id: str) -> tuple[Row, Row]:
+    """What filter decided about a response, and the response."""
+    decisions = read_shards(run_dir, "filter")
+    for (answers, _), decided in zip(read_answers(run_dir, COLUMNS), decisions, strict=True):
+        place = pc.index(decided.column("response_id"), response_id).as_py()
+        if place >= 0:
+            return decided.slice(place, 1).to_pylist()[0], answers.slice(place, 1).to_pylist()[0]
+    raise UserError(f"{run_dir.path}: no response has the id {response_id!r}; ids are in {run_dir.path}/generate")
+
+
+def _decided(run_dir: RunDir) -> Iterator[tuple[Place, list[str]]]:
+    """Each answer's place, and why it was dropped, or `kept`. Raises UserError where these are about other answers."""
+    next(read_answers(run_dir, ["response_id"]), None)  # checks that
+    for number, table in enumerate(read_shards(run_dir, "filter", ["reasons"])):
+        for row, reasons in enumerate(table.column("reasons").to_pylist()):
+            yield (number, row), reasons or [KEPT]
+
+
+def _rows(run_dir: RunDir, places: list[Place]) -> list[Row]:
+    """The answers at these places, in ascending order, each with its prompt and why it was dropped."""
+    answers, decisions = shard_paths(run_dir, "generate"), shard_paths(run_dir, "filter")
+    rows = []
+    for number in dict.fromkeys(number for number, _ in places):
+        whole = pq.read_table(answers[number], columns=COLUMNS)
+        reasons = pq.read_table(decisions[number], columns=["reasons"]).column("reasons")
+        for row in (row for file, row in places if file == number):
+            rows.append(whole.slice(row, 1).to_pylist()[0] | {"reasons": reasons[row].as_py()})
+    questions = _questions(run_dir, {row["prompt_id"] for row in rows})
+    return [row | {"prompt": questions.get(row["prompt_id"], NONE)} for row in rows]
+
+
+def _questions(run_dir: RunDir, prompt_ids: set[str]) -> dict[str, str]:
+    """The last thing that each prompt's user said; none where prepare's folder is gone."""
+    found: dict[str, str] = {}
+    for table in read_shards(run_dir, "prepare", ["prompt_id", "messages"]) if run_dir.is_done("prepare") else ():
+        for place, prompt_id in enumerate(table.column("prompt_id").to_pylist()):
+            if prompt_id in prompt_ids:
+                messages = table.column("messages")[place].as_py()
+                found[prompt_id] = next((m["content"] or "" for m in reversed(messages) if m["role"] == "user"), NONE)
+    return found
+
+
+def _listed(reasons: list[str]) -> str:
+    return ", ".join(map(words, reasons))
+
+
+def _cut(text: str, max_chars: int) -> str:
+    text = " ".join(text.split())
+    return escaped(text if len(text) <= max_chars else f"{text[: max_chars - 1].rstrip()}…")
+
+
+def _indented(text: str) -> Iterator[str]:
+    for line in text.split("\n"):
+        yield f"    {escaped(line)}".rstrip()

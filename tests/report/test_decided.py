@@ -1,0 +1,86 @@
+"""Why one answer was kept or dropped, and examples of what was."""
+
+from pathlib import Path
+
+import pytest
+from fabricated_run import DROPS, PLANTED, make
+
+from pipeline.errors import UserError
+from pipeline.report import decided
+from pipeline.rundir import RunDir
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    return make(tmp_path, until="filter")
+
+
+def test_a_dropped_answer_is_explained_rule_by_rule(run_dir: RunDir) -> None:
+    text = decided.explain(run_dir, "prompt1-0")
+    assert "FILTER dropped: repeated ngrams" in text
+    table = [" ".join(line.split()) for line in text.splitlines()]
+    assert "repeated ngrams 0.61 share drop max_duplicate_ngram_frac = 0.35" in table
+    assert "truncated 0 1 = cut off keep on" in table
+    assert "Answer 1: " in text
+    assert "Say 1." in text
+    assert PLANTED in text
+    assert "\x1b" not in text
+
+
+def test_a_kept_answer_is_explained_too_and_rules_without_a_score(run_dir: RunDir) -> None:
+    text = decided.explain(run_dir, "prompt2-0")
+    assert "FILTER kept" in text
+    [line] = [line for line in text.splitlines() if line.startswith("  control tokens")]
+    assert line.split() == ["control", "tokens", "tokens", "–", "on"]
+
+
+def test_an_unknown_response_is_refused(run_dir: RunDir) -> None:
+    with pytest.raises(UserError, match=r"no response has the id 'nowhere-0'; ids are in .*/generate"):
+        decided.explain(run_dir, "nowhere-0")
+
+
+def test_filter_must_have_finished(run_dir: RunDir) -> None:
+    (run_dir.path / "filter" / "manifest.json").unlink()
+    for ask in (lambda: decided.explain(run_dir, "prompt1-0"), lambda: decided.sample(run_dir, "truncated", 1)):
+        with pytest.raises(UserError, match="filter has not finished"):
+            ask()
+
+
+def test_a_sample_of_what_a_rule_dropped(run_dir: RunDir) -> None:
+    text = decided.sample(run_dir, "truncated", 5)
+    assert text.startswith("1 of 1 answers: truncated\n\nprompt0-0 · truncated · writing\n")
+    assert "Q: Say 0." in text
+    assert "A: Answer 0: " in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(("num", "shown"), [(1, 1), (3, 3), (9, 4)])
+def test_a_sample_of_what_was_kept(run_dir: RunDir, num: int, shown: int) -> None:
+    text = decided.sample(run_dir, "kept", num)
+    assert text.startswith(f"{shown} of 4 answers: kept\n")
+    assert text.count("Q: ") == shown
+    assert text == decided.sample(run_dir, "kept", num)
+    assert "prompt0-0" not in text
+
+
+def test_a_rule_that_dropped_nothing_has_no_sample(run_dir: RunDir) -> None:
+    assert decided.sample(run_dir, "empty", 2) == "0 of 0 answers: empty\n"
+
+
+def test_a_reason_that_is_none_is_refused_with_those_that_are(run_dir: RunDir) -> None:
+    with pytest.raises(UserError, match=r"'ugly' is no reason .* dropped for: truncated, repeated_ngrams \('kept' for"):
+        decided.sample(run_dir, "ugly", 2)
+
+
+def test_examples_of_every_reason_are_cut_to_one_line(run_dir: RunDir) -> None:
+    found = decided.examples(run_dir, 2, 12)
+    assert set(found) == {reason for reason, dropped in DROPS.items() if dropped}
+    [example] = found["truncated"]
+    assert example == {"response_id": "prompt0-0", "prompt": r"Say 0.\x1b[2J…", "text": r"Answer 0: \x1b…"}
+
+
+def test_decisions_about_other_answers_are_refused(run_dir: RunDir) -> None:
+    manifest = run_dir.path / "filter" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(run_dir.output_hash("generate"), "0" * 64))
+    with pytest.raises(UserError, match="decided about other answers"):
+        decided.sample(run_dir, "kept", 2)
