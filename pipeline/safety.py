@@ -222,7 +222,8 @@ def fingerprint(settings: Safety) -> dict[str, Any]:
 
 def _phrases(given: Any) -> Phrases:
     category = given if isinstance(given, dict) else {"patterns": given}
-    patterns, marks = category.get("patterns"), category.get("marks", [""])
+    patterns: Any = category.get("patterns")
+    marks: Any = category.get("marks", [""])
     for each in (patterns, marks):
         if not isinstance(each, list) or not each or not all(isinstance(item, str) for item in each):
             raise ValueError("a category is a list of regular expressions, or has patterns and marks that are lists")

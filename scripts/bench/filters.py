@@ -44,7 +44,7 @@ def long_answers(run_dir: RunDir) -> list[Candidate]:
     facts = filter._facts(run_dir, SETTINGS)
     joined, parts = [], []
     for shard in filter._answers(run_dir, SETTINGS, facts):
-        for _, answer in shard:
+        for _, _, answer in shard:
             parts = [*parts, answer] if _num_tokens([*parts, answer]) <= 1.1 * NUM_TOKENS else [answer]
             if 0.9 * NUM_TOKENS <= _num_tokens(parts) <= 1.1 * NUM_TOKENS:
                 joined.append(_joined(parts))
