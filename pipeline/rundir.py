@@ -34,7 +34,7 @@ SCHEMA_VERSION = 1
 FULL_DISK_BYTES = 16 << 20
 Fresh = Literal["no", "changed", "always"]
 SECTIONS = {  # of the config, that a stage is made with; others: their own
-    "prepare": ("name", "runs_dir", "teacher", "prepare", "privacy", "safety", "licence_policy"),
+    "prepare": ("teacher", "prepare", "privacy", "safety", "licence_policy"),
     "generate": ("teacher", "generate"),
     "filter": ("filter", "privacy", "safety"),
     "train": ("student", "train"),

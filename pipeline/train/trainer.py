@@ -33,6 +33,7 @@ from pipeline.train.targets import IGNORED
 
 AS_STORED = {"positions_frac": 1.0, "tail": "bucket"}  # validation is against the teacher, whatever is trained on
 MAX_SKIPPED = 3  # steps in a row without a finite gradient, after which training stops
+FEW_STEPS = 5  # with fewer, the schedule of the learning rate leaves the weights about where they were
 CURVES = ("ce_nats", "kl_nats", "divergence")
 VALIDATION = tuple(f"eval_{name.removesuffix('_N')}" for name in Validation._fields)
 
@@ -164,9 +165,6 @@ class Order(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._trainer._sampler.set_epoch(int((state.epoch or 0) + 1e-6))
-
-
-FEW_STEPS = 5
 
 
 class Progress(TrainerCallback):

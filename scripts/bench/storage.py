@@ -28,10 +28,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import answers as bench
 import numpy as np
 import pyarrow as pa
-from answers import figure
+from answers import figure, untrained
 from rich.console import Console
 from rich.table import Table
 
@@ -211,7 +210,7 @@ def training_rate(steps: int) -> list[float]:
     from pipeline.train.losses import token_losses
 
     quickstart = config.load(ROOT / "configs/quickstart.yaml")
-    model = bench.untrained()
+    model = untrained()
     rng, vocab_size = np.random.default_rng(0), models.find("demo").vocab_size()
     logprobs_NK = np.tile(-np.log(2) * np.arange(1, K + 1), (96, 1)).astype(np.float32)
     rows = [
