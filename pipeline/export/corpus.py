@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from pipeline import models
 from pipeline.errors import UserError
-from pipeline.records import MESSAGE, RESPONSES
+from pipeline.records import MESSAGE, PROMPTS, RESPONSES
 from pipeline.report.figures import setting_text, words
-from pipeline.rundir import RunDir, read_answers, read_planned, user_disk_errors, write_table
+from pipeline.rundir import RunDir, read_answers, read_planned, shard_paths, user_disk_errors, write_table
 
 Row = dict[str, Any]
 SPLITS = ("train", "held_out")
+ORIGIN = ("method", "parents", "template")  # of a prompt; null in runs of earlier versions
 PLAIN = pa.schema(
     [
         ("response_id", pa.string()),
@@ -26,6 +28,7 @@ PLAIN = pa.schema(
         ("messages", pa.list_(MESSAGE)),  # the conversation with the teacher's answer as its last message
         ("tools", pa.string()),
         ("finish_reason", pa.string()),
+        *(PROMPTS.field(name) for name in ORIGIN),
     ]
 )
 CAPTURED = ("prompt_token_ids", "token_ids", "token_logprobs", "logprobs")
@@ -118,6 +121,7 @@ def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool) -> Datase
 {origin} {models.described(made["teacher.model"])}, captured with Retort through {made["vllm"]}.
 
 - Splits: {", ".join(f"{split} {num}" for split, num in counts.items())} answers. A prompt is on one side alone.
+- Prompts: {_origin(run_dir.manifest("prepare"))}
 - Teacher: {made["teacher.model"]}, revision {revision}, weights `{made["teacher.weights"]}`
 - Sampling: {"none, the answers are not the teacher's" if is_scored else sampling}
 - Made {generated["finished"]}
@@ -137,10 +141,25 @@ that dropped it.
 """)
 
 
+def _origin(prepared: Row) -> str:
+    """How many prompts of the whole run come from the sources, and how many the teacher wrote, by which method."""
+    methods = prepared.get("synthesis", {}).get("methods", {})
+    written = {method: tally["written"] for method, tally in methods.items() if tally["written"]}
+    told = f"{prepared['counts']['prompts'] - sum(written.values())} from the sources"
+    if not written:
+        return told
+    listed = ", ".join(f"{words(method)} {num}" for method, num in written.items())
+    return (
+        f"{told}, {sum(written.values())} written by the teacher itself ({listed}; column `method`; `parents` are the"
+        " prompts or passages it was shown), all of them in the train split"
+    )
+
+
 def _kept(run_dir: RunDir, with_logprobs: bool) -> Iterator[list[Row]]:
     """The kept answers of each shard, with their conversations; responses stand in the order of the prompts."""
     num_samples = run_dir.manifest("generate")["fingerprint"]["generate.num_samples"]
-    prompts = read_planned(run_dir, ["messages", "tools", "source"], num_samples)
+    known = set(ORIGIN) & set(pq.read_schema(shard_paths(run_dir, "prepare")[0]).names)
+    prompts = read_planned(run_dir, ["messages", "tools", "source", *known], num_samples)
     columns = ["response_id", "prompt_id", "split", "category", "text", "reasoning", "finish_reason"]
     for answers, kept in read_answers(run_dir, [*columns, *(CAPTURED if with_logprobs else ())]):
         rows = []
@@ -150,6 +169,6 @@ def _kept(run_dir: RunDir, with_logprobs: bool) -> Iterator[list[Row]]:
             if is_kept:
                 told = {"content": answer["text"], "reasoning_content": answer.get("reasoning") or None}
                 messages = [*prompt["messages"], {"role": "assistant", **told}]
-                kept_of_prompt = {key: prompt.get(key) for key in ("source", "tools")}
+                kept_of_prompt = {key: prompt.get(key) for key in ("source", "tools", *ORIGIN)}
                 rows.append({**answer, **kept_of_prompt, "messages": messages})
         yield rows

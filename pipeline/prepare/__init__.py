@@ -1,5 +1,5 @@
 """prepare: prompts in, and answers where they are to be scored. Rows of every source become conversations with stable
-ids, rendered as the teacher sees them."""
+ids, rendered as the teacher sees them. Where more prompts are wanted, the teacher writes them (synthesis.py)."""
 
 import hashlib
 import json
@@ -11,10 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import models
-from pipeline.config import Config, output_settings
+from pipeline import hardware, models
+from pipeline.config import Config, output_settings, synthesis_files
+from pipeline.console import console
 from pipeline.errors import UserError
-from pipeline.prepare import sources
+from pipeline.prepare import sources, synthesis
+from pipeline.prepare.instructions import Pool, template_hash
 from pipeline.prepare.sources import BadRowError, Message, Messages
 from pipeline.records import PROMPTS
 from pipeline.rundir import RunDir, Stage, file_hash, text_hash
@@ -27,27 +29,31 @@ def run(config: Config, run_dir: RunDir) -> None:
     models.check_has_template(tokenizer)
     models.check_student(config, teacher, tokenizer)
     context = _context_tokens(config, teacher)
-    stage = run_dir.begin("prepare", config, _fingerprint(config, tokenizer, context), in_one_piece=True)
+    is_grown = config.prepare.synthesis.num_prompts is not None
+    has_drafts = any(run_dir.stage_path("prepare").glob("drafts-*.jsonl"))  # dear: gone on from, or refused by name
+    fingerprint = _fingerprint(config, teacher, tokenizer, context)
+    stage = run_dir.begin("prepare", config, fingerprint, in_one_piece=not has_drafts)
     if stage.complete:
         return
     counts: Counter[str] = Counter(prompts=0, held_out=0, duplicates=0, bad_rows=0)
-    files: list[Path] = []
-    rows: list[dict[str, Any]] = []
+    pool, shards = Pool(), _Shards(stage, config.prepare.shard_prompts)
     for row in _prompts(config, teacher, tokenizer, context, counts):
-        rows.append(row)
-        if len(rows) == config.prepare.shard_prompts:
-            files.append(_commit(stage, rows, len(files)))
-            rows = []
-    if rows or not files:
-        files.append(_commit(stage, rows, len(files)))
+        shards.add(row)
+        if is_grown:
+            pool.add(row)
     if not counts["prompts"]:
         raise UserError("prepare: the sources hold no prompt (prepare.sources)")
+    facts: dict[str, Any] = {}
+    draft_files: list[Path] = []
+    if is_grown:
+        draft_files, report = _grow(config, stage, teacher, tokenizer, context, pool, shards, counts)
+        facts = {"synthesis": report}
     if counts["prompts"] == counts["held_out"]:
         raise UserError(
             f"prepare: {counts['prompts']} prompts, {counts['held_out']} of them held out: none is left to train on;"
             " give more prompts, or lower prepare.held_out_frac"
         )
-    stage.finish(files, dict(counts))
+    stage.finish([*shards.close(), *draft_files], dict(counts), **facts)
 
 
 def prompt_id(messages: Messages, tools: list[Any] | None = None) -> str:
@@ -68,15 +74,25 @@ class _Asked:
     place: str
     category: str
     messages: Messages
-    tools: list[Any] | None
-    completion: Message | None
+    tools: list[Any] | None = None
+    completion: Message | None = None
+    method: str = "source"
+    parents: tuple[str, ...] = ()
+    template: str | None = None
+    conversation_id: str | None = None  # where it is not its own
 
     def identifier(self) -> str:
         return prompt_id([*self.messages, *filter(None, [self.completion])], self.tools)
 
     def side(self) -> str:
         """What decides the split: of answers to be scored the first turn, so that no conversation is on both sides."""
+        if self.conversation_id is not None:
+            return self.conversation_id
         return prompt_id(sources.first_turn(self.messages)) if self.completion else self.identifier()
+
+    def is_held_out(self, held_out_frac: float) -> bool:
+        """What the teacher wrote was made from prompts to train on, and is one."""
+        return self.method == "source" and is_held_out(self.side(), held_out_frac)
 
 
 def _prompts(
@@ -97,21 +113,73 @@ def _prompts(
             _refuse(config, asked.place, str(problem), counts)
             continue
         seen.add(identifier)
-        held_out = is_held_out(asked.side(), config.prepare.held_out_frac)
+        row = _row(config, asked, rendered)
         counts["prompts"] += 1
-        counts["held_out"] += held_out
-        yield {
-            "conversation_id": asked.side(),
-            "prompt_id": identifier,
-            "messages": [_stored(message) for message in asked.messages],
-            "tools": None if asked.tools is None else json.dumps(asked.tools, ensure_ascii=False),
-            "category": asked.category,
-            "split": "held_out" if held_out else "train",
-            "source": asked.place,
-            **rendered,
-        }
+        counts["held_out"] += row["split"] == "held_out"
+        yield row
         if len(seen) == config.prepare.max_prompts:
             return
+
+
+def _row(config: Config, asked: _Asked, rendered: dict[str, Any]) -> dict[str, Any]:
+    """One row of PROMPTS."""
+    return {
+        "conversation_id": asked.side(),
+        "prompt_id": asked.identifier(),
+        "messages": [_stored(message) for message in asked.messages],
+        "tools": None if asked.tools is None else json.dumps(asked.tools, ensure_ascii=False),
+        "category": asked.category,
+        "split": "held_out" if asked.is_held_out(config.prepare.held_out_frac) else "train",
+        "source": asked.place,
+        "method": asked.method,
+        "parents": list(asked.parents),
+        "template": asked.template,
+        **rendered,
+    }
+
+
+def _grow(
+    config: Config,
+    stage: Stage,
+    teacher: models.Model,
+    tokenizer: Any,
+    context: int,
+    pool: Pool,
+    shards: "_Shards",
+    counts: Counter[str],
+) -> tuple[list[Path], dict[str, Any]]:
+    """Add the prompts that the teacher writes. Returns the files of its drafts, and what the manifest says of them."""
+    stop_ids = teacher.stop_ids(tokenizer)
+
+    def rendered(asked: _Asked) -> dict[str, Any]:
+        columns = _rendered(config, tokenizer, asked, stop_ids)
+        _check_length(config, context, **columns)
+        return columns
+
+    def fits(text: str) -> bool:
+        try:
+            rendered(_Asked("", "", [{"role": "user", "content": text}]))
+        except UserError:
+            return False
+        return True
+
+    files, report = synthesis.grow(config, stage, teacher, tokenizer, pool, fits)
+    counts["synthesised"] = report["written"]
+    for written in synthesis.prompts(files):
+        asked = _Asked(
+            place=written.place,
+            category=written.category,
+            messages=[{"role": "user", "content": written.text}],
+            method=written.method,
+            parents=written.parents,
+            template=written.template,
+            conversation_id=written.conversation_id,
+        )
+        shards.add(_row(config, asked, rendered(asked)))
+        counts["prompts"] += 1
+    for table in synthesis.describe(report):
+        console.print(table)
+    return files, report
 
 
 def _rendered(config: Config, tokenizer: Any, asked: _Asked, stop_ids: frozenset[int]) -> dict[str, Any]:
@@ -150,6 +218,7 @@ def _conversations(config: Config, counts: Counter[str]) -> Iterator[_Asked]:
     """What every usable row of every source asks."""
     for source in config.prepare.sources:
         template = sources.load_template(source.template)
+        digest = template_hash(Path(source.template).read_text(encoding="utf-8")) if source.template else None
         for place, row in sources.read(source):
             try:
                 if isinstance(row, BadRowError):
@@ -164,7 +233,7 @@ def _conversations(config: Config, counts: Counter[str]) -> Iterator[_Asked]:
                 continue
             category = sources.category_of(row, source)
             for messages, completion in pairs:
-                yield _Asked(place, category, messages, tools, completion)
+                yield _Asked(place, category, messages, tools, completion, template=digest)
 
 
 def _refuse(config: Config, place: str, problem: str, counts: Counter[str]) -> None:
@@ -177,14 +246,34 @@ def _context_tokens(config: Config, teacher: models.Model) -> int:
     return min(teacher.context_tokens(), int(config.teacher.engine.get("max_model_len") or 1 << 31))
 
 
-def _commit(stage: Stage, rows: list[dict[str, Any]], number: int) -> Path:
-    name = f"prompts-{number:05d}.parquet"
-    stage.commit(pa.Table.from_pylist(rows, schema=PROMPTS), name)
-    return stage.path / name
+class _Shards:
+    """Rows of PROMPTS, committed a file at a time."""
+
+    def __init__(self, stage: Stage, num_rows: int) -> None:
+        self._stage, self._num_rows = stage, num_rows
+        self._rows: list[dict[str, Any]] = []
+        self._files: list[Path] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == self._num_rows:
+            self._commit()
+
+    def close(self) -> list[Path]:
+        """Commit what is left; returns all files, in order."""
+        if self._rows:
+            self._commit()
+        return self._files
+
+    def _commit(self) -> None:
+        name = f"prompts-{len(self._files):05d}.parquet"
+        self._stage.commit(pa.Table.from_pylist(self._rows, schema=PROMPTS), name)
+        self._files.append(self._stage.path / name)
+        self._rows = []
 
 
-def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]:
-    prepare = output_settings(config.prepare)
+def _fingerprint(config: Config, teacher: models.Model, tokenizer: Any, context: int) -> dict[str, Any]:
+    prepare = {key: value for key, value in output_settings(config.prepare).items() if key != "synthesis"}
     paths = [path for source in config.prepare.sources for path in (source.path, source.template) if path]
     for path in paths:
         if not Path(path).is_file():
@@ -203,6 +292,29 @@ def _fingerprint(config: Config, tokenizer: Any, context: int) -> dict[str, Any]
         "teacher.chat_template_kwargs": config.teacher.chat_template_kwargs,
         "teacher.chat_template": text_hash(tokenizer.chat_template or ""),
         "teacher.tokenizer": models.tokenizer_hash(tokenizer),
+        **_synthesis_fingerprint(config, teacher),
+    }
+
+
+def _synthesis_fingerprint(config: Config, teacher: models.Model) -> dict[str, Any]:
+    """All that changes what the teacher writes; nothing where it writes no prompts."""
+    settings = config.prepare.synthesis
+    if settings.num_prompts is None:
+        return {}
+    paths = synthesis_files(settings)
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
+    folders = [s.dataset for s in settings.documents if s.dataset and Path(s.dataset).is_dir()]
+    is_server = bool(config.teacher.server.urls)
+    return {
+        **{f"prepare.synthesis.{key}": value for key, value in output_settings(settings).items()},
+        **{f"prepare.synthesis.file.{path}": file_hash(Path(path)) for path in paths},
+        **{f"prepare.synthesis.folder.{folder}": _folder_hash(Path(folder)) for folder in folders},
+        "teacher.weights": teacher.weights_hash(),
+        "teacher.engine": config.teacher.engine,
+        "teacher.reasoning_tags": list(config.teacher.reasoning_tags),
+        "vllm": "a server's" if is_server else hardware.vllm_version(),
     }
 
 
