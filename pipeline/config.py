@@ -184,7 +184,7 @@ class Synthesis(Section):
     templates: str = Field(
         default="prompts/templates", description="Folder of Jinja files with what the teacher is asked, by method."
     )
-    temperature: float = Field(default=1.0, description="Sampling temperature of drafts.", gt=0, le=10)
+    temperature: float = Field(default=0.8, description="Sampling temperature of drafts.", gt=0, le=10)
     top_p: float = Field(default=0.95, description="Nucleus of sampling drafts, 0-1.", gt=0, le=1)
     max_tokens: Positive = Field(
         default=256, description="Longest draft, tokens (a teacher's reasoning counts too); longer ones are dropped."

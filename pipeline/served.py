@@ -7,7 +7,6 @@ import sys
 from types import TracebackType
 from typing import Any
 
-from pipeline import hardware
 from pipeline.config import Server
 from pipeline.errors import UserError
 
@@ -28,9 +27,7 @@ class Served:
         command = [*COMMAND, path, json.dumps(engine_args), str(memory_share)]
         if server is not None and server.urls:
             command.append(server.model_dump_json())
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=hardware.die_with_parent
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._is_ready = False
 
     def __enter__(self) -> "Served":

@@ -19,6 +19,7 @@ MAX_SENTENCE_RUN = 2
 MAX_DUPLICATE_NGRAM_FRAC = 0.2
 MAX_OTHER_SCRIPTS_FRAC = 0.2
 MIN_SCRIPT_FRAC = 0.01  # of the sources' letters, for a script to count as one of theirs
+MIN_SHARED_FRAC = 1 / 3
 MIN_ENGLISH_FRAC = 0.15  # function words among all words
 
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, Han, Hangul
@@ -29,7 +30,7 @@ _PREAMBLE = re.compile(
 )
 _LABEL = re.compile(
     r"[#*_\s]*(?:(?:a|the|my|your|new|next|rewritten|revised|user'?s?|example)\s+){0,3}"
-    r"(?:prompt|request|task|question|instruction|message|user)(?:\s*\d+)?\s*[*_]*\s*:[*_\s]*",
+    r"(?:prompt|request|task|question|instruction|message|user|[qa])(?:\s*\d+)?\s*[*_]*\s*:[*_\s]*",
     re.I,
 )
 _ITEM = re.compile(r"(?:\d{1,2}[.)]|[-*•])\s+")
@@ -61,10 +62,10 @@ _TEMPLATE = _any_of(
     r"\[(?:insert|your|my|name|topic|passage|text|user|subject|company|city|date|number|product|location|x|the|an?)\b"
     r"[^\]\n]*\]",
     r"\b(?:given|original|rewritten|new|above|following|previous|created) (?:prompt|request|instruction)s?\b",
-    r"\bthe (?:prompt|instruction|user'?s? message)s?\b",
+    r"\bthe (?:prompt|instruction|user'?s? message)s?\b|\b(?:the )?above messages?\b|\bthe user (?:asks|wants|is)\b",
 )
 _WISHES = _any_of(
-    r"\b(?:please|pls|plz|advice|help me|give me|tell me|show me|let me know|your task|needs?)\b",
+    r"\b(?:please|pls|plz|help me|give me|tell me|show me|let me know|your task|(?:i|we|and) need)\b",
     r"\b(?:can|could|would|will) (?:you|someone|i|we)\b",
     r"\bi want\b|\bi(?:['’]d| would) like\b",
     r"\bi(?:['’]m| am) (?:looking|trying|struggling|wondering|not sure|unsure)\b",
@@ -72,15 +73,19 @@ _WISHES = _any_of(
     r"\bwhat (?:is|are|do|does|should|would|can)\b",
     r"\bany (?:ideas|tips|advice|suggestions)\b",
 )
-_CLAUSE = re.compile(r"(?:^|[,;(—–]\s*|[.!?:\n\"'“”‘’)]\s+)([^\W\d_][\w'’]*)")
-_SENTENCE = re.compile(r"(?:^|[.!?:\n]\s+)([^\W\d_][\w'’]*)")
-_VERBS = frozenset(  # with which a clause asks for something
+_SENTENCE = re.compile(r"(?:^|[.!?:;\n\"'“”‘’)]\s+|\n)([^\W\d_][\w'’]*)")
+_LED_IN = re.compile(  # `In two sentences, explain`
+    r"(?:^|[.!?:\n]\s+)(?:in|for|with|using|as|to|if|when|after|before|without|from|now|then|next|first|here)\b"
+    r"[^.!?\n]{0,120}?,\s*([^\W\d_][\w'’]*)",
+    re.I,
+)
+_VERBS = frozenset(  # with which a sentence asks for something
     """act adapt add advise analyse analyze answer argue arrange ask be boil brainstorm build calculate call caption
     change check choose cite classify clean combine come compare complete compose compute condense construct
     convert convince correct count create critique cut debug decide define demonstrate derive describe design
     determine develop diagnose discuss divide do draft draw edit emulate estimate evaluate expand explain explore
     express extract factor fill find finish fix format generate get give grade group guess help identify imagine
-    implement improve interpret introduce invent list make match mention modify name narrate offer open optimise
+    implement improve interpret introduce invent list make match mention modify name narrate need offer open optimise
     optimize order outline paraphrase pick plan play please plot pls predict prepare present pretend print
     proofread propose prove provide pull put quote rank rate read recite recommend reduce refactor remove rename
     reorder repeat rephrase replace reply respond restate restructure review revise reword rewrite round say
@@ -88,7 +93,7 @@ _VERBS = frozenset(  # with which a clause asks for something
     sum summarise summarize swap take talk teach tell tidy title tone track transform translate trim turn
     underline use verify walk work write""".split()  # noqa: SIM905 - a list would be eighty lines
 )
-_QUESTIONS = frozenset(  # with which a sentence does, though its question mark be missing
+_QUESTIONS = frozenset(  # with which it does too, though its question mark be missing
     """what whats what's when where which who whose why how can could would will should do does did is are was were
     any""".split()  # noqa: SIM905
 )
@@ -106,6 +111,7 @@ class Draft:
     is_ended: bool  # the teacher wrote an end of turn
     has_control_tokens: bool  # special tokens before that end
     scripts: frozenset[str]  # those that the sources are written in
+    subject: str | None = None  # a text that it has to be about
 
 
 def words(text: str) -> list[str]:
@@ -181,20 +187,27 @@ def not_repetitive(draft: Draft) -> bool:
 
 
 def asks(draft: Draft) -> bool:
-    """It asks for something: a question mark, a clause that begins with a verb of requests, or a phrase of wishing.
+    """It asks for something: ends with a question mark, has a sentence that begins as requests do, or a wish.
 
     Judged of English alone (a share of its function words): other languages are let pass.
     """
-    if "?" in draft.text:
+    if draft.text.rstrip("\"'”’) ").endswith("?"):
         return True
     all_words = words(draft.text)
     if sum(word in _ENGLISH for word in all_words) < MIN_ENGLISH_FRAC * len(all_words):
         return True
-    openings = [
-        any(match.group(1).casefold() in known for match in pattern.finditer(draft.text))
-        for pattern, known in ((_CLAUSE, _VERBS), (_SENTENCE, _QUESTIONS))
-    ]
-    return any(openings) or _WISHES.search(draft.text) is not None
+    openings = {match[1].casefold() for match in _SENTENCE.finditer(draft.text)}
+    led_in = {match[1].casefold() for match in _LED_IN.finditer(draft.text)}
+    return bool(openings & (_VERBS | _QUESTIONS) or led_in & _VERBS) or _WISHES.search(draft.text) is not None
+
+
+def on_subject(draft: Draft) -> bool:
+    """It shares a third of its longer words with the text it is to be about (or of that text's, if those are fewer).
+
+    Words of four letters or more count, by their first five: crude stems, of languages that have spaces.
+    """
+    ours, theirs = _stems(draft.text), _stems(draft.subject or "")
+    return len(ours & theirs) >= MIN_SHARED_FRAC * min(len(ours), len(theirs))
 
 
 RULES: dict[str, Callable[[Draft], bool]] = {  # by the reason with which one says no
@@ -207,12 +220,17 @@ RULES: dict[str, Callable[[Draft], bool]] = {  # by the reason with which one sa
     "answer_like": no_answer,
     "repetitive": not_repetitive,
     "not_a_request": asks,
+    "off_subject": on_subject,
 }
 
 
 def reason(draft: Draft) -> str | None:
     """The first rule that turns the draft away, by name; None where all keep it."""
     return next((name for name, keeps in RULES.items() if not keeps(draft)), None)
+
+
+def _stems(text: str) -> set[str]:
+    return {word[:5] for word in words(text) if len(word) > 3} - _QUESTIONS
 
 
 def _script(character: str) -> str:

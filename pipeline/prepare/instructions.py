@@ -1,5 +1,7 @@
 """What the teacher is asked for draft number n of a method: a function of the config, the sources and n alone."""
 
+import itertools
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +18,7 @@ from pipeline.rundir import text_hash
 Row = dict[str, Any]
 NUM_EXAMPLES = 4
 UNCATEGORISED = "uncategorised"
+TURN = re.compile(r"^---$", re.MULTILINE)  # stands between the turns of a template: user, assistant, user, ...
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Instruction:
     token_ids: list[int]
     conversation_id: str | None = None  # that of the only parent: the two are no independent evidence
     passage: str | None = None
+    subject: str | None = None  # what the draft has to be about, where it is not free
 
 
 class Plan:
@@ -118,15 +122,31 @@ class Plan:
         place = self._place("evolve", number, num_seeds)
         seed, direction = self._seeds[place], directions[(place + number // num_seeds) % len(directions)]
         text, digest = self._render(direction, prompt=seed.text)
-        parents, token_ids = (seed.prompt_id,), self._question(text)
-        return Instruction(name, "evolve", digest, seed.category, parents, token_ids, seed.conversation_id)
+        return Instruction(
+            name,
+            "evolve",
+            digest,
+            seed.category,
+            parents=(seed.prompt_id,),
+            token_ids=self._question(text),
+            conversation_id=seed.conversation_id,
+            subject=None if direction == "widen" else seed.text,
+        )
 
     def _document(self, name: str, number: int) -> Instruction:
         passage = self._passages[self._place("documents", number, len(self._passages))]
         text, digest = self._render("documents", passage=passage.text)
-        parents, token_ids = (passage.place,), self._question(text)
-        conversation = text_hash(passage.text)[:16]  # all questions about one passage
-        return Instruction(name, "documents", digest, "documents", parents, token_ids, conversation, passage.text)
+        return Instruction(
+            name,
+            "documents",
+            digest,
+            "documents",
+            parents=(passage.place,),
+            token_ids=self._question(text),
+            conversation_id=text_hash(passage.text)[:16],  # of all questions about it
+            passage=passage.text,
+            subject=passage.text,
+        )
 
     def _place(self, method: str, number: int, size: int) -> int:
         """The n-th of `size` places, in passes over all of them, each in an order of its own."""
@@ -145,7 +165,11 @@ class Plan:
             raise UserError(f"{path}: the template can't be filled: {error}") from None
 
     def _question(self, text: str) -> list[int]:
-        return models.render(self._tokenizer, [{"role": "user", "content": text}], self._kwargs)
+        """The turns of a filled template, the user's first, rendered for the teacher to answer."""
+        turns = [turn.strip() for turn in TURN.split(text)]
+        roles = itertools.cycle(("user", "assistant"))
+        messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
+        return models.render(self._tokenizer, messages, self._kwargs)
 
 
 def template_hash(text: str) -> str:

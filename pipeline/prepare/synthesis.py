@@ -218,7 +218,7 @@ class _Judge:
         if answer is not None:
             raw, is_ended, has_control_tokens = self._read(asked, answer)
             draft = drafts.clean(raw)
-            reason = drafts.reason(drafts.Draft(draft, is_ended, has_control_tokens, self._scripts))
+            reason = drafts.reason(drafts.Draft(draft, is_ended, has_control_tokens, self._scripts, asked.subject))
             reason = reason or self._reason_among_others(with_passage(draft, asked.passage), is_needed)
         return {
             "name": asked.name,

@@ -102,6 +102,22 @@ def test_requests_are_taken(text: str) -> None:
     assert judged(text) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "is_kept"),
+    [
+        ("When was the lighthouse built?", True),
+        ("Who cleaned the lenses of the light, and how often?", True),
+        ("Why?? Who???", True),  # nothing to go by
+        ("Why can't I leave the ship with my luggage?", False),
+        ("Which of these sentences is grammatically incorrect?", False),
+    ],
+)
+def test_a_question_has_to_be_about_its_passage(text: str, is_kept: bool) -> None:
+    passage = "The lighthouse was built in 1871. An engineer comes twice a year to clean the lens of its light."
+    assert drafts.on_subject(Draft(text, True, False, LATIN, passage)) is is_kept
+    assert drafts.on_subject(Draft(text, True, False, LATIN))
+
+
 def test_few_prompts_that_people_wrote_would_be_turned_away() -> None:
     """The rules are strict, but not so strict that drafts could not be like the seeds."""
     rows = [json.loads(line) for line in SEEDS.read_text(encoding="utf-8").splitlines()]

@@ -25,9 +25,10 @@ Writer = Callable[[str, dict[str, Any]], str]
 
 
 def good(asked: str, request: dict[str, Any]) -> str:
-    """A request that is another one for each seed."""
+    """A request that is another one for each seed, about all that it might have to be about."""
     rng = random.Random(request["seed"])
-    return f"Explain how a {rng.choice(NOUNS)} of size {rng.randrange(10**6)} is looked after."
+    noun, number = rng.choice(NOUNS), rng.randrange(10**6)
+    return f"Explain how number {number} of the {noun} in the harbour of the old town is kept in winter."
 
 
 class Teacher:
@@ -203,7 +204,7 @@ def test_magpie_leaves_the_users_turn_open_and_takes_what_stands_before_the_firs
     }
     texts = [row["messages"][0]["content"] for row in grown.rows("magpie")]
     assert len(texts) == 30
-    assert all(text.startswith("Explain how") and text.endswith("looked after.") for text in texts)
+    assert all(text.startswith("Explain how") and text.endswith("kept in winter.") for text in texts)
 
 
 def test_the_teachers_reasoning_is_no_part_of_a_prompt(grown: Grown) -> None:
@@ -340,7 +341,7 @@ def test_a_round_that_is_damaged_or_another_is_told(grown: Grown, content: str, 
 def test_other_settings_do_not_go_on_from_drafts_and_do_not_throw_them_away(grown: Grown) -> None:
     with pytest.raises(KeyboardInterrupt):
         grown.do(stop_after=1)
-    with pytest.raises(UserError, match=r"made with other settings: prepare\.synthesis\.temperature was 1\.0, is 0\.5"):
+    with pytest.raises(UserError, match=r"made with other settings: prepare\.synthesis\.temperature was 0\.8, is 0\.5"):
         grown.do(temperature=0.5)
     with pytest.raises(UserError, match=r"made with other settings: .*prepare\.synthesis\.num_prompts was 54"):
         grown.prepared.do(grown.source, held_out_frac=0.3)
@@ -397,7 +398,7 @@ def test_special_tokens_in_a_draft_drop_it(grown: Grown) -> None:
 
 def test_a_prompt_that_the_teacher_could_not_answer_is_dropped(grown: Grown) -> None:
     (grown.prepared.teacher / "config.json").write_text(
-        json.dumps({"model_type": "llama", "vocab_size": 258, "max_position_embeddings": 120})
+        json.dumps({"model_type": "llama", "vocab_size": 258, "max_position_embeddings": 130})
     )
 
     def long(asked: str, request: dict[str, Any]) -> str:
