@@ -1,7 +1,8 @@
 """How various a set of prompts is: distinct n-grams, and how much of the ground it covers that all sets share.
 
-Offline and light: no model, nothing but words. Two sets are compared at an equal number of words, since the share of
-distinct n-grams falls as any text grows (Heaps' law). What is written differently counts as various here, good or bad.
+Offline and light: no model, nothing but words. Sets are compared at an equal number of words and of prompts, since the
+share of distinct n-grams falls as any text grows (Heaps' law), and a larger set reaches more clusters. What is worded
+otherwise counts as various here, good or bad.
 """
 
 import zlib
@@ -28,7 +29,8 @@ def compare(before: Sequence[str], written: Sequence[str], seed: int = 0) -> dic
     """Figures of the sources' prompts, of those written, and of both, each with clusters made of all of them.
 
     `{"sources", "written", "all"}`, each `{"prompts", "distinct_1_frac", "distinct_2_frac", "distinct_3_frac",
-    "cluster_coverage_frac", "num_clusters_even"}`; and what that was measured on, `{"words", "clusters"}`.
+    "cluster_coverage_frac", "num_clusters_even"}`; and what that was measured on, `{"words", "samples", "clusters"}`:
+    shares of n-grams are of `words` words, those of clusters of `samples` prompts, means over a few draws.
     """
     rng = np.random.default_rng(seed)
     sets = {"sources": before, "written": written, "all": [*before, *written]}
@@ -39,16 +41,21 @@ def compare(before: Sequence[str], written: Sequence[str], seed: int = 0) -> dic
     cluster_N = clusters(vectors(joint), num_clusters, rng)
     place = len(tokens["sources"])
     members = {"sources": cluster_N[:place], "written": cluster_N[place:], "all": cluster_N}
+    num_samples = min(len(drawn) for drawn in members.values() if len(drawn))
+    draws = {
+        name: [rng.permutation(of)[:num_samples] for _ in range(ROUNDS)] if len(of) else []
+        for name, of in members.items()
+    }
     figures = {
         name: {
             "prompts": len(sets[name]),
             **{f"distinct_{n}_frac": distinct_ngrams_frac(tokens[name], n, num_words, rng) for n in NGRAMS},
-            "cluster_coverage_frac": coverage_frac(members[name], num_clusters),
-            "num_clusters_even": num_clusters_even(members[name]),
+            "cluster_coverage_frac": _mean([coverage_frac(drawn, num_clusters) for drawn in draws[name]]),
+            "num_clusters_even": _mean([num_clusters_even(drawn) for drawn in draws[name]]),
         }
         for name in tokens
     }
-    return {**figures, "words": num_words, "clusters": num_clusters}
+    return {**figures, "words": num_words, "samples": num_samples, "clusters": num_clusters}
 
 
 def distinct_ngrams_frac(texts: Sequence[list[str]], n: int, num_words: int, rng: np.random.Generator) -> float:
@@ -68,7 +75,7 @@ def distinct_ngrams_frac(texts: Sequence[list[str]], n: int, num_words: int, rng
             if not left:
                 break
         shares.append(len(set(ngrams)) / len(ngrams) if ngrams else 0.0)
-    return float(np.mean(shares))
+    return _mean(shares)
 
 
 def vectors(texts: Sequence[list[str]]) -> FloatArray:
@@ -125,6 +132,10 @@ def num_clusters_even(cluster_N: npt.NDArray[np.intp]) -> float:
         return 0.0
     shares_C = np.bincount(cluster_N)[np.unique(cluster_N)] / len(cluster_N)
     return float(np.exp(-(shares_C * np.log(shares_C)).sum()))
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
 
 
 def _unit(rows_ND: Any) -> FloatArray:

@@ -49,7 +49,7 @@ _ANSWER_OPENING = _any_of(
     r"i(?:['’]d| would) be (?:happy|glad|delighted)\b",
     r"i (?:apologi[sz]e|can(?:no|['’])t (?:help|assist|provide|fulfil))",
     r"here(?:['’]s|['’]re| is| are)\b",
-    r"let(?:['’]s) (?:start|begin|dive)\b",
+    r"let(?:['’]s) (?:start|begin|dive)\b|in this (?:case|example)\b|you can (?:use|do|create|write|also)\b",
     r"you(?:['’]re| are) (?:welcome|an? (?:ai|helpful|expert|experienced|skilled))\b",
     r"to (?:solve|answer|find|calculate) (?:this|the)\b",
 )
@@ -57,10 +57,11 @@ _ANSWER_WITHIN = _any_of(
     r"(?:^|\n)\W*(?:answer|solution|response|reply|assistant|output|explanation|ai|bot)\s*[*_]*\s*:",
     r"as an ai\b|language model|(?:how|what) (?:can|may) i (?:help|assist|do for) you",
 )
+_FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _TEMPLATE = _any_of(
     r"<\|[^|\n]{0,40}\|>|\[/?INST\]|</?s>|<(?:start|end)_of_turn>|</?think>|\{\{|\}\}|\{%|%\}",
     r"\[(?:insert|your|my|name|topic|passage|text|user|subject|company|city|date|number|product|location|x|the|an?)\b"
-    r"[^\]\n]*\]",
+    r"[\w '’/,-]*\]",
     r"\b(?:given|original|rewritten|new|above|following|previous|created) (?:prompt|request|instruction)s?\b",
     r"\bthe (?:prompt|instruction|user'?s? message)s?\b|\b(?:the )?above messages?\b|\bthe user (?:asks|wants|is)\b",
 )
@@ -73,7 +74,7 @@ _WISHES = _any_of(
     r"\bwhat (?:is|are|do|does|should|would|can)\b",
     r"\bany (?:ideas|tips|advice|suggestions)\b",
 )
-_SENTENCE = re.compile(r"(?:^|[.!?:;\n\"'“”‘’)]\s+|\n)([^\W\d_][\w'’]*)")
+_SENTENCE = re.compile(r"(?:^|[.!?:;\n\"'“”‘’)]\s+|\n)([^\W\d_][\w'’]*)(?![\w,(=[]|\.\w)")
 _LED_IN = re.compile(  # `In two sentences, explain`
     r"(?:^|[.!?:\n]\s+)(?:in|for|with|using|as|to|if|when|after|before|without|from|now|then|next|first|here)\b"
     r"[^.!?\n]{0,120}?,\s*([^\W\d_][\w'’]*)",
@@ -172,7 +173,7 @@ def same_scripts(draft: Draft) -> bool:
 
 def no_template(draft: Draft) -> bool:
     """No markup of a chat template, no blank to be filled in, no talk of `the given prompt` (as WizardLM has it)."""
-    return _TEMPLATE.search(draft.text) is None
+    return _TEMPLATE.search(_FENCED.sub("", draft.text)) is None
 
 
 def no_answer(draft: Draft) -> bool:
@@ -189,16 +190,18 @@ def not_repetitive(draft: Draft) -> bool:
 def asks(draft: Draft) -> bool:
     """It asks for something: ends with a question mark, has a sentence that begins as requests do, or a wish.
 
-    Judged of English alone (a share of its function words): other languages are let pass.
+    Code between fences asks for nothing. Judged of English alone (a share of its function words): other languages are
+    let pass.
     """
-    if draft.text.rstrip("\"'”’) ").endswith("?"):
-        return True
-    all_words = words(draft.text)
+    text = _FENCED.sub("\n", draft.text).strip()
+    all_words = words(text)
+    if not all_words or text.rstrip("\"'”’) ").endswith("?"):
+        return bool(all_words)
     if sum(word in _ENGLISH for word in all_words) < MIN_ENGLISH_FRAC * len(all_words):
         return True
-    openings = {match[1].casefold() for match in _SENTENCE.finditer(draft.text)}
-    led_in = {match[1].casefold() for match in _LED_IN.finditer(draft.text)}
-    return bool(openings & (_VERBS | _QUESTIONS) or led_in & _VERBS) or _WISHES.search(draft.text) is not None
+    openings = {match[1].casefold() for match in _SENTENCE.finditer(text)}
+    led_in = {match[1].casefold() for match in _LED_IN.finditer(text)}
+    return bool(openings & (_VERBS | _QUESTIONS) or led_in & _VERBS) or _WISHES.search(text) is not None
 
 
 def on_subject(draft: Draft) -> bool:
@@ -206,7 +209,11 @@ def on_subject(draft: Draft) -> bool:
 
     Words of four letters or more count, by their first five: crude stems, of languages that have spaces.
     """
-    ours, theirs = _stems(draft.text), _stems(draft.subject or "")
+    if draft.subject is None:
+        return True
+    ours, theirs = _stems(draft.text), _stems(draft.subject)
+    if not ours:  # `Where is it?` is about nothing
+        return all(len(word) == 1 for word in words(draft.text))
     return len(ours & theirs) >= MIN_SHARED_FRAC * min(len(ours), len(theirs))
 
 

@@ -18,7 +18,7 @@ from pipeline.rundir import text_hash
 Row = dict[str, Any]
 NUM_EXAMPLES = 4
 UNCATEGORISED = "uncategorised"
-TURN = re.compile(r"^---$", re.MULTILINE)  # stands between the turns of a template: user, assistant, user, ...
+TURN = re.compile(r"^<<turn>>$", re.MULTILINE)  # stands between the turns of a template: user, assistant, user, ...
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ with the round that it was in.
 
 The split: drafts are made from prompts of the train side alone, and what comes of them is on the train side too,
 whatever its hash says. The held-out side holds prompts of the sources alone; the teacher is shown none of them here,
-and a draft with the same words as one is dropped as a duplicate.
+and a draft with the same words as one is dropped as a duplicate. What is made of a single prompt has its
+conversation_id, so that train does not validate on the one what it learnt of the other.
 """
 
 import hashlib
@@ -190,7 +191,10 @@ def describe(report: Row) -> list[Table]:
         by_method.add_row(method, *map(str, cells), f"{yield_frac:.0%}", dropped)
     tables = [by_method]
     if measured := report["diversity"]:
-        title = f"diversity (distinct n-grams of {measured['words']} words; {measured['clusters']} clusters)"
+        title = (
+            f"diversity (distinct n-grams of {measured['words']} words; {measured['clusters']} clusters of all prompts,"
+            f" of which {measured['samples']} prompts reach)"
+        )
         table = Table("", "prompts", "1-grams", "2-grams", "3-grams", "clusters hit", "as of even size", title=title)
         for name in ("sources", "written", "all"):
             of = measured[name]

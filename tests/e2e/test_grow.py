@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import retort
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 PASSAGE = """The lighthouse at Skerry Point was built in 1871 from grey stone. Its lamp burned paraffin until 1956,
 when a cable brought electricity from the mainland. A keeper lived there with two assistants, who took turns to wind
 the clockwork that turned the lens. Since 1989 nobody has lived on the rock: the light goes on by itself at dusk, and an
@@ -23,7 +23,7 @@ def test_a_few_seeds_grow_by_every_method(tmp_path: Path) -> None:
         f"prepare.synthesis.documents=[{{path: {tmp_path}/lighthouse.md}}]",
         "teacher.engine.max_model_len=2048",
     ]
-    done = retort("prepare", "configs/quickstart.yaml", f"runs_dir={tmp_path}", "name=grown", *settings)
+    done = retort("prepare", "configs/quickstart.yaml", f"runs_dir={tmp_path}", "name=grown", *settings, timeout=1400)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "grown/prepare"
     rows = pq.read_table(folder / "prompts-00000.parquet").to_pylist()

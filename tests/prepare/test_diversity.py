@@ -78,15 +78,24 @@ def test_coverage_and_evenness() -> None:
 def test_prompts_on_new_ground_widen_the_coverage_and_copies_do_not() -> None:
     sources = about("sea", 40) + about("code", 40)
     wider = compare(sources, about("food", 40) + about("law", 40))
-    assert wider["sources"]["cluster_coverage_frac"] < 0.8 < wider["all"]["cluster_coverage_frac"]
+    assert wider["sources"]["cluster_coverage_frac"] + 0.2 < wider["all"]["cluster_coverage_frac"]
     assert wider["all"]["num_clusters_even"] > 1.5 * wider["sources"]["num_clusters_even"]
     assert wider["all"]["distinct_1_frac"] > wider["sources"]["distinct_1_frac"]
+    assert (wider["samples"], wider["clusters"]) == (80, 40)
     same = compare(sources, [sources[0]] * 80)
     assert same["written"]["cluster_coverage_frac"] <= 0.1
     assert same["all"]["num_clusters_even"] < same["sources"]["num_clusters_even"]
     assert same["all"]["distinct_2_frac"] < same["sources"]["distinct_2_frac"]
     assert same["written"]["prompts"] == 80
     assert same["all"]["prompts"] == 160
+
+
+def test_a_larger_set_of_the_same_kind_is_no_more_various() -> None:
+    measured = compare(about("sea", 40), about("sea", 400, seed=1))
+    few, many = measured["sources"], measured["written"]
+    assert measured["samples"] == 40
+    assert many["cluster_coverage_frac"] == pytest.approx(few["cluster_coverage_frac"], abs=0.15)
+    assert many["distinct_2_frac"] == pytest.approx(few["distinct_2_frac"], abs=0.15)
 
 
 def test_the_same_prompts_give_the_same_figures() -> None:

@@ -70,6 +70,10 @@ def test_what_stands_around_a_prompt_is_taken_off(raw: str, prompt: str) -> None
         ("Why is the sea salt?\n\nAnswer: Rivers bring it.", "answer_like"),
         ("What is it? What is it? What is it? What is it?", "repetitive"),
         ("The sea is salt because rivers bring it.", "not_a_request"),
+        ("```python\nprint(1)\n```", "not_a_request"),
+        ("Why, I made a joke.", "not_a_request"),
+        ("This is the list of it:\n\nprint(x)\nreturn = max(x)", "not_a_request"),
+        ("In this case, you can use a list to find it.", "answer_like"),
         ("The old house stood on a hill. It was empty, and the windows were broken.", "not_a_request"),
     ],
 )
@@ -92,6 +96,8 @@ def test_what_was_cut_or_holds_control_tokens_is_turned_away() -> None:
         "Write a function `f(x)` in Python:\n\tdef f(x):\n\t\treturn {'a': x}",
         "My flatmate never does the dishes. Help me find words.",
         "Solve for x: 2x + 3 = 7",
+        "What does this do?\n```python\nx = [text[1], {{1}}]\n```",
+        "```python\nx = 1\n```\nExplain the above.",
         "Was ist die Hauptstadt von Peru?",
         "Nenne mir drei Obstsorten und sage, wo sie wachsen.",
         "Explain what π and Δ stand for in this formula.",
@@ -107,7 +113,8 @@ def test_requests_are_taken(text: str) -> None:
     [
         ("When was the lighthouse built?", True),
         ("Who cleaned the lenses of the light, and how often?", True),
-        ("Why?? Who???", True),  # nothing to go by
+        ("Where is it?", False),
+        ("灯塔是什么时候建的？", True),  # nothing to go by
         ("Why can't I leave the ship with my luggage?", False),
         ("Which of these sentences is grammatically incorrect?", False),
     ],

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -514,6 +515,7 @@ def test_a_chat_template_without_a_users_turn_is_told(grown: Grown, other_teache
 # --- how many are asked for
 
 
+@hypothesis.settings(deadline=None, database=None)
 @given(st.integers(0, 10_000), st.dictionaries(st.sampled_from("abcd"), st.floats(0.01, 100), min_size=1))
 def test_shares_sum_to_the_whole(total: int, weights: dict[str, float]) -> None:
     shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
@@ -522,6 +524,7 @@ def test_shares_sum_to_the_whole(total: int, weights: dict[str, float]) -> None:
     assert all(abs(whole[name] - total * share) <= 1 for name, share in shares.items())
 
 
+@hypothesis.settings(deadline=None, database=None)
 @given(
     st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=1),
     st.integers(1, 300),
@@ -540,3 +543,13 @@ def test_a_round_is_no_larger_than_allowed_and_not_empty_while_prompts_are_missi
 def test_documents_count_only_where_there_are_any() -> None:
     assert set(Synthesis().shares()) == {"magpie", "self_instruct", "evolve"}
     assert sum(Synthesis().shares().values()) == pytest.approx(1)
+
+
+def test_examples_are_shown_as_turns_of_a_conversation(grown: Grown) -> None:
+    teacher = grown.do(weights=only("self_instruct"), held_out_frac=0)
+    for asked in teacher.asked:
+        turns = asked.split("<|im_start|>")[1:]
+        assert [turn.partition("\n")[0] for turn in turns] == ["user", "assistant"] * 5
+        assert all(turn.startswith("assistant\nWhy is number ") for turn in turns[1:8:2])
+        assert turns[8].startswith("user\nAnother one")
+    assert not [text for text in teacher.asked if "<<turn>>" in text]

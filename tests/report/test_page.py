@@ -316,7 +316,11 @@ def test_prompts_that_the_teacher_wrote_have_a_section_and_others_none(run_dir: 
     }
     sets = dict.fromkeys(("sources", "written", "all"), figures_of)
     tally = {"wanted": 9, "drafts": 30, "written": 9, "reasons": {"answer_like": 5, "not_needed": 10, "too_short": 6}}
-    report = {"written": 9, "methods": {"self_instruct": tally}, "diversity": {**sets, "words": 1234, "clusters": 50}}
+    report = {
+        "written": 9,
+        "methods": {"self_instruct": tally},
+        "diversity": {**sets, "words": 1234, "samples": 48, "clusters": 50},
+    }
     write_json(path, {**run_dir.manifest("prepare"), "synthesis": report})
     shown = page_of(run_dir)
     assert "prompts" in shown.sections
