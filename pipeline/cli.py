@@ -130,7 +130,8 @@ def _stage_command(stage: str, summary: str) -> None:
 
 
 for _name, _summary in {
-    "prepare": "Prompts in: read the sources, render each prompt as the teacher will see it, split off held-out ones.",
+    "prepare": "Prompts in: read the sources, let the teacher write more where asked for (prepare.synthesis), render"
+    " each as the teacher will see it, split off held-out ones.",
     "generate": "The teacher answers every prompt through vLLM; the log-probs behind each token are kept.",
     "train": "Make the student and train it on the kept answers: CE + a divergence from the teacher's distributions.",
     "evaluate": "Measure the student against its teacher: fidelity, chat answers, speed, size.",

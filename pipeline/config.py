@@ -30,6 +30,12 @@ Divergence = Literal[
 ]
 PII_KINDS = ("secret", "email", "iban", "card", "ip", "phone")
 PiiKind = Literal["secret", "email", "iban", "card", "ip", "phone"]
+METHODS = {  # by which the teacher writes prompts, and the templates of each
+    "magpie": ("magpie",),
+    "self_instruct": ("self_instruct",),
+    "evolve": ("deepen", "widen", "constrain"),
+    "documents": ("documents",),
+}
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "clearml", "swanlab"]
 
 
@@ -183,6 +189,60 @@ class EvaluationSet(Section):
 NearDuplicates = Annotated[float, Field(ge=0.7, le=1)]
 
 
+class Weights(Section):
+    """How the prompts that the teacher writes are shared out among the methods, in proportion; 0 turns one off."""
+
+    magpie: float = Field(
+        default=1.0, description="It is shown an empty user turn, and writes the user's message.", ge=0
+    )
+    self_instruct: float = Field(
+        default=1.0, description="It is shown some prompts of a kind, and writes another.", ge=0
+    )
+    evolve: float = Field(
+        default=1.0, description="It is shown a prompt, and makes it deeper, wider or more constrained.", ge=0
+    )
+    documents: float = Field(
+        default=1.0, description="It is shown a passage of `documents`, and asks about it; none: no such prompts.", ge=0
+    )
+
+
+class Synthesis(Section):
+    """Prompts that the teacher writes itself. They are made from prompts of the train side, and stay on it."""
+
+    num_prompts: Positive | None = Field(
+        default=None, description="Grow the corpus to this many prompts: the teacher writes what the sources lack."
+    )
+    weights: Weights = Field(default=Weights(), description="The methods' shares of what is written, in proportion.")
+    documents: tuple[Source, ...] = Field(
+        default=(),
+        description="Where passages come from: a .txt or .md file is one document; of other sources each row is one,"
+        " its text in the column that `prompt` names.",
+    )
+    templates: str = Field(
+        default="prompts/templates", description="Folder of Jinja files with what the teacher is asked, by method."
+    )
+    temperature: float = Field(default=0.8, description="Sampling temperature of drafts.", gt=0, le=10)
+    top_p: float = Field(default=0.95, description="Nucleus of sampling drafts, 0-1.", gt=0, le=1)
+    max_tokens: Positive = Field(
+        default=256, description="Longest draft, tokens (a teacher's reasoning counts too); longer ones are dropped."
+    )
+    seed: int = Field(default=0, description="Seed; the same one gives the same drafts.", ge=0)
+    round_drafts: Positive = Field(
+        default=256, description="Most drafts asked for at once and committed together; a crash loses at most these."
+    )
+
+    @model_validator(mode="after")
+    def _some_method(self) -> "Synthesis":
+        if self.num_prompts is not None and not self.shares():
+            raise ValueError("no method has both a weight and what it is made from (see weights and documents)")
+        return self
+
+    def shares(self) -> dict[str, float]:
+        """The part of each method that is turned on; they sum to 1."""
+        weights = {name: weight for name, weight in self.weights if weight and (name != "documents" or self.documents)}
+        return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+
 class Prepare(Section):
     """prepare: prompts in."""
 
@@ -195,7 +255,6 @@ class Prepare(Section):
     bad_rows: Literal["error", "skip"] = Field(
         default="error", description="A row without a usable prompt: stop with its place, or skip and count it."
     )
-    max_prompts: Positive | None = Field(default=None, description="Stop after this many distinct prompts.")
     decontaminate: tuple[EvaluationSet, ...] = Field(
         default=(EvaluationSet(path="prompts/chat_eval.jsonl"),),
         description="Evaluation items: a prompt that repeats one (a 13-gram of words, or half of its 8-grams) is left"
@@ -206,6 +265,10 @@ class Prepare(Section):
         description="A prompt this similar to an earlier one (Jaccard of 5-grams of words) is left out and listed in"
         " near_duplicates.jsonl, so none is nearly on both sides of the split; null: only exact copies are.",
     )
+    max_prompts: Positive | None = Field(
+        default=None, description="Take at most this many distinct prompts from the sources."
+    )
+    synthesis: Synthesis = Field(default=Synthesis(), description="Prompts that the teacher writes.")
     shard_prompts: Positive = Field(default=4096, description="Prompts per Parquet file.")
 
     @field_validator("sources")
@@ -709,6 +772,14 @@ class Config(Section):
         except RuntimeError as error:
             raise ValueError(str(error)) from None
 
+    @model_validator(mode="after")
+    def _prompts_to_answer(self) -> "Config":
+        if self.prepare.synthesis.num_prompts is not None and self.generate.mode == "score":
+            raise ValueError(
+                "prepare.synthesis writes prompts without answers: there is nothing for generate.mode=score"
+            )
+        return self
+
     @property
     def run_path(self) -> Path:
         return Path(self.runs_dir) / self.name
@@ -829,6 +900,9 @@ def check_files(config: Config) -> None:
                 raise UserError(
                     f"{path}: no such file (evaluation items, {stage}.decontaminate); paths are from where you stand"
                 )
+    for path in synthesis_files(config.prepare.synthesis):
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
     if config.evaluate.chat_set:
         chat_set.load(Path(config.evaluate.chat_set), None)
     for tracker in config.train.report_to:
@@ -839,6 +913,16 @@ def check_files(config: Config) -> None:
     check_counts(config.train, config.generate.support)
     if config.student.keep_layers is not None:
         layer_indices(config.student.keep_layers)
+
+
+def synthesis_files(settings: Synthesis) -> list[str]:
+    """The templates and documents that the methods in use read; none where nothing is synthesised."""
+    if settings.num_prompts is None:
+        return []
+    methods = settings.shares()
+    templates = [f"{settings.templates}/{name}.jinja" for method in methods for name in METHODS[method]]
+    given = [path for source in settings.documents for path in (source.path, source.template) if path]
+    return [*templates, *(given if "documents" in methods else [])]
 
 
 def check_counts(train: Train, support: str) -> None:

@@ -271,6 +271,12 @@ def terms_of(licence: str | None) -> Terms | None:
     return next((entry for entry in TABLE if key in entry.ids or licence.strip().lower() in entry.ids), None)
 
 
+def combined(names: Iterable[str | None]) -> str | None:
+    """The licences of a text made from several, as SPDX writes it (`apache-2.0 AND mit`); None: not known."""
+    distinct = sorted({name or "" for name in names})
+    return " AND ".join(distinct) if distinct and all(distinct) else None
+
+
 def of_model(folder: Path, name: str, configured: str | None) -> Found:
     """A model's licence: as configured, else by its card's front matter, else by its LICENSE file's first lines."""
     if configured is not None:
@@ -287,7 +293,7 @@ def check(config: Config, teacher: models.Model) -> Found:
     """
     found = of_model(teacher.path, config.teacher.model, config.teacher.licence)
     _refuse(_of_teacher(config, found.licence), config.licence_policy)
-    for source in config.prepare.sources:
+    for source in (*config.prepare.sources, *config.prepare.synthesis.documents):
         if source.licence is not None:
             check_source(source.path or source.dataset or "", source.licence, config.licence_policy)
     return found

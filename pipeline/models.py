@@ -201,6 +201,28 @@ def render(
     return _apply_template(tokenizer, messages, template_kwargs, tools, add_generation_prompt=True, tokenize=True)
 
 
+def render_user_turn(tokenizer: Any, system: str, template_kwargs: dict[str, Any]) -> list[int]:
+    """Token ids of a conversation that ends where the user's message begins, so that a model goes on with that; after
+    a system message, where `system` is not empty.
+
+    Raises UserError where the template refuses the conversation, or does not write a user's message as it stands.
+    """
+    mark = "0b5e0f43"  # what no template holds
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": mark})
+    how = {"add_generation_prompt": False, "tokenize": False}
+    text, found, _ = _apply_template(tokenizer, messages, template_kwargs, None, **how).partition(mark)
+    if not found or not text:
+        raise UserError("the teacher's chat template opens no user turn that a model could go on with (magpie)")
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """The tokenizer's control tokens: those it names, and those that were added as special."""
+    added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(tokenizer.all_special_ids) | added
+
+
 def render_completion(
     tokenizer: Any,
     messages: list[dict[str, Any]],

@@ -36,10 +36,13 @@ PROMPTS = pa.schema(
         ("tools", pa.string()),  # JSON list of the tools the teacher may call; null where there are none
         ("category", pa.string()),
         ("split", pa.string()),  # train | held_out
-        ("source", pa.string()),  # file:line or dataset:row
+        ("source", pa.string()),  # file:line or dataset:row; of a prompt that the teacher wrote, that of its draft
         ("licence", pa.string()),  # of the row, or of its source; null where neither says
         ("redacted", pa.map_(pa.string(), pa.int32())),  # personal data taken out: how many of each kind
         ("safety", pa.map_(pa.string(), pa.float64())),  # labels, each with its score: see pipeline/safety.py
+        ("method", pa.string()),  # source | magpie | self_instruct | evolve | documents: the last four the teacher's
+        ("parents", pa.list_(pa.string())),  # prompt_ids that the teacher was shown, or the passage's place
+        ("template", pa.string()),  # hash of the Jinja template that the prompt, or the request for it, was made with
         ("prompt_token_ids", TOKEN_IDS),  # the chat template applied; what the teacher sees
         ("completion_token_ids", TOKEN_IDS),  # the answer to be scored; null where the teacher gives its own
     ]

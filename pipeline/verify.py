@@ -42,7 +42,21 @@ def _prompts(run_dir: RunDir) -> str:
         if not row["prompt_token_ids"]:
             raise UserError(f"{place}: prompt {row['prompt_id']} has no tokens")
         seen.add(row["prompt_id"])
+    if "synthesis" in run_dir.manifest("prepare"):
+        return f"{len(seen)} prompts, each once; {_written(run_dir)}"
     return f"{len(seen)} prompts, each once"
+
+
+def _written(run_dir: RunDir) -> str:
+    """What the teacher wrote is to train on, and so is all that it was shown."""
+    rows = list(_rows(run_dir, "prepare", ["prompt_id", "split", "method", "parents"]))
+    is_train = {row["prompt_id"]: row["split"] == "train" for _, row in rows}
+    written = [(place, row) for place, row in rows if row["method"] != "source"]
+    for place, row in written:
+        of_prompts = row["parents"] if row["method"] != "documents" else []  # else the passage's place
+        if not all(is_train.get(prompt_id) for prompt_id in [row["prompt_id"], *of_prompts]):
+            raise UserError(f"{place}: prompt {row['prompt_id']} is held out, or made from one that is or is not there")
+    return f"the teacher wrote {len(written)} of them, all to train on, from none that is held out"
 
 
 def _responses(run_dir: RunDir) -> str:

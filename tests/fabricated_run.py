@@ -136,6 +136,9 @@ def _prompt(number: int) -> Row:
         "split": "held_out" if number == 5 else "train",
         "source": f"prompts/seeds.jsonl:{number + 1}",
         "licence": "apache-2.0",
+        "method": "source",
+        "parents": [],
+        "template": None,
         "prompt_token_ids": [0, 2, 3],
     }
 

@@ -133,7 +133,7 @@ def test_a_missing_file_is_named_with_where_others_are(tmp_path: Path) -> None:
         ("epochs=2", "unknown key epochs; did you mean train.epochs?"),
         ("student.lora.r=4", "unknown key student.lora"),
         ("generate.samples=2", "did you mean generate.num_samples?"),
-        ("temperature=1", "did you mean generate.temperature or train.temperature or evaluate.temperature?"),
+        ("temperature=1", "did you mean prepare.synthesis.temperature or generate.temperature or train.temperature"),
         ("prepare.sources=a.jsonl", "prepare.sources: input should be a list, such as [a, b] (given 'a.jsonl')"),
         ("train.report_to=[wanb]", "train.report_to.0: input should be 'tensorboard', 'wandb'"),
         ("train.warmup_frac=1", "train.warmup_frac: input should be less than 1"),

@@ -46,6 +46,7 @@ def test_scripts_are_there_and_can_be_run(script: str) -> None:
 
 def test_every_setting_it_names_exists() -> None:
     known = {name for name, _ in config_module.fields()} | {"train.lora.r"}
+    known |= {name.rpartition(".")[0] for name in known}  # sections
     sections = "teacher|prepare|generate|filter|student|train|evaluate|export"
     for setting in re.findall(rf"`((?:{sections})\.[\w.]+?)(?:=[^`]*)?`", README):
         if setting.rpartition(".")[2] not in ("py", "json") and not setting.startswith("teacher.engine."):

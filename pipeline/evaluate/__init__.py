@@ -16,10 +16,10 @@ from pipeline.console import progress, say
 from pipeline.errors import UserError
 from pipeline.evaluate import chat, fidelity, speed, verdict
 from pipeline.evaluate.fidelity import ForcedText, Sums
-from pipeline.evaluate.served import Served
 from pipeline.evaluate.statistics import Figure, exact, ratio
 from pipeline.records import ARMS, SAMPLES
 from pipeline.rundir import RunDir, Stage, file_hash, read_answers, read_committed, write_json
+from pipeline.served import Served
 
 Rows = list[dict[str, Any]]
 SPEED_FALLBACK_PROMPT = "Tell me something about the sea."

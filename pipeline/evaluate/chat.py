@@ -5,8 +5,8 @@ from typing import Any
 from pipeline import models
 from pipeline.chat_set import Item
 from pipeline.config import Evaluate
-from pipeline.evaluate.served import Served
 from pipeline.repetition import duplicate_ngram_frac, longest_sentence_run
+from pipeline.served import Served
 
 MAX_SENTENCE_RUN = 3
 MAX_DUPLICATE_NGRAM_FRAC = 0.35  # both as filter has them by default

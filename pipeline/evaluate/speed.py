@@ -1,7 +1,7 @@
 """How fast the arms answer when vLLM serves them, timed in turn so that a slow moment hits all alike."""
 
-from pipeline.evaluate.served import Served
 from pipeline.evaluate.statistics import Figure, exact, repeated
+from pipeline.served import Served
 
 Round = dict[str, float]
 

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from pipeline import licences, models
-from pipeline.report.figures import Column, cell, lookup, nats, percent
+from pipeline.report.figures import Column, cell, lookup, nats, percent, words
 from pipeline.rundir import RunDir
 
 Row = dict[str, Any]
@@ -41,6 +41,11 @@ def licences_section(run_dir: RunDir) -> str:
     rows += [(source["source"], source["licence"], source["prompts"], False) for source in told["sources"]]
     lines = [
         f"| {who} | {licence or 'not known'} | {num} | {_terms(licence, own)} |" for who, licence, num, own in rows
+    ]
+    lines += [
+        f"| written by the teacher ({words(of['method'])}) | {of['licence'] or 'not known'} | {of['prompts']} |"
+        " the teacher's terms, and those of the prompts it was shown |"
+        for of in told.get("written", [])
     ]
     return f"""## Sources and licences
 

@@ -15,19 +15,19 @@ from pipeline import models, privacy
 from pipeline.config import Privacy
 from pipeline.errors import UserError
 from pipeline.export import cards
-from pipeline.records import MESSAGE, RESPONSES
+from pipeline.records import MESSAGE, PROMPTS, RESPONSES
 from pipeline.report.figures import setting_text, words
 from pipeline.rundir import RunDir, read_answers, read_planned, shard_paths, user_disk_errors, write_table
 
 Row = dict[str, Any]
 SPLITS = ("train", "held_out")
+ORIGIN = ("source", "licence", "method", "parents", "template")  # of a prompt; null in runs of earlier versions
 PLAIN = pa.schema(
     [
         ("response_id", pa.string()),
         ("prompt_id", pa.string()),
         ("category", pa.string()),
-        ("source", pa.string()),
-        ("licence", pa.string()),  # of the prompt; null where neither it nor its source names one
+        *(PROMPTS.field(name) for name in ORIGIN),
         ("teacher", pa.string()),
         ("teacher_revision", pa.string()),
         ("chat_template", pa.string()),  # its hash
@@ -136,6 +136,7 @@ def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool, personal:
 {origin} {models.described(made["teacher.model"])}, captured with Retort through {made["vllm"]}.
 
 - Splits: {", ".join(f"{split} {num}" for split, num in counts.items())} answers. A prompt is on one side alone.
+- Prompts: {_origin(run_dir.manifest("prepare"))}
 - Teacher: {made["teacher.model"]}, revision {revision}, weights `{made["teacher.weights"]}`
 - Sampling: {"none, the answers are not the teacher's" if is_scored else sampling}
 - Made {generated["finished"]}
@@ -160,13 +161,25 @@ that dropped it.
 {cards.questions(run_dir, "corpus")}""")
 
 
+def _origin(prepared: Row) -> str:
+    """How many prompts of the whole run come from the sources, and how many the teacher wrote, by which method."""
+    methods = prepared.get("synthesis", {}).get("methods", {})
+    written = {method: tally["written"] for method, tally in methods.items() if tally["written"]}
+    told = f"{prepared['counts']['prompts'] - sum(written.values())} from the sources"
+    if not written:
+        return told
+    listed = ", ".join(f"{words(method)} {num}" for method, num in written.items())
+    return (
+        f"{told}, {sum(written.values())} written by the teacher itself ({listed}; column `method`; `parents` are the"
+        " prompts or passages it was shown), all of them in the train split"
+    )
+
+
 def _kept(run_dir: RunDir, with_logprobs: bool, personal: Counter[str]) -> Iterator[list[Row]]:
     """The kept answers of each shard, with their conversations; responses stand in the order of the prompts."""
     made = run_dir.manifest("generate")["fingerprint"]
-    columns = ["messages", "tools", "source"]
-    if "licence" in pq.read_schema(shard_paths(run_dir, "prepare")[0]).names:  # earlier versions knew none
-        columns.append("licence")
-    prompts = read_planned(run_dir, columns, made["generate.num_samples"])
+    known = set(ORIGIN) & set(pq.read_schema(shard_paths(run_dir, "prepare")[0]).names)
+    prompts = read_planned(run_dir, ["messages", "tools", *known], made["generate.num_samples"])
     settings = _privacy(run_dir)
     origin = {
         "teacher": made["teacher.model"],
@@ -183,7 +196,7 @@ def _kept(run_dir: RunDir, with_logprobs: bool, personal: Counter[str]) -> Itera
             if is_kept and (clean := _clean(answer, settings, with_logprobs, personal)):
                 told = {"content": clean["text"], "reasoning_content": clean.get("reasoning") or None}
                 messages = [*prompt["messages"], {"role": "assistant", **told}]
-                kept_of_prompt = {key: prompt.get(key) for key in ("source", "licence", "tools")}
+                kept_of_prompt = {key: prompt.get(key) for key in ("tools", *ORIGIN)}
                 rows.append({**clean, **kept_of_prompt, **origin, "messages": messages})
         yield rows
 

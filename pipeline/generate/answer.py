@@ -1,4 +1,6 @@
-"""A vLLM engine behind a pipe: `python -m pipeline.generate.answer MODEL ENGINE_ARGS_JSON MEMORY_SHARE`.
+"""A vLLM engine behind a pipe: `python -m pipeline.generate.answer MODEL ENGINE_ARGS_JSON MEMORY_SHARE [SERVER_JSON]`.
+
+With SERVER_JSON, the settings teacher.server, its servers answer, and no engine is started.
 
 One JSON object a line. It writes `{"context_tokens": ..., "start_s": ...}` when it is ready, then for each line
 `{"requests": [Request fields, ...], "timed": bool}` on standard input one line
@@ -10,29 +12,41 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
+from pipeline import config, hardware, models
 from pipeline.errors import UserError
-from pipeline.generate.engine import Engine, Request
+from pipeline.generate.engine import Answer, Engine, Request
+from pipeline.generate.server import Server
 
 
-def serve(model: str, engine_args: dict[str, Any], memory_share: float, replies: TextIO) -> None:
+def serve(
+    model: str, engine_args: dict[str, Any], memory_share: float, server: config.Server | None, replies: TextIO
+) -> None:
     """Answer until standard input ends."""
     began = time.monotonic()
     try:
-        engine = Engine(model, engine_args, memory_share=memory_share)
+        if server is None:
+            engine = Engine(model, engine_args, memory_share=memory_share)
+        else:
+            engine = Server(server, models.Model(model, Path(model)).vocab_size())
         _reply(replies, {"context_tokens": engine.max_model_len, "start_s": time.monotonic() - began})
         for line in sys.stdin:
             asked = json.loads(line)
             began = time.perf_counter()
-            answers = list(engine.answers((Request(**r) for r in asked["requests"]), asked["timed"]))
+            requests = (Request(**fields) for fields in asked["requests"])
+            if isinstance(engine, Engine):
+                answers = list(engine.answers(requests, asked["timed"]))
+            else:  # servers report an answer as a whole
+                answers = list(engine.answers(requests))
             elapsed_s = time.perf_counter() - began
             _reply(replies, {"answers": [_plain(a) for a in answers], "elapsed_s": elapsed_s})
     except UserError as error:
         _reply(replies, {"error": str(error)})
 
 
-def _plain(answer: Any) -> dict[str, Any]:
+def _plain(answer: Answer) -> dict[str, Any]:
     fields = ("token_ids", "finish_reason", "first_token_s", "total_s")
     return {"request_id": answer.request.request_id, **{name: getattr(answer, name) for name in fields}}
 
@@ -43,7 +57,9 @@ def _reply(replies: TextIO, data: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    hardware.die_with_parent()  # it would find out only when it has answered all it was asked
     # Libraries print to standard output as they please: keep it for replies, and send theirs to standard error.
     own_stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    serve(sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3]), own_stdout)
+    servers = config.Server.model_validate_json(sys.argv[4]) if len(sys.argv) > 4 else None
+    serve(sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3]), servers, own_stdout)

@@ -1,12 +1,11 @@
 """Prompts that are left out for what they are like: an evaluation item, or a prompt before them."""
 
 import json
-from typing import Any
 
 from pipeline import contamination, duplicates
 from pipeline.config import Prepare
 from pipeline.duplicates import Sketch, Twin
-from pipeline.prepare.sources import Message, Messages
+from pipeline.prepare.conversations import Asked
 from pipeline.rundir import Stage
 from pipeline.texts import ask, prompt_text, words
 
@@ -29,36 +28,30 @@ class Comparison:
             for _ in range(2)
         )
         self._taken: list[tuple[str, bool]] = []  # prompt_id, and whether it is held out, by row of the indexes
-        for path in stage.notes():  # of a stage that lost a file and is done again
-            path.unlink()
+        for name in (CONTAMINATION, NEAR_DUPLICATES):  # of a stage that stopped, or lost a file, and is done again
+            (stage.path / name).unlink(missing_ok=True)
 
-    def fault(
-        self,
-        place: str,
-        prompt_id: str,
-        held_out: bool,
-        messages: Messages,
-        tools: list[Any] | None,
-        completion: Message | None,
-    ) -> str | None:
+    def fault(self, asked: Asked, is_held_out: bool) -> str | None:
         """What a prompt is left out for (`contaminated` or `near_duplicates`), None where it stays."""
-        prompt = prompt_text(messages)
-        noted = {"prompt_id": prompt_id, "source": place, "text": prompt}
+        prompt, prompt_id = prompt_text(asked.messages), asked.identifier()
+        noted = {"prompt_id": prompt_id, "source": asked.place, "text": prompt}
         prompt_words = words(prompt)
         if hits := self._items.hits(prompt_words):
             for hit in hits:
                 self._stage.note(CONTAMINATION, {**noted, **hit.row()})
             return "contaminated"
-        asked, scored = duplicates.sketch(prompt_words, words(ask(messages)), _json(tools)), None
-        if completion is not None:
-            answer = words(completion["content"] or _json(completion.get("tool_calls")))
-            scored = duplicates.sketch(prompt_words + answer, answer, _json(tools))
-        if twin := self._twin(asked, scored, held_out):
+        tools = json.dumps(asked.tools, ensure_ascii=False)
+        alone, scored = duplicates.sketch(prompt_words, words(ask(asked.messages)), tools), None
+        if asked.completion is not None:
+            calls = json.dumps(asked.completion.get("tool_calls"), ensure_ascii=False)
+            answer = words(asked.completion["content"] or calls)
+            scored = duplicates.sketch(prompt_words + answer, answer, tools)
+        if twin := self._twin(alone, scored, is_held_out):
             twin_id, twin_held_out = self._taken[twin.row]
             found = {"twin_id": twin_id, "jaccard": round(twin.jaccard, 3)}
-            self._stage.note(NEAR_DUPLICATES, {**noted, **found, "across_split": twin_held_out != held_out})
+            self._stage.note(NEAR_DUPLICATES, {**noted, **found, "across_split": twin_held_out != is_held_out})
             return "near_duplicates"
-        self._taken.append((prompt_id, held_out))
+        self._taken.append((prompt_id, is_held_out))
         return None
 
     def _twin(self, asked: Sketch, scored: Sketch | None, held_out: bool) -> Twin | None:
@@ -74,7 +67,3 @@ class Comparison:
         if scored:
             self._answered.add(scored)
         return None
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

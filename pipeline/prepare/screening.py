@@ -9,6 +9,7 @@ from typing import Any
 from pipeline import licences, privacy, safety
 from pipeline.config import Config, Source, output_settings
 from pipeline.console import say
+from pipeline.prepare.conversations import Asked
 
 BATCH = 256  # conversations that are labelled together
 
@@ -24,29 +25,58 @@ class Screening:
         self._labels: Counter[str] = Counter()
         self._prompts: Counter[str] = Counter(personal=0, labelled=0, dropped_personal=0, dropped_unsafe=0)
         self._licences: Counter[tuple[str, str | None]] = Counter()
+        self._written: Counter[tuple[str, str | None]] = Counter()  # the same of the teacher's own, by method
 
-    def of(self, conversations: Iterable[Any]) -> Iterator[Any]:
+    def of(self, conversations: Iterable[Asked]) -> Iterator[Asked]:
         """The conversations, redacted and labelled; those that the settings drop are counted and left out."""
         stream = iter(conversations)
         while batch := list(islice(stream, BATCH)):
-            clean = [asked for asked in map(self._redacted, batch) if asked is not None]
-            exchanges = [safety.Exchange(_text(asked.messages), None) for asked in clean]
-            for asked, labels in zip(clean, self._labeller.labels(exchanges), strict=True):
-                highest = self._config.safety.max_prompt_score
-                if highest is not None and max(labels.values(), default=0.0) > highest:
+            clean = [asked for asked in map(self.redacted, batch) if not self.is_personal(asked)]
+            self._prompts["dropped_personal"] += len(batch) - len(clean)
+            for asked in self.labelled(clean):
+                if self.is_unsafe(asked):
                     self._prompts["dropped_unsafe"] += 1
                 else:
-                    yield replace(asked, safety=labels)
+                    yield asked
 
-    def columns(self, asked: Any) -> Row:
+    def redacted(self, asked: Asked) -> Asked:
+        """The conversation without personal data, and the answer to be scored, if there is one."""
+        settings = self._config.privacy
+        if settings.prompts == "off":
+            return asked
+        found = Counter(asked.redacted)
+        parts = {
+            key: privacy.redact(getattr(asked, key), settings, found) for key in ("messages", "tools", "completion")
+        }
+        return replace(asked, **parts, redacted=dict(found))
+
+    def is_personal(self, asked: Asked) -> bool:
+        """Whether a conversation is left out for the personal data that was in it."""
+        return self._config.privacy.prompts == "drop" and bool(asked.redacted)
+
+    def labelled(self, conversations: list[Asked]) -> list[Asked]:
+        """The conversations with their safety labels."""
+        exchanges = [safety.Exchange(_text(asked.messages), None) for asked in conversations]
+        pairs = zip(conversations, self._labeller.labels(exchanges), strict=True)
+        return [replace(asked, safety=labels) for asked, labels in pairs]
+
+    def is_unsafe(self, asked: Asked) -> bool:
+        """Whether a conversation is left out for a label's score."""
+        highest = self._config.safety.max_prompt_score
+        return highest is not None and max(asked.safety.values(), default=0.0) > highest
+
+    def columns(self, asked: Asked) -> Row:
         """The columns of PROMPTS that say what was found in a prompt that is used; it counts in `facts` from now."""
         labels = [label for label, score in asked.safety.items() if score >= safety.FLAGGED]
         self._found.update(asked.redacted)
         self._labels.update(labels)
         self._prompts.update(personal=bool(asked.redacted), labelled=bool(labels))
-        self._licences[asked.origin, asked.licence] += 1
-        if self._licences[asked.origin, asked.licence] == 1:
-            licences.check_source(asked.origin, asked.licence, self._config.licence_policy)
+        if asked.origin:
+            self._licences[asked.origin, asked.licence] += 1
+            if self._licences[asked.origin, asked.licence] == 1:
+                licences.check_source(asked.origin, asked.licence, self._config.licence_policy)
+        else:
+            self._written[asked.method, asked.licence] += 1
         return {
             "licence": asked.licence,
             "redacted": list(asked.redacted.items()),
@@ -62,6 +92,9 @@ class Screening:
         sources = [
             {"source": origin, "licence": licence, "prompts": num} for (origin, licence), num in self._licences.items()
         ]
+        written = [
+            {"method": method, "licence": licence, "prompts": num} for (method, licence), num in self._written.items()
+        ]
         return {
             "screening": {
                 "privacy": output_settings(self._config.privacy),
@@ -70,22 +103,8 @@ class Screening:
                 "labels": dict(self._labels),
                 "prompts": dict(self._prompts),
             },
-            "licences": {"teacher": teacher._asdict(), "sources": sources},
+            "licences": {"teacher": teacher._asdict(), "sources": sources, "written": written},
         }
-
-    def _redacted(self, asked: Any) -> Any | None:
-        """The conversation without personal data, and the answer to be scored, if there is one; None: dropped."""
-        settings = self._config.privacy
-        if settings.prompts == "off":
-            return asked
-        found: Counter[str] = Counter()
-        parts = {
-            key: privacy.redact(getattr(asked, key), settings, found) for key in ("messages", "tools", "completion")
-        }
-        if found and settings.prompts == "drop":
-            self._prompts["dropped_personal"] += 1
-            return None
-        return replace(asked, **parts, redacted=dict(found))
 
 
 def origin_of(source: Source) -> str:

@@ -8,13 +8,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from fabricated_run import WEIGHTS_HASH, make
 
 from pipeline import codec
 from pipeline.errors import UserError
 from pipeline.export import corpus
-from pipeline.rundir import RunDir
+from pipeline.rundir import RunDir, file_hash, write_json
 
 
 @pytest.fixture
@@ -71,6 +72,29 @@ def test_the_card_says_where_it_comes_from_and_what_was_left_out(run_dir: RunDir
     ):
         assert part in text
     assert "license" not in text.split("---")[1]
+
+
+def test_what_the_teacher_wrote_is_told_from_the_sources(run_dir: RunDir, tmp_path: Path) -> None:
+    assert "- Prompts: 6 from the sources\n" in (corpus.write(run_dir) / "README.md").read_text(encoding="utf-8")
+    manifest = run_dir.manifest("prepare")
+    methods = {"magpie": {"written": 0}, "self_instruct": {"written": 1}, "evolve": {"written": 2}}
+    write_json(run_dir.stage_path("prepare") / "manifest.json", {**manifest, "synthesis": {"methods": methods}})
+    folder = corpus.write(run_dir)
+    told = "3 from the sources, 3 written by the teacher itself (self instruct 1, evolve 2; column `method`;"
+    assert told in (folder / "README.md").read_text(encoding="utf-8")
+    row = loaded(folder, tmp_path)["train"][0]
+    assert (row["method"], row["parents"], row["template"]) == ("source", [], None)
+
+
+def test_a_run_without_those_columns_is_exported_all_the_same(run_dir: RunDir, tmp_path: Path) -> None:
+    path = run_dir.stage_path("prepare") / "prompts-00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(list(corpus.ORIGIN)), path)
+    manifest = run_dir.manifest("prepare")
+    [record] = manifest["files"]
+    record |= {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+    write_json(run_dir.stage_path("prepare") / "manifest.json", manifest)
+    row = loaded(corpus.write(run_dir), tmp_path)["train"][0]
+    assert (row["source"], row["method"], row["parents"]) == ("prompts/seeds.jsonl:3", None, None)
 
 
 def test_a_corpus_is_replaced_as_a_whole(run_dir: RunDir) -> None:

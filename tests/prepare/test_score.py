@@ -10,7 +10,7 @@ import pytest
 from pipeline import models, prepare
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.prepare import is_held_out, prompt_id
+from pipeline.prepare.conversations import is_held_out, prompt_id
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello."}

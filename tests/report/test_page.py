@@ -340,3 +340,32 @@ def test_a_setting_of_several_limits_and_one_with_the_runs_own() -> None:
     limits = {"nll_limit_nats": 2.4806}
     assert figures.setting_text("high_nll", settings, limits) == "worst_nll_frac = 0.01: at most 2.48"
     assert figures.setting_text("high_nll", settings, {"nll_limit_nats": None}) == "worst_nll_frac = 0.01"
+
+
+def test_prompts_that_the_teacher_wrote_have_a_section_and_others_none(run_dir: RunDir) -> None:
+    assert "prompts" not in page_of(run_dir).sections
+    path = run_dir.stage_path("prepare") / "manifest.json"
+    figures_of = {
+        "prompts": 400,
+        "distinct_1_frac": 0.25,
+        "distinct_2_frac": 0.5,
+        "distinct_3_frac": 0.75,
+        "cluster_coverage_frac": 0.98,
+        "num_clusters_even": 31.42,
+    }
+    sets = dict.fromkeys(("sources", "written", "all"), figures_of)
+    tally = {"wanted": 9, "drafts": 30, "written": 9, "reasons": {"answer_like": 5, "not_needed": 10, "too_short": 6}}
+    report = {
+        "written": 9,
+        "methods": {"self_instruct": tally},
+        "diversity": {**sets, "words": 1234, "samples": 48, "clusters": 50},
+    }
+    write_json(path, {**run_dir.manifest("prepare"), "synthesis": report})
+    shown = page_of(run_dir)
+    assert "prompts" in shown.sections
+    [row] = shown.rows_of("self instruct")
+    assert row[1:] == ["30", "9", "45.0 %", "not needed 10, too short 6, answer like 5"]
+    [row] = shown.rows_of("Written by the teacher")
+    assert row[1:] == ["400", "25.0 %", "50.0 %", "75.0 %", "98.0 %", "31.4"]
+    write_json(path, {**run_dir.manifest("prepare"), "synthesis": {**report, "diversity": None}})
+    assert not page_of(run_dir).rows_of("Written by the teacher")

@@ -1,4 +1,4 @@
-"""An arm served by vLLM in a process of its own, asked through a pipe (generate/answer.py)."""
+"""A model served by vLLM in a process of its own, asked through a pipe (generate/answer.py)."""
 
 import contextlib
 import json
@@ -7,25 +7,26 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from pipeline.config import Server
 from pipeline.errors import UserError
 
 Reply = dict[str, Any]
+COMMAND = (sys.executable, "-P", "-m", "pipeline.generate.answer")
 
 
 class Served:
-    """`with Served(...) as arm: arm.ask(...)`. The process starts at once; the first question waits for its engine."""
+    """`with Served(...) as model: model.ask(...)`. The process starts at once; the first question waits for its engine.
 
-    def __init__(self, name: str, path: str, engine_args: dict[str, Any], memory_share: float) -> None:
+    With `server.urls` the process hands the questions on to those servers, and starts no engine.
+    """
+
+    def __init__(
+        self, name: str, path: str, engine_args: dict[str, Any], memory_share: float, server: Server | None = None
+    ) -> None:
         self.name = name
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "pipeline.generate.answer",
-            path,
-            json.dumps(engine_args),
-            str(memory_share),
-        ]
+        command = [*COMMAND, path, json.dumps(engine_args), str(memory_share)]
+        if server is not None and server.urls:
+            command.append(server.model_dump_json())
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._is_ready = False
 
@@ -59,8 +60,8 @@ class Served:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise UserError(f"evaluate: the vLLM process of {self.name} ended with code {code}; see its messages above")
+            raise UserError(f"the vLLM process of {self.name} ended with code {code}; see its messages above")
         reply = json.loads(line)
         if "error" in reply:
-            raise UserError(f"evaluate: {self.name}: {reply['error']}")
+            raise UserError(f"{self.name}: {reply['error']}")
         return reply

@@ -1,0 +1,111 @@
+"""A conversation on its way to be a prompt: who it is, on which side of the split, and its row of PROMPTS."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import models
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.prepare import sources
+from pipeline.prepare.sources import Message, Messages
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A conversation to be gone on with, and the answer that is to be scored, where that is not the teacher's own."""
+
+    place: str
+    category: str
+    messages: Messages
+    tools: list[Any] | None = None
+    completion: Message | None = None
+    origin: str = ""  # the source, without the row
+    licence: str | None = None
+    redacted: dict[str, int] = field(default_factory=dict)  # see records.PROMPTS, here and below
+    safety: dict[str, float] = field(default_factory=dict)
+    method: str = "source"
+    parents: tuple[str, ...] = ()
+    template: str | None = None
+    conversation_id: str | None = None  # where it is not its own
+
+    def identifier(self) -> str:
+        return prompt_id([*self.messages, *filter(None, [self.completion])], self.tools)
+
+    def side(self) -> str:
+        """What decides the split: of answers to be scored the first turn, so that no conversation is on both sides."""
+        if self.conversation_id is not None:
+            return self.conversation_id
+        return prompt_id(sources.first_turn(self.messages)) if self.completion else self.identifier()
+
+    def is_held_out(self, held_out_frac: float) -> bool:
+        """What the teacher wrote was made from prompts to train on, and is one."""
+        return self.method == "source" and is_held_out(self.side(), held_out_frac)
+
+
+def prompt_id(messages: Messages, tools: list[Any] | None = None) -> str:
+    """16 hexadecimal digits made from the conversation, and the tools where there are some, alone."""
+    identity = messages if tools is None else {"messages": messages, "tools": tools}
+    return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def is_held_out(identifier: str, held_out_frac: float) -> bool:
+    """Whether a prompt is on the held-out side: its own hash decides, so it never changes side as a corpus grows."""
+    return int(hashlib.sha256(f"split {identifier}".encode()).hexdigest()[:15], 16) < held_out_frac * 16**15
+
+
+class Renderer:
+    """Conversations as the teacher sees them."""
+
+    def __init__(self, config: Config, teacher: models.Model, tokenizer: Any, context: int) -> None:
+        self._config, self._tokenizer, self._context = config, tokenizer, context
+        self._stop_ids = teacher.stop_ids(tokenizer)
+
+    def columns(self, asked: Asked) -> Row:
+        """The columns of token ids. Raises UserError where the template refuses it, or the context is too short."""
+        kwargs = self._config.teacher.chat_template_kwargs
+        prompt, completion = models.render(self._tokenizer, asked.messages, kwargs, asked.tools), None
+        if asked.completion is not None:
+            completion = models.render_completion(
+                self._tokenizer, asked.messages, asked.completion, kwargs, asked.tools, self._stop_ids
+            )
+        self._check_length(prompt, completion)
+        return {"prompt_token_ids": prompt, "completion_token_ids": completion}
+
+    def _check_length(self, prompt: list[int], completion: list[int] | None) -> None:
+        P, max_tokens = len(prompt), self._config.generate.max_tokens
+        if completion is None and P + max_tokens > self._context:
+            raise UserError(
+                f"prompt too long: its {P} tokens and generate.max_tokens={max_tokens}"
+                f" exceed the teacher's context of {self._context}"
+            )
+        if completion is not None and P + len(completion) >= self._context:  # vLLM draws one token more
+            raise UserError(
+                f"conversation too long: its {P} + {len(completion)} tokens do not fit the teacher's context"
+                f" of {self._context} with one to spare"
+            )
+
+
+def row(asked: Asked, held_out_frac: float) -> Row:
+    """A row of PROMPTS, but for what screening and rendering add."""
+    return {
+        "conversation_id": asked.side(),
+        "prompt_id": asked.identifier(),
+        "messages": [_stored(message) for message in asked.messages],
+        "tools": None if asked.tools is None else json.dumps(asked.tools, ensure_ascii=False),
+        "category": asked.category,
+        "split": "held_out" if asked.is_held_out(held_out_frac) else "train",
+        "source": asked.place,
+        "method": asked.method,
+        "parents": list(asked.parents),
+        "template": asked.template,
+    }
+
+
+def _stored(message: Message) -> Message:
+    """A message as PROMPTS has it: tool calls as JSON."""
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": json.dumps(calls, ensure_ascii=False)} if calls else message

@@ -1,0 +1,102 @@
+"""Passages of documents, for questions about them."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import corpora, privacy
+from pipeline.config import Privacy, Source
+from pipeline.corpora import BadRowError
+from pipeline.errors import UserError
+from pipeline.prepare import sources
+from pipeline.texts import words
+
+MIN_WORDS, MAX_WORDS = 40, 200
+_PARAGRAPH = re.compile(r"\n\s*\n")
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|(?<=[。！？])")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a document, and where it stands: `handbook.md, passage 3`."""
+
+    place: str
+    text: str
+    origin: str = ""  # the source, without the row
+    licence: str | None = None
+    redacted: dict[str, int] = field(default_factory=dict)  # personal data taken out: how many of each kind
+
+
+def read(documents: tuple[Source, ...], bad_rows: str, settings: Privacy) -> list[Passage]:
+    """All passages, in the order of the documents, without personal data as `settings.prompts` has it.
+
+    Raises UserError for a row without text unless `bad_rows` is skip, for a file that is not there or no UTF-8, and
+    where no passage is long enough.
+    """
+    found = []
+    for source in documents:
+        for place, text, licence in _texts(source):
+            if text is None:
+                if bad_rows == "error":
+                    raise UserError(
+                        f"{place}: no text in column {source.prompt!r} (name yours in the document's `prompt`;"
+                        " prepare.bad_rows=skip goes on without such rows)"
+                    )
+                continue
+            for number, passage in enumerate(cut(text), 1):
+                personal: Counter[str] = Counter()
+                if settings.prompts != "off":
+                    passage = privacy.redact(passage, settings, personal)
+                if not personal or settings.prompts == "redact":
+                    origin = source.path or source.dataset or ""
+                    found.append(Passage(f"{place}, passage {number}", passage, origin, licence, dict(personal)))
+    if not found:
+        raise UserError(f"prepare.synthesis.documents: they hold no passage of at least {MIN_WORDS} words")
+    return found
+
+
+def cut(text: str) -> list[str]:
+    """A document as passages of 40 to 200 words: paragraphs are kept together, those that are longer cut at sentences.
+
+    What is left at the end and shorter is left out.
+    """
+    passages: list[str] = []
+    current, num_words = "", 0
+    for joint, part in _parts(text):
+        length = len(words(part))
+        if num_words and num_words + length > MAX_WORDS:
+            passages.append(current)
+            current, num_words = "", 0
+        current, num_words = (current + joint + part if current else part), num_words + length
+    passages.append(current)
+    return [passage for passage in passages if MIN_WORDS <= len(words(passage)) <= MAX_WORDS]
+
+
+def _parts(text: str) -> Iterator[tuple[str, str]]:
+    """`(what joins it to the part before, part)`: paragraphs, or the sentences of long ones."""
+    for paragraph in _PARAGRAPH.split(text.strip()):
+        is_long = len(words(paragraph)) > MAX_WORDS
+        for number, part in enumerate(_SENTENCE.split(paragraph) if is_long else [paragraph]):
+            yield (" " if number else "\n\n"), part.strip()
+
+
+def _texts(source: Source) -> Iterator[tuple[str, str | None, str | None]]:
+    """`(place, text, licence)` of each document; the text is None where a row has none."""
+    path = Path(source.path or "")
+    if path.suffix in (".txt", ".md"):
+        try:
+            yield str(path), path.read_text(encoding="utf-8-sig"), source.licence
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text ({error})") from None
+        except OSError:
+            raise UserError(f"{path}: no such document (prepare.synthesis.documents)") from None
+        return
+    for place, row in corpora.read(source):
+        if isinstance(row, BadRowError):
+            yield place, None, None
+            continue
+        text = row.get(source.prompt)
+        is_text = isinstance(text, str) and text.strip()
+        yield place, text if is_text else None, sources.licence_of(row, source)
