@@ -321,6 +321,26 @@ class Generate(Section):
         return self
 
 
+class Selection(Section):
+    """Which of the answers to train on that every rule kept are enough; what is null is off."""
+
+    best_of: Positive | None = Field(
+        default=None,
+        description="Of several answers to a prompt (generate.num_samples) keep so many: those that the teacher itself"
+        " finds likeliest, per token.",
+    )
+    max_category_frac: Limit | None = Field(
+        default=None, description="Largest share of answers to prompts of one category; those above it are dropped."
+    )
+    max_length_frac: Limit | None = Field(
+        default=None, description="Largest share of answers of about one length: 1, 2-3, 4-7, 8-15, ... tokens."
+    )
+    max_difficulty_frac: Limit | None = Field(
+        default=None, description="Largest share of answers of one difficulty: mean NLL in steps of a quarter nat."
+    )
+    seed: int = Field(default=0, description="Seed of which answers go where a share is too large.", ge=0)
+
+
 class Filter(Section):
     """filter: which answers train sees; a rule that is null or false is off."""
 
@@ -430,6 +450,7 @@ class Filter(Section):
     decontaminate: tuple[EvaluationSet, ...] = Field(
         default=(), description="Evaluation sets besides those of prepare.decontaminate, for prompts and answers."
     )
+    selection: Selection = Field(default=Selection(), description="Balance, and the best of several answers.")
 
     @field_validator("languages")
     @classmethod

@@ -1,7 +1,8 @@
 """filter: which answers train sees. Decisions with reasons and scores; the answers themselves are never copied.
 
-Two passes over the answers, a shard at a time: the first finds the run's limit of mean NLL, the second decides. What
-grows with the corpus: 4 bytes an answer in the first; in the second about 150 bytes an answer that is no duplicate of
+Two passes over the answers, a shard at a time: the first finds the run's limit of mean NLL, the second decides. Then
+what is known only when all are counted drops more of them: selection, and the cap on refusals. What grows with the
+corpus: 4 bytes an answer in the first; in the second about 150 bytes an answer that is no duplicate of
 an earlier one (its key), 400 bytes a refusal, and what `comparison` holds.
 """
 
@@ -9,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,14 +20,15 @@ import pyarrow as pa
 from pipeline import models
 from pipeline.config import Config, Filter, output_settings
 from pipeline.errors import UserError
-from pipeline.filter import comparison, screen
+from pipeline.filter import comparison, screen, selection
 from pipeline.filter.comparison import Comparison
 from pipeline.filter.rules import REFUSAL, RULES, Candidate, Run, confidence
+from pipeline.filter.selection import Selector
 from pipeline.records import DECISIONS
 from pipeline.rundir import RunDir, Stage, read_committed, read_shards
 
 Row = dict[str, Any]
-COLUMNS = ["response_id", "prompt_id", "split", "text", "token_ids", "token_logprobs", "reasoning_tokens"]
+COLUMNS = ["response_id", "prompt_id", "split", "category", "text", "token_ids", "token_logprobs", "reasoning_tokens"]
 COLUMNS += ["finish_reason", *screen.COLUMNS]
 DUPLICATE = "exact_duplicate"
 REASONS = (
@@ -33,6 +36,7 @@ REASONS = (
     DUPLICATE,
     *screen.REASONS,
     *comparison.REASONS,
+    *selection.REASONS,
     REFUSAL,
 )  # in the order of the waterfall
 
@@ -67,6 +71,12 @@ class Tally:
                 order = hashlib.sha256(row["response_id"].encode()).hexdigest()
                 self.marked.append(Marked(order, row["response_id"], row["split"], file))
 
+    def drop(self, decision: Row, split: str, reason: str) -> Row:
+        """The decision about an answer that was kept so far, now that it is dropped."""
+        self.first[reason] += 1
+        self.keep(split, -1)
+        return decision | {"kept": False, "reasons": [reason]}
+
     def keep(self, split: str, num: int) -> None:
         self.counts["kept"] += num
         self.counts["kept_train"] += num if split == "train" else 0
@@ -87,7 +97,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage = run_dir.begin("filter", config, fingerprint, in_one_piece=True)
     if stage.complete:
         return
-    facts, tally, files = _facts(run_dir, settings), Tally(), []
+    facts, tally, selector, files = _facts(run_dir, settings), Tally(), Selector(settings.selection), []
     screening, others = (
         screen.Screen(config, models.teacher_of(run_dir).tokenizer()),
         Comparison(config, run_dir, stage),
@@ -97,11 +107,13 @@ def run(config: Config, run_dir: RunDir) -> None:
         judged = [_decide(row, answer, settings, tally.seen) for row, _, answer in answers]
         decisions = [decision for decision, _ in judged]
         screening.decide([row for row, _, _ in answers], decisions)
-        for (row, asked, _), (decision, refused) in zip(answers, judged, strict=True):
+        for (row, asked, answer), (decision, refused) in zip(answers, judged, strict=True):
             others.decide(row, asked["messages"], decision)
             tally.add(row, decision, refused, name)
+            selector.add(row, answer.token_logprobs, decision["kept"])
         stage.commit(pa.Table.from_pylist(decisions, schema=DECISIONS), name)
         files.append(stage.path / name)
+    _select(stage, tally, selector, files)
     _cap_refusals(stage, tally, settings)
     if not tally.counts["kept_train"]:
         listed = ", ".join(f"{reason} {tally.first[reason]}" for reason in REASONS if tally.first[reason])
@@ -114,10 +126,16 @@ def run(config: Config, run_dir: RunDir) -> None:
         [*files, *stage.notes()],
         dict(tally.counts),
         waterfall=tally.waterfall(),
-        settings=output_settings(settings) | screen.thresholds(config),
+        settings=_thresholds(settings) | screen.thresholds(config),
         limits=limits,
         screening=screening.facts(),
     )
+
+
+def _thresholds(settings: Filter) -> Row:
+    """Filter's settings by the names that the report knows them by."""
+    values = output_settings(settings)
+    return values | {f"selection.{name}": value for name, value in values.pop("selection").items()}
 
 
 def duplicate_key(prompt_id: str, text: str) -> bytes:
@@ -151,22 +169,38 @@ def _decide(row: Row, answer: Candidate, settings: Filter, seen: dict[bytes, boo
     return decision, refused
 
 
+def _select(stage: Stage, tally: Tally, selector: Selector, files: list[Path]) -> None:
+    """Drop what selection has no need of; refusals among it are marked no more."""
+    if not selector.is_on:
+        return
+    selected, dropped = selector.decisions(), set[str]()
+    for path in files:
+        rows = read_committed(path, DECISIONS.names).to_pylist()
+        for number, row in enumerate(rows):
+            reason, scores = next(selected)
+            row["scores"] += scores
+            if reason is not None:
+                rows[number] = tally.drop(row, "train", reason)
+                dropped.add(row["response_id"])
+        stage.commit(pa.Table.from_pylist(rows, schema=DECISIONS), path.name)
+    tally.alone.update(selector.alone())
+    tally.marked = [refusal for refusal in tally.marked if refusal.response_id not in dropped]
+
+
 def _cap_refusals(stage: Stage, tally: Tally, settings: Filter) -> None:
     """Drop refusals above `max_refusal_frac` of what is kept, those whose ids' hashes come last."""
     if settings.max_refusal_frac is None:
         return
-    counts = tally.counts
-    num_kept = _num_refusals(counts["kept"] - len(tally.marked), settings.max_refusal_frac)
+    num_kept = _num_refusals(tally.counts["kept"] - len(tally.marked), settings.max_refusal_frac)
     over = sorted(tally.marked)[num_kept:]
     for name in sorted({refusal.file for refusal in over}):
-        dropped = {refusal.response_id for refusal in over if refusal.file == name}
+        dropped = {refusal.response_id: refusal.split for refusal in over if refusal.file == name}
         rows = read_committed(stage.path / name, DECISIONS.names).to_pylist()
-        changed = [r | {"kept": False, "reasons": [REFUSAL]} if r["response_id"] in dropped else r for r in rows]
-        stage.commit(pa.Table.from_pylist(changed, schema=DECISIONS), name)
-    for refusal in over:
-        tally.keep(refusal.split, -1)
-    tally.first[REFUSAL] += len(over)
-    others = counts["responses"] - tally.alone[REFUSAL]
+        for number, row in enumerate(rows):
+            if row["response_id"] in dropped:
+                rows[number] = tally.drop(row, dropped[row["response_id"]], REFUSAL)
+        stage.commit(pa.Table.from_pylist(rows, schema=DECISIONS), name)
+    others = tally.counts["responses"] - tally.alone[REFUSAL]
     tally.alone[REFUSAL] = max(0, tally.alone[REFUSAL] - _num_refusals(others, settings.max_refusal_frac))
 
 

@@ -46,6 +46,10 @@ RULE_SETTINGS = {
     "refusal": "max_refusal_frac",
     "exact_duplicate": "drop_exact_duplicates",
     "near_duplicate": "near_duplicates",
+    "best_of_n": "selection.best_of",
+    "category_balance": "selection.max_category_frac",
+    "length_balance": "selection.max_length_frac",
+    "difficulty_balance": "selection.max_difficulty_frac",
     "pii": "privacy.answers",
     "unsafe": "safety.max_answer_score",
 }
@@ -88,6 +92,10 @@ RULE_UNITS = {
     "exact_duplicate": "1 = duplicate",
     "contaminated": "share of an evaluation item",
     "near_duplicate": "Jaccard",
+    "best_of_n": "nats a token",
+    "category_balance": "of all before it",
+    "length_balance": "of all before it",
+    "difficulty_balance": "of all before it",
     "pii": "places",
     "unsafe": "highest label",
 }
