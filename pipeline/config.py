@@ -341,6 +341,22 @@ class Selection(Section):
     seed: int = Field(default=0, description="Seed of which answers go where a share is too large.", ge=0)
 
 
+class Learnability(Section):
+    """What a first student can still learn of each answer: its mean KL from the teacher on the stored rows."""
+
+    student: str | None = Field(
+        default=None,
+        description="A first student: the folder of another run's train/student, or a model with the teacher's tokens;"
+        " null: off.",
+    )
+    learnt_frac: Fraction | None = Field(
+        default=0.05, description="Share of the run's answers that is dropped for the least KL: known already.", lt=1
+    )
+    wildest_frac: Fraction | None = Field(
+        default=0.01, description="Share dropped for the greatest KL: out of the student's reach, or noise.", lt=1
+    )
+
+
 class Filter(Section):
     """filter: which answers train sees; a rule that is null or false is off."""
 
@@ -446,6 +462,9 @@ class Filter(Section):
         default=0.72,
         description="Drop an answer this similar to an earlier one, alone and together with its prompt (Jaccard of"
         " 5-grams of words).",
+    )
+    learnability: Learnability = Field(
+        default=Learnability(), description="Answers that a first student has learnt, or can't."
     )
     decontaminate: tuple[EvaluationSet, ...] = Field(
         default=(), description="Evaluation sets besides those of prepare.decontaminate, for prompts and answers."

@@ -15,8 +15,9 @@ from pipeline.config import Config, output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
 from pipeline.evaluate import chat, fidelity, speed, verdict
-from pipeline.evaluate.fidelity import ForcedText, Sums
+from pipeline.evaluate.fidelity import Sums
 from pipeline.evaluate.statistics import Figure, exact, ratio
+from pipeline.forced import ForcedText, load
 from pipeline.records import ARMS, SAMPLES
 from pipeline.rundir import RunDir, Stage, file_hash, read_answers, read_committed, write_json
 from pipeline.served import Served
@@ -125,15 +126,7 @@ def _fidelity(
     config: Config, folders: dict[str, Path], texts: dict[str, list[ForcedText]], dtype: str
 ) -> dict[str, dict[str, Sums]]:
     """Sums per prompt of every arm on every set of texts, against the teacher."""
-    from transformers import AutoModelForCausalLM
-
-    # several GPUs share a model that is too large for one
-    spread = {"device_map": "auto"} if torch.cuda.is_available() else {}
-    loaded: dict[str, Any] = {}
-    for arm, folder in folders.items():
-        loaded[arm] = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **spread
-        ).eval()
+    loaded: dict[str, Any] = {arm: load(folder, dtype) for arm, folder in folders.items()}
     sums: dict[str, dict[str, Sums]] = {}
     for section, forced in texts.items():
         say(f"evaluate: {section} on {len(forced)} answers of the teacher")

@@ -1,10 +1,8 @@
 """How close a model's next-token distributions are to the teacher's, teacher-forced, over the full vocabulary.
 
-Axes: B batch, T tokens of a padded row, N answer tokens, V vocabulary, H hidden.
+Axes: N answer tokens, V vocabulary, H hidden, M measures.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,17 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-CHUNK_TOKENS = 512  # tokens whose vocabulary logits are held at once, of each model
+from pipeline.forced import CHUNK_TOKENS, ForcedText, answer_states, batches, logprobs
+
 MEASURES = ("forward_kl_nats", "reverse_kl_nats", "top1_agreement_frac", "acceptance_frac", "nll_nats")
-
-
-@dataclass(frozen=True)
-class ForcedText:
-    """An answer to be scored token by token, given its prompt; texts of one prompt share `cluster`."""
-
-    cluster: str
-    prompt_token_ids: list[int]
-    token_ids: list[int]
 
 
 class Sums:
@@ -62,9 +52,9 @@ def measure(teacher: Any, arms: dict[str, Any], texts: list[ForcedText], batch_t
         labels_N = torch.tensor([token for text in batch for token in text.token_ids], device=device)
         for start in range(0, len(labels_N), CHUNK_TOKENS):
             rows = slice(start, start + CHUNK_TOKENS)
-            teacher_NV = _logprobs(teacher, teacher_NH[rows], vocab_size)
+            teacher_NV = logprobs(teacher, teacher_NH[rows], vocab_size)
             for name, model in arms.items():
-                values_NM = compare(teacher_NV, _logprobs(model, states[name][rows], vocab_size), labels_N[rows])
+                values_NM = compare(teacher_NV, logprobs(model, states[name][rows], vocab_size), labels_N[rows])
                 _share_out(sums[name], batch, owners[rows], values_NM)
     return sums
 
@@ -87,42 +77,6 @@ def compare(teacher_NV: Tensor, student_NV: Tensor, labels_N: Tensor) -> Tensor:
         ],
         dim=1,
     )
-
-
-def batches(texts: list[ForcedText], batch_tokens: int) -> Iterator[list[ForcedText]]:
-    """Texts of like length together, at most `batch_tokens` padded tokens a batch."""
-    batch: list[ForcedText] = []
-    for text in sorted(texts, key=lambda t: len(t.prompt_token_ids) + len(t.token_ids)):
-        length = len(text.prompt_token_ids) + len(text.token_ids)
-        if batch and (len(batch) + 1) * length > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(text)
-    if batch:
-        yield batch
-
-
-def answer_states(model: Any, batch: list[ForcedText], device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
-    """`(hidden_NH, owner_N)`: the state that predicts each answer token, and which text of the batch it is of."""
-    T = max(len(text.prompt_token_ids) + len(text.token_ids) for text in batch)
-    input_ids_BT = torch.zeros((len(batch), T), dtype=torch.long)
-    attention_BT = torch.zeros_like(input_ids_BT)
-    predicts_BT = torch.zeros((len(batch), T), dtype=torch.bool)
-    for b, text in enumerate(batch):
-        P, A = len(text.prompt_token_ids), len(text.token_ids)
-        input_ids_BT[b, : P + A] = torch.tensor(text.prompt_token_ids + text.token_ids)
-        attention_BT[b, : P + A] = 1
-        predicts_BT[b, P - 1 : P + A - 1] = True  # the state at t − 1 predicts token t
-    hidden_BTH = model.get_decoder()(
-        input_ids=input_ids_BT.to(device), attention_mask=attention_BT.to(device), use_cache=False
-    ).last_hidden_state
-    return hidden_BTH[predicts_BT.to(hidden_BTH.device)], predicts_BT.nonzero()[:, 0].numpy()
-
-
-def _logprobs(model: Any, hidden_NH: Tensor, vocab_size: int) -> Tensor:
-    head = model.get_output_embeddings()
-    logits_NV = head(hidden_NH.to(head.weight.device))[:, :vocab_size]
-    return logits_NV.to(next(model.parameters()).device).float().log_softmax(dim=1)
 
 
 def _share_out(sums: Sums, batch: list[ForcedText], owners_N: npt.NDArray[np.int64], values_NM: Tensor) -> None:

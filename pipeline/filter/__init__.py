@@ -20,8 +20,9 @@ import pyarrow as pa
 from pipeline import models
 from pipeline.config import Config, Filter, output_settings
 from pipeline.errors import UserError
-from pipeline.filter import comparison, screen, selection
+from pipeline.filter import comparison, learnability, screen, selection
 from pipeline.filter.comparison import Comparison
+from pipeline.filter.learnability import Learnability
 from pipeline.filter.rules import REFUSAL, RULES, Candidate, Run, confidence
 from pipeline.filter.selection import Selector
 from pipeline.records import DECISIONS
@@ -34,6 +35,7 @@ DUPLICATE = "exact_duplicate"
 REASONS = (
     *(name for name in RULES if name != REFUSAL),
     DUPLICATE,
+    *learnability.REASONS,
     *screen.REASONS,
     *comparison.REASONS,
     *selection.REASONS,
@@ -91,6 +93,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     fingerprint = {
         **{f"filter.{key}": value for key, value in output_settings(settings).items()},
         "input.generate": run_dir.output_hash("generate"),
+        **learnability.fingerprint(config),
         **screen.fingerprint(config),
         **comparison.fingerprint(config, run_dir),
     }
@@ -98,6 +101,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     if stage.complete:
         return
     facts, tally, selector, files = _facts(run_dir, settings), Tally(), Selector(settings.selection), []
+    learnable = Learnability(config, run_dir)
     screening, others = (
         screen.Screen(config, models.teacher_of(run_dir).tokenizer()),
         Comparison(config, run_dir, stage),
@@ -106,6 +110,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         name = f"decisions-{number:05d}.parquet"
         judged = [_decide(row, answer, settings, tally.seen) for row, _, answer in answers]
         decisions = [decision for decision, _ in judged]
+        learnable.decide(number, decisions)
         screening.decide([row for row, _, _ in answers], decisions)
         for (row, asked, answer), (decision, refused) in zip(answers, judged, strict=True):
             others.decide(row, asked["messages"], decision)
@@ -121,7 +126,7 @@ def run(config: Config, run_dir: RunDir) -> None:
             f"filter: of {tally.counts['responses']} answers none is kept to train on (dropped: {listed}); loosen"
             " filter.*"
         )
-    limits = {"nll_limit_nats": facts.nll_limit_nats}
+    limits = {"nll_limit_nats": facts.nll_limit_nats, **learnable.limits}
     stage.finish(
         [*files, *stage.notes()],
         dict(tally.counts),
@@ -135,7 +140,10 @@ def run(config: Config, run_dir: RunDir) -> None:
 def _thresholds(settings: Filter) -> Row:
     """Filter's settings by the names that the report knows them by."""
     values = output_settings(settings)
-    return values | {f"selection.{name}": value for name, value in values.pop("selection").items()}
+    inner = {section: values.pop(section) for section in ("selection", "learnability")}
+    if settings.learnability.student is None:
+        inner["learnability"] = dict.fromkeys(inner["learnability"])
+    return values | {f"{section}.{name}": value for section in inner for name, value in inner[section].items()}
 
 
 def duplicate_key(prompt_id: str, text: str) -> bytes:

@@ -46,6 +46,8 @@ RULE_SETTINGS = {
     "refusal": "max_refusal_frac",
     "exact_duplicate": "drop_exact_duplicates",
     "near_duplicate": "near_duplicates",
+    "learnt_already": "learnability.learnt_frac",
+    "out_of_reach": "learnability.wildest_frac",
     "best_of_n": "selection.best_of",
     "category_balance": "selection.max_category_frac",
     "length_balance": "selection.max_length_frac",
@@ -55,7 +57,11 @@ RULE_SETTINGS = {
 }
 
 # Which limit of filter's manifest the setting came to in this run.
-RULE_LIMITS = {"high_nll": "nll_limit_nats"}
+RULE_LIMITS = {
+    "high_nll": ("at most", "nll_limit_nats"),
+    "learnt_already": ("at least", "min_kl_nats"),
+    "out_of_reach": ("at most", "max_kl_nats"),
+}
 
 # What each rule's score counts.
 RULE_UNITS = {
@@ -92,6 +98,8 @@ RULE_UNITS = {
     "exact_duplicate": "1 = duplicate",
     "contaminated": "share of an evaluation item",
     "near_duplicate": "Jaccard",
+    "learnt_already": "KL, nats a token",
+    "out_of_reach": "KL, nats a token",
     "best_of_n": "nats a token",
     "category_balance": "of all before it",
     "length_balance": "of all before it",
@@ -271,8 +279,9 @@ def setting_text(reason: str, settings: dict[str, Any], limits: dict[str, Any] |
     if value is True:
         return "on"
     value = " / ".join(map(str, value)) if isinstance(value, list) else value
-    limit = (limits or {}).get(RULE_LIMITS.get(reason, ""))
-    return f"{name} = {value}" + (f": at most {limit:.3g}" if is_number(limit) else "")
+    bound, key = RULE_LIMITS.get(reason, ("", ""))
+    limit = (limits or {}).get(key)
+    return f"{name} = {value}" + (f": {bound} {limit:.3g}" if is_number(limit) else "")
 
 
 def words(name: str) -> str:

@@ -108,7 +108,7 @@ class Laboratory:
 
     def __init__(self, run: Any, num: int) -> None:
         from pipeline import models
-        from pipeline.evaluate.fidelity import ForcedText
+        from pipeline.forced import ForcedText
         from pipeline.train import student
         from pipeline.train.rows import HeldAnswers, kept_answers
 

@@ -6,7 +6,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.evaluate import fidelity
-from pipeline.evaluate.fidelity import MEASURES, ForcedText
+from pipeline.evaluate.fidelity import MEASURES
+from pipeline.forced import ForcedText
 
 
 def tiny(seed: int) -> Any:

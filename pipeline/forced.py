@@ -1,0 +1,72 @@
+"""A model's next-token distributions over text that exists (teacher forcing).
+
+Axes: B batch, T tokens of a padded row, N answer tokens, V vocabulary, H hidden.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+CHUNK_TOKENS = 512  # tokens whose vocabulary logits are held at once, of each model
+
+
+@dataclass(frozen=True)
+class ForcedText:
+    """An answer to be scored token by token, given its prompt; texts of one prompt share `cluster`."""
+
+    cluster: str
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+
+
+def load(folder: Path, dtype: str) -> Any:
+    """The model in a folder, ready to be asked; several GPUs share one that is too large for one."""
+    from transformers import AutoModelForCausalLM
+
+    spread = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **spread
+    ).eval()
+
+
+def batches(texts: list[ForcedText], batch_tokens: int) -> Iterator[list[ForcedText]]:
+    """Texts of like length together, at most `batch_tokens` padded tokens a batch."""
+    batch: list[ForcedText] = []
+    for text in sorted(texts, key=lambda t: len(t.prompt_token_ids) + len(t.token_ids)):
+        length = len(text.prompt_token_ids) + len(text.token_ids)
+        if batch and (len(batch) + 1) * length > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
+
+
+def answer_states(model: Any, batch: list[ForcedText], device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    """`(hidden_NH, owner_N)`: the state that predicts each answer token, and which text of the batch it is of."""
+    T = max(len(text.prompt_token_ids) + len(text.token_ids) for text in batch)
+    input_ids_BT = torch.zeros((len(batch), T), dtype=torch.long)
+    attention_BT = torch.zeros_like(input_ids_BT)
+    predicts_BT = torch.zeros((len(batch), T), dtype=torch.bool)
+    for b, text in enumerate(batch):
+        P, A = len(text.prompt_token_ids), len(text.token_ids)
+        input_ids_BT[b, : P + A] = torch.tensor(text.prompt_token_ids + text.token_ids)
+        attention_BT[b, : P + A] = 1
+        predicts_BT[b, P - 1 : P + A - 1] = True  # the state at t − 1 predicts token t
+    hidden_BTH = model.get_decoder()(
+        input_ids=input_ids_BT.to(device), attention_mask=attention_BT.to(device), use_cache=False
+    ).last_hidden_state
+    return hidden_BTH[predicts_BT.to(hidden_BTH.device)], predicts_BT.nonzero()[:, 0].numpy()
+
+
+def logprobs(model: Any, hidden_NH: Tensor, vocab_size: int) -> Tensor:
+    """Log-probs of the first `vocab_size` tokens after each state, float32, nats: (N, V)."""
+    head = model.get_output_embeddings()
+    logits_NV = head(hidden_NH.to(head.weight.device))[:, :vocab_size]
+    return logits_NV.to(next(model.parameters()).device).float().log_softmax(dim=1)
