@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from fabricated_run import PLANTED, WEIGHTS_HASH, figure, make, samples, scores
 
-from pipeline.config import Filter, fields
+from pipeline.config import fields
 from pipeline.errors import UserError
-from pipeline.filter.rules import RULES
-from pipeline.filter.screen import REASONS
+from pipeline.filter import REASONS
 from pipeline.records import ARMS
 from pipeline.report import charts, figures, page
 from pipeline.rundir import RunDir, write_json
@@ -323,9 +322,10 @@ def test_an_interval_that_reads_like_its_value_is_left_out() -> None:
 
 
 def test_every_rule_is_shown_with_a_setting_that_exists() -> None:
-    assert set(figures.RULE_SETTINGS) == {*RULES, "exact_duplicate", "near_duplicate", *REASONS} - {"empty"}
-    assert set(figures.RULE_SETTINGS.values()) <= {*Filter.model_fields, *(name for name, _ in fields())}
-    assert set(figures.RULE_UNITS) == {*RULES, "exact_duplicate", "near_duplicate", "contaminated", *REASONS}
+    assert set(figures.RULE_SETTINGS) == {*REASONS} - {"empty", "contaminated"}
+    names = {name for name, _ in fields()}
+    assert set(figures.RULE_SETTINGS.values()) <= {*names, *(name.removeprefix("filter.") for name in names)}
+    assert set(figures.RULE_UNITS) == set(REASONS)
 
 
 def test_settings_are_told_as_on_off_or_limit() -> None:
