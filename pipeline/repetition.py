@@ -2,10 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 SENTENCE = re.compile(r"[.!?]\s+|[。！？]\s*|\n+")
+ODD_SPACE = re.compile(r"[\t\r\x0b\x0c\x1c-\x1f]")
 ENDS = " \t.!?。！？"
 PARAGRAPH = re.compile(r"\n\s*\n")
 NGRAM_WORDS = 10
@@ -15,6 +16,8 @@ MIN_TOP_COUNT = 3
 
 def longest_sentence_run(text: str) -> int:
     """How often one sentence or line stands in a row, at most."""
+    if text.isascii() and not ODD_SPACE.search(text):  # as SENTENCE has it, in half the time
+        return _longest_run(text.replace("! ", ". ").replace("? ", ". ").replace("\n", ". ").split(". "))
     return _longest_run(SENTENCE.split(text))
 
 
@@ -28,11 +31,14 @@ def duplicate_ngram_frac(text: str) -> float:
 
     The bars of a table are no words.
     """
-    words = text.lower().replace("|", " ").split()
+    return duplicate_ngram_frac_of(text.lower().replace("|", " ").split())
+
+
+def duplicate_ngram_frac_of(words: list[str]) -> float:
+    """The same of words."""
     if len(words) < MIN_NGRAM_TEXT_WORDS:
         return 0.0
-    ngrams = _ngrams(words, NGRAM_WORDS)
-    return 1 - len(set(ngrams)) / len(ngrams)
+    return 1 - len(set(_ngrams(words, NGRAM_WORDS))) / (len(words) - NGRAM_WORDS + 1)
 
 
 def top_ngram_char_fracs(words: list[str], nums: Sequence[int]) -> list[float]:
@@ -43,13 +49,18 @@ def top_ngram_char_fracs(words: list[str], nums: Sequence[int]) -> list[float]:
     """
     shares = [0.0] * len(nums)
     num_chars = max(1, sum(map(len, words)))
+    starts: Sequence[int] = range(len(words))
     for place, num in enumerate(nums):
-        counts = Counter(zip(*(words[n:] for n in range(num)), strict=False))
-        times = max(counts.values(), default=0)
-        if times < MIN_TOP_COUNT:  # nor does a longer one
+        ngrams = _ngrams_at(words, starts, num)
+        counts = Counter(ngrams)
+        common = {ngram: count for ngram, count in counts.items() if count >= MIN_TOP_COUNT}
+        if not common:  # nor is a longer one
             break
-        longest = max(sum(map(len, ngram)) for ngram, count in counts.items() if count == times)
+        times = max(common.values())
+        longest = max(sum(map(len, ngram)) for ngram, count in common.items() if count == times)
         shares[place] = min(1.0, longest * times / num_chars)
+        # a longer one that is so common begins with one that is
+        starts = [at for at, ngram in zip(starts, ngrams, strict=False) if ngram in common]
     return shares
 
 
@@ -60,18 +71,22 @@ def duplicate_ngram_char_fracs(words: list[str], nums: Sequence[int]) -> list[fl
     """
     shares = [0.0] * len(nums)
     num_chars = max(1, sum(map(len, words)))
+    starts: Sequence[int] = range(len(words))
     for place, num in enumerate(nums):
-        repeated = _chars_in_duplicates(words, num)
-        if not repeated:  # nor in longer ones
+        ngrams = _ngrams_at(words, starts, num)
+        counts = Counter(ngrams)
+        if len(counts) == len(ngrams):  # nor does a longer one stand there twice
             break
-        shares[place] = repeated / num_chars
+        twice = {ngram for ngram, count in counts.items() if count > 1}
+        # a longer one that does begins with one that does
+        starts = [at for at, ngram in zip(starts, ngrams, strict=False) if ngram in twice]
+        shares[place] = _chars_in_duplicates(words, starts, num) / num_chars
     return shares
 
 
 def has_duplicate_ngram(words: list[str], num: int) -> bool:
     """Whether any n-gram of words stands there twice: else no longer one does either."""
-    ngrams = _ngrams(words, num)
-    return len(set(ngrams)) < len(ngrams)
+    return len(set(_ngrams(words, num))) < len(words) - num + 1
 
 
 def duplicate_fracs(parts: Sequence[str]) -> tuple[float, float]:
@@ -84,17 +99,18 @@ def duplicate_fracs(parts: Sequence[str]) -> tuple[float, float]:
 
 
 def _longest_run(parts: list[str]) -> int:
-    said = [part.strip(ENDS).lower() for part in parts]
+    said = [words for part in parts if (words := part.strip(ENDS).lower())]
     if len(set(said)) == len(said):  # mostly
         return int(any(c.isalnum() for part in said for c in part))
     said = [part for part in said if any(c.isalnum() for c in part)]
     return max((len(list(run)) for _, run in groupby(said)), default=0)
 
 
-def _chars_in_duplicates(words: list[str], num: int) -> int:
+def _chars_in_duplicates(words: list[str], starts: Sequence[int], num: int) -> int:
     seen: set[tuple[str, ...]] = set()
     repeated, covered = 0, 0  # characters; words up to `covered` are counted
-    for place, ngram in enumerate(_ngrams(words, num)):
+    for place in starts:
+        ngram = tuple(words[place : place + num])
         if ngram in seen:
             repeated += sum(map(len, words[max(place, covered) : place + num]))
             covered = place + num
@@ -102,5 +118,12 @@ def _chars_in_duplicates(words: list[str], num: int) -> int:
     return repeated
 
 
-def _ngrams(words: list[str], num: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[n:] for n in range(num)), strict=False))
+def _ngrams(words: list[str], num: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[n:] for n in range(num)), strict=False)
+
+
+def _ngrams_at(words: list[str], starts: Sequence[int], num: int) -> list[tuple[str, ...]]:
+    """The n-grams that begin at these words, ascending; the last starts may have none."""
+    if len(starts) == len(words):
+        return list(_ngrams(words, num))
+    return [tuple(words[at : at + num]) for at in starts if at + num <= len(words)]

@@ -104,7 +104,9 @@ def test_all_charts_are_drawn(dom: Dom) -> None:
 def test_planted_scripts_are_text(dom: Dom) -> None:
     assert dom.title == "trial: Retort report"
     assert "img" not in dom.tags
-    assert len([text for text in dom.texts if PLANTED in text]) == 5  # summary, two questions, two answers
+    assert (
+        len([text for text in dom.texts if PLANTED in text]) == 7
+    )  # summary, two questions, two answers, and both of a dropped one
 
 
 def test_escaping_alone_holds(html: str, tmp_path: Path) -> None:
@@ -131,9 +133,9 @@ def test_style_sheet_fetches_nothing(html: str) -> None:
 
 
 def test_print_opens_everything_and_fits_charts_to_paper(html: str, dom: Dom, tmp_path: Path) -> None:
-    assert dom.open.count(False) == 3  # two items and the config
+    assert dom.open.count(False) == 5  # two items, two reasons' examples and the config
     printing = dumped(POLICY.sub("", html).replace("</body>", f"{PRINTING}</body>"), tmp_path)
-    assert printing.open == [True] * 9
+    assert printing.open == [True] * 11
     assert printing.widths == {"640"}
 
 

@@ -17,11 +17,11 @@ Nats = npt.NDArray[np.float32]
 
 FENCED = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n]*\n.*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`[^`\n]+`")
-CODE = re.compile(
-    r"```|^[ \t]*(?:def |class |import |#include|for \(|public |if \(|while \(|(?:const|let|var) \w+ ?=|function \w+\("
-    r"|SELECT |</?[a-z]\w*(?: [a-z-]+=[^>\n]*)?>[ \t]*$)",
-    re.MULTILINE,
+CODE_LINE = re.compile(
+    r"def |class |import |#include|for \(|public |if \(|while \(|(?:const|let|var) \w+ ?=|function \w+\("
+    r"|SELECT |</?[a-z]\w*(?: [a-z-]+=[^>]*)?>$"
 )
+MATHS_SIGN = re.compile(r"[\\$=+×÷*/^]")  # without one of which there is no maths
 MATHS = re.compile(
     r"\\(?:frac|sqrt|sum|int|begin|cdot|times|\(|\[)|\$[^$\n]+\$|\d ?[=+×÷*/^] ?\(?-?\d|\b[^\W\d_] ?= ?-?\d"
 )
@@ -95,12 +95,13 @@ class Candidate:
     @cached_property
     def form(self) -> Literal["code", "maths", "list", "prose"]:
         """What the answer mainly is; a list or table where half of the lines, three at least, are items or rows."""
-        if CODE.search(self.text):
+        if "```" in self.text or any(map(CODE_LINE.match, self.lines)):
             return "code"
         num_items = len(LIST_ITEM.findall(self.text))
         if num_items >= MIN_LIST_ITEMS and 2 * num_items >= len(self.lines):
             return "list"
-        return "maths" if MATHS.search(self.text) else "prose"
+        is_maths = MATHS_SIGN.search(self.text) and MATHS.search(self.text)
+        return "maths" if is_maths else "prose"
 
     @property
     def asked(self) -> str:

@@ -19,8 +19,28 @@ MIN_WORD_CHARS = 3  # below, a text of letters is spelt out, or is no text
 MIN_PROMPT_WORDS = 3
 MIN_PROMPT_PROB = 0.5
 MIN_SECOND_PROB = 0.1  # a short prompt may be in its second or third likeliest language
-LOOKED_AT_CHARS = 200  # of a text: more changes next to no verdict, and costs as much again
+LOOKED_AT_CHARS = 150  # of a text: more changes next to no verdict, and costs as much again
 PIECE_CHARS = 80
+PLAINLY_ENGLISH = frozenset(
+    (
+        "the",
+        "what",
+        "how",
+        "why",
+        "with",
+        "you",
+        "your",
+        "that",
+        "this",
+        "which",
+        "should",
+        "would",
+        "from",
+        "and",
+        "explain",
+    )
+)
+MIN_PLAIN_WORDS = 2  # of those, which no other language has
 # How languages are named in prompts, by ISO 639-1 code: in English, in the language itself, in some others.
 NAMES = {
     "en": r"english|englisch\w*|anglais|inglés|ingles|inglese|inglês|engels|engelska|английск\w+|英語|英语|英文|영어",
@@ -135,6 +155,8 @@ def wrong_language(answer: Candidate, settings: Filter) -> Verdict | None:
         return (0.0, True) if _is_among(found, settings.languages) else (prob, prob < limit)
     if answer.prompt.isascii() and len(WORD.findall(answer.prompt[:LOOKED_AT_CHARS])) < MIN_PROMPT_WORDS:
         return None
+    if found == "en" and len(PLAINLY_ENGLISH.intersection(answer.prompt.lower().split())) >= MIN_PLAIN_WORDS:
+        return 0.0, True  # most corpora are: their prompts need no second look
     of_prompt = _detect_prompt(answer.prompt[:LOOKED_AT_CHARS])
     if _is_among(found, {code for code, code_prob in of_prompt if code_prob >= MIN_SECOND_PROB}):
         return 0.0, True

@@ -49,7 +49,11 @@ def repeated_ngrams(answer: Candidate, settings: Filter) -> Verdict | None:
     """Share of 10-grams of words that stand earlier in the answer: a loop (after Gopher's duplicate n-grams, A1)."""
     if settings.max_duplicate_ngram_frac is None:
         return None
-    share = measures.duplicate_ngram_frac(answer.text) if answer.repeats else 0.0
+    share = 0.0
+    if answer.repeats and answer.text.isascii():
+        share = measures.duplicate_ngram_frac_of(answer.words)
+    elif answer.repeats:  # words of scripts without spaces are characters there, not here
+        share = measures.duplicate_ngram_frac(answer.text)
     if share > settings.max_duplicate_ngram_frac:
         share = measures.duplicate_ngram_frac(SYMBOLS_ALONE.sub(" ", answer.text))
     return share, share <= settings.max_duplicate_ngram_frac or _is_asked(answer)
