@@ -1,7 +1,8 @@
 """Evaluation items that a text repeats: exact overlap of n-grams of words, without a server.
 
 A text repeats an item where a 13-gram of words stands in both (GPT-3's measure), or where half of the item's 8-grams
-stand in the text (Tülu 3's). Items of 15 to 23 words go by 5- to 7-grams, the longest of which half are left where one
+stand in the text (Tülu 3's). N-grams of more than ten items are an instruction that all share, and do not count, unless
+an item has no others. Items of 15 to 23 words go by 5- to 7-grams, the longest of which half are left where one
 word is changed; those of 5 to 7 words stand in the text as a whole; shorter ones are the whole text.
 """
 
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import EvaluationSet
-from pipeline.corpora import BadRowError, read
+from pipeline.config import Config, EvaluationSet
+from pipeline.corpora import BadRowError, read, utf8
 from pipeline.errors import UserError
 from pipeline.rundir import file_hash, folder_hash
 from pipeline.texts import words
@@ -23,6 +24,8 @@ from pipeline.texts import words
 LONG_NGRAM_WORDS, NGRAM_WORDS = 13, 8
 MIN_NGRAM_WORDS = 5
 COVERED_FRAC = 0.5
+MAX_SHARED_ITEMS = 10  # an n-gram of more items is their boilerplate, as GPT-3's authors took it
+MAX_NOTED = 5
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication by it loses no bit
 
 Hashes = npt.NDArray[np.uint64]
@@ -81,11 +84,12 @@ class EvaluationItems:
                 continue
             n = ngram_words(len(sequence))
             for length, hashes in _ngram_hashes(sequence, {n, LONG_NGRAM_WORDS}).items():
-                ngrams = np.unique(hashes)
-                gathered.setdefault(length, []).append((ngrams, number))
-                if length == n:
-                    self._num_ngrams[number] = len(ngrams)
+                gathered.setdefault(length, []).append((np.unique(hashes), number))
         self._indexes = {length: _Index(parts) for length, parts in sorted(gathered.items())}
+        for length, index in self._indexes.items():
+            if length != LONG_NGRAM_WORDS:
+                for number, num in index.num_ngrams().items():
+                    self._num_ngrams[number] = num
 
     def __len__(self) -> int:
         return len(self._items)
@@ -118,8 +122,18 @@ class _Index:
     def __init__(self, parts: list[tuple[Hashes, int]]) -> None:
         hashes = np.concatenate([ngrams for ngrams, _ in parts])
         numbers = np.repeat(np.array([number for _, number in parts], np.int32), [len(ngrams) for ngrams, _ in parts])
+        _, inverse, num_items = np.unique(hashes, return_inverse=True, return_counts=True)
+        is_own = num_items[inverse] <= MAX_SHARED_ITEMS
+        has_own = np.bincount(numbers, weights=is_own)[numbers] > 0
+        counts = is_own | ~has_own
+        hashes, numbers = hashes[counts], numbers[counts]
         order = np.argsort(hashes, kind="stable")
         self._hashes, self._numbers = hashes[order], numbers[order]
+
+    def num_ngrams(self) -> dict[int, int]:
+        """Of each item, how many of its n-grams count."""
+        numbers, counts = np.unique(self._numbers, return_counts=True)
+        return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
 
     def counts(self, ngrams: Hashes) -> Counter[int]:
         """Of each item that has any of these n-grams, how many it has."""
@@ -130,6 +144,20 @@ class _Index:
             low, high = np.searchsorted(self._hashes, ngram), np.searchsorted(self._hashes, ngram, "right")
             counts.update(self._numbers[low:high].tolist())
         return counts
+
+
+def sets_of(config: Config) -> tuple[EvaluationSet, ...]:
+    """The sets that prompts are held against: `prepare.decontaminate`, and the run's own chat set; none where empty."""
+    given, own = config.prepare.decontaminate, config.evaluate.chat_set
+    if not given or own is None or any(each.path == own for each in given):
+        return given
+    return (*given, EvaluationSet(path=own))
+
+
+def rows(hits: list[Hit]) -> Iterator[dict[str, Any]]:
+    """A report's lines of a text's hits: the first few, each with the number of all."""
+    for hit in hits[:MAX_NOTED]:
+        yield {**hit.row(), "num_items": len(hits)}
 
 
 def load(sets: Iterable[EvaluationSet]) -> EvaluationItems:
@@ -154,7 +182,7 @@ def _items(source: EvaluationSet) -> Iterator[Item]:
     for place, row in read(source):
         if isinstance(row, BadRowError):
             raise UserError(f"{place}: {row} (decontaminate)")
-        texts = [text for column in source.columns for text in _texts(row.get(column))]
+        texts = [utf8(text) for column in source.columns for text in _texts(row.get(column))]
         if not texts:
             raise UserError(
                 f"{place}: no text in any of the columns {', '.join(source.columns)} (the row has:"

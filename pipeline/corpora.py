@@ -19,6 +19,11 @@ class BadRowError(Exception):
     """A row that can't be used: what is wrong with it, without its place."""
 
 
+def utf8(text: str) -> str:
+    """A text that can be written: of half a surrogate pair, as JSON may have it, a question mark is left."""
+    return text.encode(errors="replace").decode()
+
+
 def read(source: Source | EvaluationSet) -> Iterator[tuple[str, Row | BadRowError]]:
     """`(place, row)` for each row of a source; a line that can't be parsed comes as its BadRowError.
 

@@ -253,6 +253,17 @@ TABLE: tuple[Terms, ...] = (
     ),
 )
 UNKNOWN = ("other", "unknown")  # what cards write where they name none
+SEVERITY: tuple[Verdict, ...] = ("free", "duties", "own_family", "non_commercial", "forbidden")
+SUFFIX = re.compile(r"-(?:community-)?licen[sc]e(?:-agreement)?$|-community$|-agreement$")
+CREATIVE_COMMONS = re.compile(r"creativecommons\.org/licenses/(by[a-z-]*)/([0-9.]+)")
+FAMILIES = (  # versions and ports that the table does not list one by one
+    (re.compile(r"cc-by-nc"), "cc-by-nc"),
+    (re.compile(r"cc-by-(?:nc-)?nd"), "cc-by-nd-4.0"),
+    (re.compile(r"cc-by-sa"), "cc-by-sa-4.0"),
+    (re.compile(r"cc-by-[0-9]|cc-by$"), "cc-by-4.0"),
+    (re.compile(r"cc0|.*publicdomain/zero"), "cc0-1.0"),
+    (re.compile(r".*openrail"), "openrail"),
+)
 
 
 class Found(NamedTuple):
@@ -263,12 +274,26 @@ class Found(NamedTuple):
 
 
 def terms_of(licence: str | None) -> Terms | None:
-    """The table's entry for a licence as a card names it; None where the table has none."""
+    """The table's entry for a licence as a card names it; None where the table has none.
+
+    Of several joined by AND, as SPDX does it, the one that restricts most; None where one of them is not known.
+    """
     if licence is None:
         return None
-    key = re.sub(r"[\s_]+", "-", licence.strip().lower()).removesuffix("-license").removesuffix("-licence")
-    key = {"apache-license-2.0": "apache-2.0", "apache-2.0-license": "apache-2.0", "apache": "apache-2.0"}.get(key, key)
-    return next((entry for entry in TABLE if key in entry.ids or licence.strip().lower() in entry.ids), None)
+    entries = [_entry(part) for part in re.split(r"\s+AND\s+", licence.strip())]
+    if None in entries:
+        return None
+    return max((entry for entry in entries if entry), key=lambda entry: SEVERITY.index(entry.verdict))
+
+
+def _entry(name: str) -> Terms | None:
+    key = re.sub(r"[\s_]+", "-", name.strip().strip("()").lower())
+    if match := CREATIVE_COMMONS.search(key):
+        key = f"cc-{match[1]}-{match[2]}"
+    short = SUFFIX.sub("", key)
+    short = {"apache-license-2.0": "apache-2.0", "apache": "apache-2.0"}.get(short, short)
+    family = next((known for pattern, known in FAMILIES if pattern.match(key)), None)
+    return next((entry for sought in (key, short, family) for entry in TABLE if sought in entry.ids), None)
 
 
 def combined(names: Iterable[str | None]) -> str | None:
@@ -278,12 +303,18 @@ def combined(names: Iterable[str | None]) -> str | None:
 
 
 def of_model(folder: Path, name: str, configured: str | None) -> Found:
-    """A model's licence: as configured, else by its card's front matter, else by its LICENSE file's first lines."""
+    """A model's licence: as configured, else by its card's front matter, else by its LICENSE file's first lines.
+
+    A card that says no more than `other` gives way to the file.
+    """
     if configured is not None:
         return Found(configured, "teacher.licence")
     if name == models.DEMO:
         return Found(models.DEMO_LICENCE, f"the card of {models.DEMO_HUB_ID}")
-    return _by_card(folder / "README.md") or _by_text(folder) or Found(None, "nothing in its folder")
+    card = _by_card(folder / "README.md")
+    if card is not None and card.licence not in UNKNOWN:
+        return card
+    return _by_text(folder) or card or Found(None, "nothing in its folder")
 
 
 def check(config: Config, teacher: models.Model) -> Found:
@@ -308,11 +339,14 @@ def check_source(name: str, licence: str | None, policy: str) -> None:
 def check_run(config: Config, run_dir: RunDir) -> None:
     """The same of all that a run was prepared with, where the policy was another then. Raises UserError likewise."""
     told = run_dir.manifest("prepare").get("licences")
-    if told is not None:
-        licence = config.teacher.licence or told["teacher"]["licence"]
-        _refuse(_of_teacher(config, licence), config.licence_policy)
-        for source in told["sources"]:
-            check_source(source["source"], source["licence"], config.licence_policy)
+    if told is None:  # an earlier version prepared it
+        found = of_model(models.teacher_of(run_dir).path, config.teacher.model, config.teacher.licence)
+        _refuse(_of_teacher(config, found.licence), config.licence_policy)
+        return
+    licence = config.teacher.licence or told["teacher"]["licence"]
+    _refuse(_of_teacher(config, licence), config.licence_policy)
+    for source in told["sources"]:
+        check_source(source["source"], source["licence"], config.licence_policy)
 
 
 def tell(config: Config, teacher: Found, sources: Iterable[tuple[str, str | None]]) -> None:
@@ -376,14 +410,14 @@ def _by_card(path: Path) -> Found | None:
     except (ValueError, OSError, yaml.YAMLError):
         return None
     named, name = data.get("license"), data.get("license_name")
-    named = named[0] if isinstance(named, list) and named else named
+    named = combined(map(str, named)) if isinstance(named, list) and named else named
     licence = name if isinstance(name, str) and named in (None, *UNKNOWN) else named
     return Found(licence, "its model card") if isinstance(licence, str) else None
 
 
 def _by_text(folder: Path) -> Found | None:
     """The licence whose heading stands near the beginning of a LICENSE file."""
-    for path in sorted([*folder.glob("LICEN[SC]E*"), *folder.glob("licen[sc]e*")]):
+    for path in sorted(filter(Path.is_file, [*folder.glob("LICEN[SC]E*"), *folder.glob("licen[sc]e*")])):
         text = path.read_text(encoding="utf-8", errors="replace")[:3000]
         for entry in sorted(TABLE, key=lambda entry: -len(entry.heading)):
             if entry.heading and re.search(entry.heading, text, re.IGNORECASE):

@@ -41,11 +41,18 @@ def find(text: str, settings: Privacy) -> list[Span]:
 
 
 def redact(value: Any, settings: Privacy, counts: Counter[str]) -> Any:
-    """A message, or whatever JSON holds, each find replaced by its kind, such as <EMAIL>; `counts` says how many."""
+    """A message, or whatever JSON holds, each find replaced by its kind, such as <EMAIL>; `counts` says how many.
+
+    A number that is one becomes the placeholder's text.
+    """
     if isinstance(value, dict):
-        return {key: redact(inner, settings, counts) for key, inner in value.items()}
+        return {redact(key, settings, counts): redact(inner, settings, counts) for key, inner in value.items()}
     if isinstance(value, list):
         return [redact(inner, settings, counts) for inner in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        written = str(value)
+        without = redact(written, settings, counts)
+        return value if without == written else without
     if not isinstance(value, str):
         return value
     spans = find(value, settings)
@@ -60,21 +67,31 @@ def replaced(text: str, spans: list[Span]) -> str:
     return text
 
 
+def placeholders(text: str) -> dict[str, int]:
+    """How many placeholders of each kind stand in a text; kinds without any are left out."""
+    counts = {kind: text.count(f"<{kind.upper()}>") for kind in PII_KINDS}
+    return {kind: num for kind, num in counts.items() if num}
+
+
 def masked_tokens(row: Row, tokenizer: Any, settings: Privacy) -> list[Span]:
     """The tokens of a response, reasoning included, that hold any part of what is found in it; in order, none twice.
 
     `row` has text, reasoning and token_ids, as in records.RESPONSES. Token ids stay as the teacher produced them: what
     they cover is told from decoding their beginnings.
     """
-    told = [*find(row["text"], settings), *find(row["reasoning"] or "", settings)]
+    parts = (row["text"], row["reasoning"] or "")
+    told = {(part[span.start : span.end], span.kind) for part in parts for span in find(part, settings)}
     if not told:
         return []
     token_ids = row["token_ids"]
     text = _decoded(tokenizer, token_ids)
     spans = find(text, settings)
-    if not spans:  # seen in the text, and not with the special tokens in it: rather too much than too little
-        return [Span(0, len(token_ids), told[0].kind)]
-    return _apart([Span(*_tokens_of(tokenizer, token_ids, text, span), span.kind) for span in spans])
+    for literal, kind in told:  # special tokens beside it may hide what is seen without them
+        places = [match.start() for match in re.finditer(re.escape(literal), text)]
+        if not places:  # rather too much than too little
+            return [Span(0, len(token_ids), kind)]
+        spans += [Span(place, place + len(literal), kind) for place in places]
+    return _apart([Span(*_tokens_of(tokenizer, token_ids, text, span), span.kind) for span in _apart(sorted(spans))])
 
 
 def decide(rows: list[Row], decisions: list[Row], settings: Privacy, tokenizer: Any) -> None:
@@ -139,9 +156,10 @@ SPACE = " \u00a0\u202f"  # also those that don't break a line
 LETTER = r"A-Za-z0-9\u00c0-\u024f"  # Latin ones: what stands before without a space, in Chinese say, is not taken in
 EMAIL = re.compile(
     rf"(?<![{LETTER}_.+%-])[{LETTER}_][{LETTER}_.+%'-]{{0,63}}(?:@|\s?[\[({{]\s?at\s?[\])}}]\s?)"
-    rf"(?:[{LETTER}][{LETTER}-]{{0,61}}(?:\.|\s?[\[({{]\s?dot\s?[\])}}]\s?)){{1,8}}[A-Za-z]{{2,24}}(?![{LETTER}_(\[])",
+    rf"(?:[{LETTER}][{LETTER}-]{{0,61}}(?:\.|\s?[\[({{]\s?dot\s?[\])}}]\s?)){{1,8}}([A-Za-z]{{2,24}})(?![{LETTER}])",
     re.IGNORECASE,
 )
+COMMON_END = re.compile("[a-z]{2}|com|org|net|edu|gov|mil|info|biz|dev|app|xyz|online|cloud|email", re.IGNORECASE)
 NOBODYS_DOMAIN = re.compile(
     r"(?:^|\.)(?:example\.(?:com|org|net|edu)|example|test|invalid|localhost|local|internal|lan)$", re.IGNORECASE
 )
@@ -154,7 +172,10 @@ def emails(text: str, settings: Privacy) -> Places:
     for match in EMAIL.finditer(text):
         local, _, domain = match[0].partition("@")
         is_remote = local == "git" and text[match.end() : match.end() + 1] in (":", "/")  # git@github.com:owner/name
-        if not is_remote and not NOBODYS_DOMAIN.search(domain):
+        is_call = text[match.end() : match.end() + 1] in ("(", "[") and not COMMON_END.fullmatch(
+            match[1]
+        )  # a @ b.dot(c)
+        if not is_remote and not is_call and not NOBODYS_DOMAIN.search(domain):
             yield match.span()
 
 
@@ -246,11 +267,11 @@ def ibans(text: str, settings: Privacy) -> Places:
 
 
 DOTTED = re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]")
-IPV4 = re.compile(r"(?<![\w.-])(?<!\w/)(?<![=<>!~]=)[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![\w-]|\.\w)", re.ASCII)
+IPV4 = re.compile(r"(?<![^\W_]|[.-])(?<!\w/)(?<![=<>!~]=)[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![^\W_]|-|\.\w)", re.ASCII)
 IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}:[0-9A-Fa-f:.]{2,40}(?!\w)", re.ASCII)
 VERSION = re.compile(
     r"(?:\b(?:versions?|ver|v|releases?|build|firmware|software|driver|kernel|update|revision|rev|section|chapter|clause"
-    r"|paragraph|figure|table|rule|article|oid|tag)\b|§)\.?(?:\s|number|no\.|from|to|and|or|is|was|in|at|[0-9.]+|[,:=(\"'`])*$",
+    r"|paragraph|figure|table|rule|article|oid|tag)\b|§)\.?(?:\s|number|no\.|from|to|and|or|is|was|in|at|[0-9.]|[,:=(\"'`])*$",
     re.IGNORECASE,
 )
 GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
@@ -309,12 +330,15 @@ SECRETS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("pypi-", r"(?<!\w)pypi-[\w-]{50,}"),
         ("SG.", r"(?<!\w)SG\.[\w-]{20,24}\.[\w-]{40,46}"),  # SendGrid
         (":AA", r"(?<!\w)[0-9]{8,10}:AA[\w-]{32,34}(?![\w-])"),  # Telegram
-        ("://", r"[a-z][a-z0-9+.-]*://([^\s:/@<>{}$]+:[^\s/@<>{}$]+)@"),  # name and password in a URL
+        (
+            "://",
+            r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}://([^\s:/@<>{}$]+:[^\s/@<>{}$]+)@",
+        ),  # name and password in a URL
     )
 )
 ASSIGNED = re.compile(
     r"(?:api[_-]?key|access[_-]?key|secret[_-]?key|client[_-]?secret|secret|auth[_-]?token|access[_-]?token|token"
-    r"|passwo?r?d|pwd|bearer)[\w-]*[\"'`]?(?:\s*(?:=>|[:=])\s*|\s+)[\"'`]?([A-Za-z0-9+/_\-.~]{15,}[A-Za-z0-9+/_\-~]={0,2})(?![\w(\[{<])",
+    r"|passwo?r?d|pwd|bearer)[\w-]{0,40}[\"'`]?(?:\s*(?:=>|[:=])\s*|\s+)[\"'`]?([A-Za-z0-9+/_\-.~]{15,}[A-Za-z0-9+/_\-~]={0,2})(?![\w(\[{])",
     re.IGNORECASE,
 )
 ASSIGNS = ("key", "secret", "token", "passw", "pwd", "bearer")

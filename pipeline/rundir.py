@@ -36,7 +36,7 @@ Fresh = Literal["no", "changed", "always"]
 SECTIONS = {  # of the config, that a stage is made with; others: their own
     "prepare": ("teacher", "prepare", "privacy", "safety", "licence_policy"),
     "generate": ("teacher", "generate"),
-    "filter": ("filter", "privacy", "safety"),
+    "filter": ("filter", "privacy.answers", "safety.max_answer_score"),
     "train": ("student", "train"),
 }
 
@@ -225,6 +225,8 @@ class RunDir:
             raise UserError(f"{path}: damaged; delete it, and it is written anew") from None
         keys = (*SECTIONS.get(stage, (stage,)), "name", "runs_dir")  # of a run that was copied, the copy's
         merged = {key: new[key] if key in keys or key not in old else old[key] for key in new}
+        for section, _, name in (key.partition(".") for key in keys if "." in key):
+            merged[section] = {**merged[section], name: new[section][name]}
         header = f"# Written by retort: the settings that {self.path.name} was run with.\n"
         write_text(path, header + config_module.dump_plain(merged))
 

@@ -58,7 +58,7 @@ class Labeller:
 
     def _of_words(self, exchange: Exchange) -> Labels:
         lists = ("prompts", "both") if exchange.answer is None else ("both",)
-        text = exchange.judged.lower()
+        text = " ".join(exchange.judged.lower().split())
         return {
             f"words:{category}": 1.0
             for name in lists

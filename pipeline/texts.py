@@ -10,6 +10,7 @@ _MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u0670\u0900-\u0dff"  # of letters, w
 # What tells 3 + 4 from 3 * 4, C from C++ and a laugh from tears is no mere punctuation.
 _SIGNS = r"[-+*/^%](?=\s?(?:\d|[^\W\d_]{1,2}\b))|[=<>≤≥≠±×÷√∑∫∂∞$€£¥]|(?<=\w)[+#]+|[\u2600-\u27bf\U0001f000-\U0001faff]"
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:[^\W{_UNSPACED}]+|[{_MARKS}])+|{_SIGNS}")
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _APOSTROPHE = re.compile(r"(?<=\w)['’ʼ](?=\w)")
 _FENCED = re.compile(r"```.*?(```|\Z)", re.DOTALL)
 
@@ -17,10 +18,11 @@ _FENCED = re.compile(r"```.*?(```|\Z)", re.DOTALL)
 def words(text: str) -> list[str]:
     """The words of a text, in Unicode's compatible form (NFKC) and folded case, without punctuation.
 
-    Of scripts that set no spaces each character is a word; signs of arithmetic and emoji are words too. Of a text
-    without words, what stands between its spaces.
+    Of scripts that set no spaces each character is a word; signs of arithmetic and emoji are words too. Characters that
+    nobody sees part no word, underscores do. Of a text without words, what stands between its spaces.
     """
-    folded = _APOSTROPHE.sub("", unicodedata.normalize("NFKC", text).casefold())
+    seen = text if text.isascii() else _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    folded = _APOSTROPHE.sub("", seen.casefold().replace("_", " "))
     return _WORD.findall(folded) or folded.split()
 
 

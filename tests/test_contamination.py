@@ -10,8 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 from planted import ITEMS, SEEDS, change_a_word, change_case, change_punctuation, prose
 
-from pipeline.config import EvaluationSet
-from pipeline.contamination import EvaluationItems, Hit, Item, content_hashes, load, ngram_words
+from pipeline.config import EvaluationSet, validate
+from pipeline.contamination import (
+    MAX_NOTED,
+    EvaluationItems,
+    Hit,
+    Item,
+    content_hashes,
+    load,
+    ngram_words,
+    rows,
+    sets_of,
+)
 from pipeline.errors import UserError
 from pipeline.texts import words
 
@@ -225,3 +235,43 @@ def test_the_hashes_are_of_files_and_local_folders(tmp_path: Path) -> None:
 
 def test_a_planted_word_is_changed() -> None:
     assert change_a_word(random.Random(0), "one two three").split().count("otherwise") == 1
+
+
+# --- what is no item's own, and what nobody sees
+
+
+def test_an_instruction_that_many_items_share_contaminates_nothing() -> None:
+    shared = "Read the passage below with care and answer the question after it with one word of the passage alone."
+    held = items(*(f"{shared} {numbered(16).replace('word', f'item{n}x')}" for n in range(40)))
+    assert hits(held, f"{shared} Who lit the lamp at Skerry Point?") == []
+    assert [hit.item.place for hit in hits(held, f"Why {numbered(16).replace('word', 'item7x')}")] == ["eval:7"]
+
+
+def test_an_item_that_is_shared_as_a_whole_is_held_all_the_same() -> None:
+    held = items(*[numbered(20)] * 30)
+    found = hits(held, numbered(20))
+    assert len(found) == 30
+    lines = list(rows(found))
+    assert len(lines) == MAX_NOTED
+    assert {line["num_items"] for line in lines} == {30}
+
+
+@pytest.mark.parametrize("mark", ["\u200b", "\u00ad", "\u2060", "\ufeff"])
+def test_characters_that_nobody_sees_and_underscores_hide_no_item(mark: str) -> None:
+    item = numbered(20)
+    assert rules(item, item.replace("word3", f"wo{mark}rd3").replace("word9", f"{mark}word9")) == rules(item, item)
+    assert rules(item, item.replace("word5", "_word5_")) == rules(item, item)
+
+
+def test_half_a_surrogate_pair_in_an_item_can_be_written_down(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": f"\ud83d {numbered(20)}"}) + "\n")
+    [hit] = hits(load([EvaluationSet(path=str(tmp_path / "a.jsonl"))]), numbered(20))
+    assert json.dumps(hit.row(), ensure_ascii=False).encode()
+
+
+def test_a_runs_own_chat_set_is_held_against_its_prompts_too() -> None:
+    own = validate({"name": "a", "evaluate": {"chat_set": "mine.jsonl"}}, "test")
+    assert [each.path for each in sets_of(own)] == ["prompts/chat_eval.jsonl", "mine.jsonl"]
+    assert sets_of(validate({"name": "a"}, "test")) == own.prepare.decontaminate
+    without = {"name": "a", "prepare": {"decontaminate": []}, "evaluate": {"chat_set": "mine.jsonl"}}
+    assert sets_of(validate(without, "test")) == ()

@@ -161,3 +161,40 @@ def test_a_source_is_held_to_the_same(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     with pytest.raises(UserError, match=r"source c\.csv"):
         check(given, models.Model("demo", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("written", "verdict"),
+    [
+        ("cc-by-nc-sa-2.0", "non_commercial"),
+        ("cc-by-nc-nd-3.0", "non_commercial"),
+        ("https://creativecommons.org/licenses/by-nc/4.0/", "non_commercial"),
+        ("cc-by-nc-4.0 AND mit", "non_commercial"),
+        ("mit AND apache-2.0", "free"),
+        ("tongyi-qianwen-license-agreement", "own_family"),
+        ("Llama 2 Community License", "own_family"),
+        ("creativeml-openrail-m", "duties"),
+        ("cc-by-sa-2.5", "duties"),
+    ],
+)
+def test_other_ways_to_name_a_licence(written: str, verdict: str) -> None:
+    entry = terms_of(written)
+    assert entry is not None
+    assert entry.verdict == verdict
+
+
+def test_of_several_one_that_is_not_known_leaves_all_unknown() -> None:
+    assert terms_of("mit AND somebody's own") is None
+
+
+def test_a_card_that_says_other_gives_way_to_the_text_and_a_folder_is_none(tmp_path: Path) -> None:
+    (tmp_path / "LICENSES").mkdir()
+    (tmp_path / "README.md").write_text("---\nlicense: other\n---\n")
+    assert of_model(tmp_path, "x", None).licence == "other"
+    (tmp_path / "LICENSE.txt").write_text("LLAMA 2 COMMUNITY LICENSE AGREEMENT\n")
+    assert of_model(tmp_path, "x", None).licence == "llama2"
+
+
+def test_a_card_with_several_licences_has_them_all(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: [apache-2.0, cc-by-nc-4.0]\n---\n")
+    assert of_model(tmp_path, "x", None).licence == "apache-2.0 AND cc-by-nc-4.0"

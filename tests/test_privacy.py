@@ -246,3 +246,59 @@ def test_decisions_are_given_spans_or_a_reason(byte: Any) -> None:
     assert (dropped["kept"], dropped["reasons"], plain["kept"]) == (False, ["pii"], True)
     assert [d["masked_spans"] for d in decided(answers="off")] == [[], []]
     assert [d["scores"] for d in decided(answers="off")] == [[], []]
+
+
+KEY = "Zk3x9Qv7Lm2Tp8Rw4Ys6"
+
+
+@pytest.mark.parametrize("after", ["<|im_end|>", "</think>", ""])
+def test_a_secret_that_a_special_token_follows_is_masked_beside_another_find(byte: Any, after: str) -> None:
+    written = f"Write to anna.k@posteo.de and use api_key={KEY}"
+    row = response(byte, f"{written}{after}") | {"text": written}
+    spans = masked_tokens(row, byte, ALL)
+    assert {span.kind for span in spans} == {"email", "secret"}
+    left = [token for n, token in enumerate(row["token_ids"]) if not any(s.start <= n < s.end for s in spans)]
+    assert KEY not in byte.decode(left)
+    assert "posteo" not in byte.decode(left)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (f"token={KEY}<br>", "secret"),
+        (f"<key>api_key={KEY}</key>", "secret"),
+        ("Ask _john@posteo.de_ first.", "email"),
+        ("Ask john@posteo.de[1] first.", "email"),
+        ("Ask john@posteo.de(work) first.", "email"),
+        ("It came from _84.23.11.5_ at night.", "ip"),
+    ],
+)
+def test_marks_beside_an_item_do_not_hide_it(text: str, kind: str) -> None:
+    assert [span.kind for span in find(text, ALL)] == [kind]
+
+
+@pytest.mark.parametrize("text", ["y = a@b.dot(c)", "loss = x@weights.reshape(3)", "z = left@right.values[0]"])
+def test_a_product_of_matrices_is_no_address(text: str) -> None:
+    assert find(text, ALL) == []
+
+
+def test_numbers_and_keys_of_a_call_are_looked_at() -> None:
+    counts: Counter[str] = Counter()
+    call = {"card": 4111111111111111, "anna.k@posteo.de": True, "n": 3, "share": 0.5}
+    assert redact(call, ALL, counts) == {"card": "<CARD>", "<EMAIL>": True, "n": 3, "share": 0.5}
+    assert counts == {"card": 1, "email": 1}
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rule " + "1" * 33 + " # 93.184.216.34",
+        "rule 203.0.113.5 198.51.100.17 => 93.184.216.34 " * 200,
+        "0123456789abcdef" * 6000 + " https://posteo.de",
+        "token" * 20_000,
+        "key=" * 20_000,
+    ],
+)
+def test_no_text_takes_long(text: str) -> None:
+    find(text, ALL)

@@ -69,9 +69,9 @@ def personal_section(run_dir: RunDir, handed_on: str = "") -> str:
         done = screening["privacy"][what]
         num, kinds = screening[what]["personal"], ", ".join(f"{k} {n}" for k, n in screening["personal"].items())
         found = f"found in {num} ({kinds}); {how[done]}" if num else how["off"] if done == "off" else "found in none"
+        if dropped := screening[what].get("dropped_personal"):
+            found = f"found in {dropped}, which were left out"
         lines.append(f"- {what.capitalize()}: {found}")
-        if screening[what].get("dropped_personal"):
-            lines.append(f"- {screening[what]['dropped_personal']} prompts were left out for it")
     sought = ", ".join((answers or prompts or {"privacy": {"kinds": []}})["privacy"]["kinds"])
     return f"""## Personal data
 

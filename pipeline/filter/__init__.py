@@ -84,7 +84,9 @@ class Tally:
         self.counts["kept_train"] += num if split == "train" else 0
 
     def waterfall(self) -> list[Row]:
-        return [{"reason": name, "dropped": self.first[name], "alone": self.alone[name]} for name in REASONS]
+        """What each reason dropped, and would have dropped alone; None: of what others keep is all that is known."""
+        alone = {name: None if name in comparison.AMONG_KEPT else self.alone[name] for name in REASONS}
+        return [{"reason": name, "dropped": self.first[name], "alone": alone[name]} for name in REASONS]
 
 
 def run(config: Config, run_dir: RunDir) -> None:
@@ -179,7 +181,7 @@ def _decide(row: Row, answer: Candidate, settings: Filter, seen: dict[bytes, boo
 
 def _select(stage: Stage, tally: Tally, selector: Selector, files: list[Path]) -> None:
     """Drop what selection has no need of; refusals among it are marked no more."""
-    if not selector.is_on:
+    if not selector.is_on or not tally.counts["kept_train"]:
         return
     selected, dropped = selector.decisions(), set[str]()
     for path in files:

@@ -1,14 +1,16 @@
 """What an answer is held against beyond its own text: evaluation items, and the answers that were kept before it."""
 
+from collections import Counter
 from typing import Any
 
-from pipeline import contamination, duplicates
+from pipeline import contamination, duplicates, privacy
 from pipeline.config import Config, EvaluationSet
 from pipeline.filter.rules import Verdict
 from pipeline.rundir import RunDir, Stage
 from pipeline.texts import prompt_text, words
 
 REASONS = ("contaminated", "near_duplicate")
+AMONG_KEPT = ("near_duplicate",)  # answers that all else kept are compared, and no others
 CONTAMINATION, NEAR_DUPLICATES = "contamination.jsonl", "near_duplicates.jsonl"
 
 
@@ -38,7 +40,7 @@ class Comparison:
     """
 
     def __init__(self, config: Config, run_dir: RunDir, stage: Stage) -> None:
-        self._stage = stage
+        self._stage, self._privacy = stage, config.privacy
         self._items = contamination.load([*prepared_sets(config, run_dir), *config.filter.decontaminate])
         threshold = config.filter.near_duplicates
         self._kept = None if threshold is None else duplicates.NearDuplicates(threshold)
@@ -75,9 +77,14 @@ class Comparison:
 
     def _contaminated(self, response_id: str, parts: dict[str, tuple[str, list[str]]]) -> Verdict:
         found = [(part, text, hit) for part, (text, each) in parts.items() for hit in self._items.hits(each)]
-        for part, text, hit in found:
-            self._stage.note(CONTAMINATION, {"response_id": response_id, "part": part, "text": text, **hit.row()})
+        for part, text in {part: text for part, text, _ in found}.items():
+            told = {"response_id": response_id, "part": part, "text": self._without_personal(text)}
+            for row in contamination.rows([hit for of, _, hit in found if of == part]):
+                self._stage.note(CONTAMINATION, {**told, **row})
         return max((hit.covered_frac for _, _, hit in found), default=0.0), not found
+
+    def _without_personal(self, text: str) -> str:
+        return text if self._privacy.answers == "off" else privacy.redact(text, self._privacy, Counter())
 
     def _near_duplicate(self, response_id: str, sketch: duplicates.Sketch, kept: duplicates.NearDuplicates) -> Verdict:
         twins = [twin for twin in kept.twins(sketch) if twin.is_duplicate]

@@ -54,7 +54,7 @@ class _Prompts:
 
     def __init__(self, config: Config, stage: Stage, renderer: Renderer) -> None:
         self._config, self._stage, self._renderer = config, stage, renderer
-        self._others = Comparison(config.prepare, stage)
+        self._others = Comparison(config, stage)
         self.screened = screening.Screening(config)
         self.shards = _Shards(stage, config.prepare.shard_prompts)
         self.counts: Counter[str] = Counter(
@@ -65,7 +65,7 @@ class _Prompts:
         """Take those of the sources: the rows, as they are taken. Raises UserError where there is none."""
         seen: set[str] = set()
         held_out_frac, max_prompts = self._config.prepare.held_out_frac, self._config.prepare.max_prompts
-        for asked in self.screened.of(self._asked()):
+        for asked in self.screened.of(self._asked(), lambda: max_prompts and max_prompts - len(seen)):
             identifier = asked.identifier()
             if identifier in seen:
                 self.counts["duplicates"] += 1
@@ -176,7 +176,8 @@ def _fingerprint(config: Config, teacher: models.Model, tokenizer: Any, context:
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file (prepare.sources); paths are from where you stand")
-    decontaminate = contamination.content_hashes(config.prepare.decontaminate, "prepare.decontaminate")
+    prepare["decontaminate"] = [each.model_dump(mode="json") for each in contamination.sets_of(config)]
+    decontaminate = contamination.content_hashes(contamination.sets_of(config), "prepare.decontaminate")
     folders = [s.dataset for s in config.prepare.sources if s.dataset and Path(s.dataset).is_dir()]
     return {
         **{f"prepare.{key}": value for key, value in prepare.items()},

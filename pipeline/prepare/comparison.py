@@ -3,7 +3,7 @@
 import json
 
 from pipeline import contamination, duplicates
-from pipeline.config import Prepare
+from pipeline.config import Config
 from pipeline.duplicates import Sketch, Twin
 from pipeline.prepare.conversations import Asked
 from pipeline.rundir import Stage
@@ -20,12 +20,12 @@ class Comparison:
     and one whose answer is to be scored to have nearly the same answer. The lists of what was left out name the twins.
     """
 
-    def __init__(self, settings: Prepare, stage: Stage) -> None:
+    def __init__(self, config: Config, stage: Stage) -> None:
         self._stage = stage
-        self._items = contamination.load(settings.decontaminate)
+        self._items = contamination.load(contamination.sets_of(config))
+        threshold = config.prepare.near_duplicates
         self._prompts, self._answered = (
-            None if settings.near_duplicates is None else duplicates.NearDuplicates(settings.near_duplicates)
-            for _ in range(2)
+            None if threshold is None else duplicates.NearDuplicates(threshold) for _ in range(2)
         )
         self._taken: list[tuple[str, bool]] = []  # prompt_id, and whether it is held out, by row of the indexes
         for name in (CONTAMINATION, NEAR_DUPLICATES):  # of a stage that stopped, or lost a file, and is done again
@@ -37,8 +37,8 @@ class Comparison:
         noted = {"prompt_id": prompt_id, "source": asked.place, "text": prompt}
         prompt_words = words(prompt)
         if hits := self._items.hits(prompt_words):
-            for hit in hits:
-                self._stage.note(CONTAMINATION, {**noted, **hit.row()})
+            for row in contamination.rows(hits):
+                self._stage.note(CONTAMINATION, {**noted, **row})
             return "contaminated"
         tools = json.dumps(asked.tools, ensure_ascii=False)
         alone, scored = duplicates.sketch(prompt_words, words(ask(asked.messages)), tools), None

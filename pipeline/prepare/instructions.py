@@ -87,8 +87,13 @@ class Plan:
         for seed in pool.seeds:
             self._by_category.setdefault(seed.category, []).append(seed)
         is_used = "documents" in methods
-        self._passages = passages.read(settings.documents, config.prepare.bad_rows, config.privacy) if is_used else []
+        self._passages = self._read(config) if is_used else []
         self._orders: dict[str, tuple[int, list[int]]] = {}
+
+    @staticmethod
+    def _read(config: Config) -> list[Passage]:
+        settings = config.prepare
+        return passages.read(settings.synthesis.documents, settings.bad_rows, config.privacy, config.licence_policy)
 
     def templates(self) -> Row:
         """File, hash and text of each template, by name."""

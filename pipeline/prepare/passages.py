@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import corpora, privacy
+from pipeline import corpora, licences, privacy
 from pipeline.config import Privacy, Source
 from pipeline.corpora import BadRowError
 from pipeline.errors import UserError
@@ -29,8 +29,10 @@ class Passage:
     redacted: dict[str, int] = field(default_factory=dict)  # personal data taken out: how many of each kind
 
 
-def read(documents: tuple[Source, ...], bad_rows: str, settings: Privacy) -> list[Passage]:
+def read(documents: tuple[Source, ...], bad_rows: str, settings: Privacy, licence_policy: str) -> list[Passage]:
     """All passages, in the order of the documents, without personal data as `settings.prompts` has it.
+
+    Raises UserError where `licence_policy` refuses a document's licence.
 
     Raises UserError for a row without text unless `bad_rows` is skip, for a file that is not there or no UTF-8, and
     where no passage is long enough.
@@ -45,13 +47,14 @@ def read(documents: tuple[Source, ...], bad_rows: str, settings: Privacy) -> lis
                         " prepare.bad_rows=skip goes on without such rows)"
                     )
                 continue
+            origin = source.path or source.dataset or ""
+            licences.check_source(origin, licence, licence_policy)
+            if settings.prompts != "off":  # before it is cut: a key may have a blank line
+                text = privacy.redact(text, settings, Counter())
             for number, passage in enumerate(cut(text), 1):
-                personal: Counter[str] = Counter()
-                if settings.prompts != "off":
-                    passage = privacy.redact(passage, settings, personal)
+                personal = privacy.placeholders(passage) if settings.prompts != "off" else {}
                 if not personal or settings.prompts == "redact":
-                    origin = source.path or source.dataset or ""
-                    found.append(Passage(f"{place}, passage {number}", passage, origin, licence, dict(personal)))
+                    found.append(Passage(f"{place}, passage {number}", passage, origin, licence, personal))
     if not found:
         raise UserError(f"prepare.synthesis.documents: they hold no passage of at least {MIN_WORDS} words")
     return found
@@ -99,4 +102,4 @@ def _texts(source: Source) -> Iterator[tuple[str, str | None, str | None]]:
             continue
         text = row.get(source.prompt)
         is_text = isinstance(text, str) and text.strip()
-        yield place, text if is_text else None, sources.licence_of(row, source)
+        yield place, corpora.utf8(str(text)) if is_text else None, sources.licence_of(row, source)

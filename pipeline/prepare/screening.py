@@ -1,7 +1,7 @@
 """What is done with a conversation before it is a prompt: personal data taken out, labels given, its licence seen."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -27,10 +27,13 @@ class Screening:
         self._licences: Counter[tuple[str, str | None]] = Counter()
         self._written: Counter[tuple[str, str | None]] = Counter()  # the same of the teacher's own, by method
 
-    def of(self, conversations: Iterable[Asked]) -> Iterator[Asked]:
-        """The conversations, redacted and labelled; those that the settings drop are counted and left out."""
+    def of(self, conversations: Iterable[Asked], num_wanted: Callable[[], int | None]) -> Iterator[Asked]:
+        """The conversations, redacted and labelled; those that the settings drop are counted and left out.
+
+        No more are read at once than are still wanted: a row that is not needed may be a bad one.
+        """
         stream = iter(conversations)
-        while batch := list(islice(stream, BATCH)):
+        while batch := list(islice(stream, min(BATCH, num_wanted() or BATCH))):
             clean = [asked for asked in map(self.redacted, batch) if not self.is_personal(asked)]
             self._prompts["dropped_personal"] += len(batch) - len(clean)
             for asked in self.labelled(clean):

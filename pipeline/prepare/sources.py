@@ -8,7 +8,7 @@ from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from pipeline.config import Source
-from pipeline.corpora import BadRowError, Row
+from pipeline.corpora import BadRowError, Row, utf8
 from pipeline.errors import UserError
 
 Message = dict[str, Any]  # role and content, and of OPTIONAL what its role may have and this one has
@@ -91,7 +91,7 @@ def category_of(row: Row, source: Source) -> str:
 def licence_of(row: Row, source: Source) -> str | None:
     """The licence that a row names for itself, in a column `licence` or `license`, else that of its source."""
     own = row.get("licence") or row.get("license")
-    return own.strip() if isinstance(own, str) and own.strip() else source.licence
+    return utf8(own.strip()) if isinstance(own, str) and own.strip() else source.licence
 
 
 def _conversation(row: Row, source: Source, template: Template | None) -> Messages:

@@ -1,12 +1,15 @@
 """What filter decided, with the answers themselves: why one was kept or dropped, and examples of each reason."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import privacy
+from pipeline.config import Privacy
 from pipeline.console import escaped
 from pipeline.errors import UserError
 from pipeline.report.figures import NONE, RULE_UNITS, setting_text, words
@@ -71,8 +74,14 @@ def sample(run_dir: RunDir, reason: str, num: int) -> str:
 def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
     """The first `num` answers that each reason dropped: `response_id`, `prompt` and `text`, cut to `max_chars`.
 
-    Reads the decisions, and of the answers only the files that hold an example.
+    Personal data that filter looked for is left out of them: a report is passed on. Of the answers only the files that
+    hold an example are read.
     """
+    settings = Privacy.model_validate(run_dir.manifest("filter").get("screening", {}).get("privacy", {}))
+
+    def clean(text: str) -> str:
+        return text if settings.answers == "off" else privacy.redact(text, settings, Counter())
+
     chosen: dict[str, list[Place]] = {}
     for place, reasons in _decided(run_dir):
         for reason in reasons:
@@ -84,8 +93,8 @@ def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
         reason: [
             {
                 "response_id": by_place[place]["response_id"],
-                "prompt": _cut(by_place[place]["prompt"], max_chars),
-                "text": _cut(by_place[place]["text"], max_chars),
+                "prompt": _cut(clean(by_place[place]["prompt"]), max_chars),
+                "text": _cut(clean(by_place[place]["text"]), max_chars),
             }
             for place in places
         ]

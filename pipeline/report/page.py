@@ -204,7 +204,7 @@ def _filter(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any] | None
             {
                 "name": figures.words(row["reason"]),
                 "dropped": row["dropped"],
-                "alone": figures.whole(row["alone"]) if "alone" in row else figures.NONE,
+                "alone": figures.NONE if row.get("alone") is None else figures.whole(row["alone"]),
                 "rate": figures.percent(row["dropped"] / max(counts["responses"], 1)),
                 "left": left,
                 "setting": figures.setting_text(row["reason"], settings, limits),

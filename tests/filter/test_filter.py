@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from captured import END, Filtered, Row, reasons, response
 
+from pipeline import filter as filter_stage
+from pipeline.config import validate
 from pipeline.errors import UserError
 from pipeline.records import PROMPTS
 from pipeline.rundir import RunDir, file_hash
@@ -268,3 +270,28 @@ def test_filtering_again_with_other_settings_needs_no_answers_anew(filtered: Fil
     filtered.captured([response("a-0"), response("b-0", **CUT)]).do()
     filtered.run_dir = RunDir(filtered.run_dir.path, fresh="always")
     assert filtered.do(drop_truncated=False)["b-0"]["kept"]
+
+
+def test_a_thousand_brackets_are_no_json_and_no_end_of_the_run(filtered: Filtered) -> None:
+    rows = [response("a-0"), response("b-0", "[" * 1500)]
+    decisions = filtered.captured(rows, prompts={"b": "Return only valid JSON."}).do()
+    assert "broken_json" in reasons(decisions)["b-0"]
+
+
+def test_filter_leaves_what_prepare_was_run_with_in_the_runs_config(filtered: Filtered) -> None:
+    import yaml
+
+    filtered.captured([response("a-0")])
+    config = filtered.config()
+    data = config.model_dump(mode="json")
+    data["privacy"] |= {"prompts": "off", "answers": "drop"}
+    filter_stage.run(validate(data, "test"), filtered.run_dir)
+    kept = yaml.safe_load((filtered.run_dir.path / "config.yaml").read_text())["privacy"]
+    assert (kept["prompts"], kept["answers"]) == ("redact", "drop")
+
+
+def test_what_near_duplicates_alone_would_drop_is_not_claimed(filtered: Filtered) -> None:
+    filtered.captured([response(f"{name}-0") for name in "abc"]).do()
+    waterfall = {step["reason"]: step for step in filtered.run_dir.manifest("filter")["waterfall"]}
+    assert waterfall["near_duplicate"]["alone"] is None
+    assert waterfall["empty"]["alone"] == 0

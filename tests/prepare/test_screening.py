@@ -158,3 +158,10 @@ def test_enforce_stops_before_a_source_is_read(do: Do) -> None:
 def test_the_teachers_licence_is_kept_with_what_told_it(do: Do) -> None:
     manifest = do({"prompt": "a"}, teacher={"licence": "gemma"})
     assert manifest["licences"]["teacher"] == {"licence": "gemma", "told_by": "teacher.licence"}
+
+
+def test_rows_beyond_the_prompts_that_are_wanted_are_not_read(prepared: Any, do: Do) -> None:
+    good = "".join(json.dumps({"prompt": f"Why is number {n} odd?"}) + "\n" for n in range(5))
+    source = prepared.file("long.jsonl", f"{good}{{broken\n")
+    prepared.do(source, max_prompts=3)
+    assert len(prepared.rows()) == 3

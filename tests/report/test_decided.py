@@ -1,6 +1,7 @@
 """Why one answer was kept or dropped, and examples of what was."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fabricated_run import DROPS, PLANTED, make
@@ -77,6 +78,17 @@ def test_examples_of_every_reason_are_cut_to_one_line(run_dir: RunDir) -> None:
     assert set(found) == {reason for reason, dropped in DROPS.items() if dropped}
     [example] = found["truncated"]
     assert example == {"response_id": "prompt0-0", "prompt": r"Say 0.\x1b[2J…", "text": r"Answer 0: \x1b…"}
+
+
+def test_personal_data_in_an_example_stays_out_of_the_report(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = decided._rows
+
+    def with_address(*arguments: Any) -> list[dict[str, Any]]:
+        return [row | {"text": "Write to anna.k@posteo.de then."} for row in taken(*arguments)]
+
+    monkeypatch.setattr(decided, "_rows", with_address)
+    shown = [each["text"] for listed in decided.examples(run_dir, 2, 80).values() for each in listed]
+    assert set(shown) == {"Write to <EMAIL> then."}
 
 
 def test_decisions_about_other_answers_are_refused(run_dir: RunDir) -> None:

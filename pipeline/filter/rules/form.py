@@ -20,8 +20,8 @@ MARKUP = re.compile(
     re.MULTILINE,
 )
 # The model goes on with the user's next turn.
-TURNS = re.compile(
-    r"^(?:\*\*)?(?:User|Human)(?:\*\*)?:.*?^(?:\*\*)?(?:Assistant|AI)(?:\*\*)?:", re.MULTILINE | re.DOTALL
+USER_TURN, ASSISTANT_TURN = (
+    re.compile(rf"^(?:\*\*)?(?:{who})(?:\*\*)?:", re.MULTILINE) for who in ("User|Human", "Assistant|AI")
 )
 ASKS_TURNS = re.compile(
     r"\b(?:dialogues?|dialogs?|conversations?|transcripts?|chats?|chat ?bots?|scripts?|role-?play|turns?|templates?"
@@ -97,7 +97,8 @@ def template_markup(answer: Candidate, settings: Filter) -> Verdict | None:
     if not settings.drop_template_markup:
         return None
     num = len(MARKUP.findall(answer.prose)) if "<" in answer.prose or "[" in answer.prose or "##" in answer.prose else 0
-    num += TURNS.search(answer.prose) is not None
+    user = USER_TURN.search(answer.prose)
+    num += user is not None and ASSISTANT_TURN.search(answer.prose, user.end()) is not None
     return num, num == 0 or ASKS_TURNS.search(answer.asked) is not None
 
 
@@ -234,6 +235,6 @@ def _is_json(text: str) -> bool:
         return False
     try:
         json.JSONDecoder().raw_decode(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # a thousand brackets, say
         return False
     return True
