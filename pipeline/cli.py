@@ -266,13 +266,33 @@ def sample(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs.")],
+    conditions: Annotated[
+        str,
+        typer.Option(
+            "--gate", metavar="CONDITIONS", help="What must be so, as in kl<0.5,speed>=1.2; else exit code 1."
+        ),
+    ] = "",
 ) -> None:
-    """Write report.html into each run: one self-contained page.
+    """Write report.html into each run: one self-contained page. With --gate, also judge the run's figures.
 
-    Example: retort report runs/quickstart
+    A name is a figure of evaluate/scores.json (forward_kl_nats, speed_over_teacher, arms.sft_only.fidelity.nll_nats)
+    or short for one: kl, reverse_kl, agreement, acceptance, loops, speed.
+
+    Example: retort report runs/quickstart --gate "kl<0.6,speed>=1.1"
     """
+    from pipeline.report import gate
+
+    wanted = gate.parse(conditions) if conditions else []
+    failed = False
     for path in runs:
-        _report(_existing(path).path)
+        run_dir = _existing(path)
+        _report(run_dir.path)
+        outcomes = gate.check(run_dir, wanted) if wanted else []
+        for outcome in outcomes:
+            sys.stdout.write(f"{run_dir.path.name}: {outcome.line()}\n")
+        failed = failed or not all(outcome.holds for outcome in outcomes)
+    if failed:
+        raise typer.Exit(1)
 
 
 def main() -> None:
