@@ -23,6 +23,7 @@ EXPOSURE_MEASURES = (
     "top1_agreement_frac",
     "acceptance_frac",
 )
+ROUNDING = 1e-6  # of a mean over tokens, in float32
 
 SumsBySection = dict[str, dict[str, Sums]]  # section → arm → sums
 
@@ -84,13 +85,13 @@ def own_over_chat(own: Sums, chat: Sums, settings: Evaluate) -> dict[str, Figure
 
     1 where the arm follows its teacher as well in what it wrote itself. After the error accumulation of Arora et al.
     2022 (arXiv:2204.01171), with the teacher in the place of the data, and token by token. Left out: measures whose
-    mean on the teacher's answers is 0, of which nothing is a multiple.
+    mean on the teacher's answers is 0 but for rounding, of which nothing is a multiple.
     """
     items = sorted({*own.prompts(), *chat.prompts()})
     found = {}
     for name in EXPOSURE_MEASURES:
         columns = np.concatenate([_paired(sums, name, items) for sums in (own, chat)], axis=1)
-        if columns[:, 2].any():
+        if columns[:, 2].sum() > ROUNDING * columns[:, 3].sum():
             found[name] = interval(_quotient_of_means, columns, settings.bootstrap, settings.seed)
     return found
 
@@ -103,4 +104,5 @@ def _paired(sums: Sums, measure: str, items: list[str]) -> FloatMatrix:
 
 def _quotient_of_means(totals_R4: FloatMatrix) -> FloatVector:
     own_R, own_tokens_R, chat_R, chat_tokens_R = totals_R4.T
-    return (own_R / own_tokens_R) / (chat_R / chat_tokens_R)
+    chat_mean_R = np.where(chat_R > 0, chat_R / chat_tokens_R, np.nan)  # a resample without any tells nothing
+    return (own_R / own_tokens_R) / chat_mean_R

@@ -253,7 +253,7 @@ def test_memory_does_not_grow_with_the_number_of_texts(monkeypatch: pytest.Monke
     def coming(num: int) -> Iterator[ForcedText]:
         for number, text in enumerate(many(num)):
             yield ForcedText(f"prompt{number % 20}", text.prompt_token_ids, text.token_ids)
-        alive.append(sum(isinstance(each, torch.Tensor) for each in gc.get_objects()))
+        alive.append(sum(type(each) is torch.Tensor for each in gc.get_objects()))
 
     def peak_bytes(num: int) -> int:
         gc.collect()
