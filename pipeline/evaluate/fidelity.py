@@ -46,7 +46,7 @@ BUCKETS = {
 }
 CHUNK_TOKENS = 256  # whose vocabulary log-probs are held at once, of each model: enough for the matrix product
 # Entries of V-wide rows that are compared at once: what a core's cache holds. 512 rows at once took five times as long.
-CPU_BLOCK_ENTRIES = 2**19
+CPU_BLOCK_ENTRIES = 2**18
 
 Bucket = tuple[str, str]  # (dimension, name)
 ALL: Bucket = ("", "")  # of every token
