@@ -212,7 +212,10 @@ def _column(columns: list[Column], key: str) -> Column:
 FIDELITY = _fidelity("fidelity")
 FIDELITY_CHAT = _fidelity("fidelity_chat")
 FIDELITY_OWN = [
-    *_fidelity("fidelity_own")[:-1],
+    *(
+        _column(_fidelity("fidelity_own"), key)
+        for key in ("forward_kl_nats", "reverse_kl_nats", "top1_agreement_frac", "acceptance_frac")
+    ),
     Column("own_over_chat", "forward_kl_nats", "Forward KL, own ÷ teacher's", "of the same questions", times, "lower"),
     Column("own_over_chat", "reverse_kl_nats", "Reverse KL, own ÷ teacher's", "of the same questions", times, "lower"),
 ]
