@@ -17,8 +17,8 @@ What is left of sampling is in the contexts: those are of the texts as they are.
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluate.per_prompt import FloatMatrix, PerPrompt, interval
-from pipeline.evaluate.statistics import Figure, FloatVector
+from pipeline.evaluate.per_prompt import FloatMatrix, PerPrompt
+from pipeline.evaluate.statistics import FloatVector
 
 NUM_BINS = 15
 # The bins' edges are quantiles of so many tokens, the first: all there are but in large runs, and the memory it takes.
@@ -45,7 +45,7 @@ class Bins:
             self._settle()
 
     def sums(self) -> FloatMatrix:
-        """(P, bins · 3): of each bin confidence, accuracy and tokens."""
+        """(P, bins · 3): of each bin confidence, accuracy and tokens; prompts in the order they came."""
         if self._edges is None and self._waiting:
             self._settle()
         return self._sums.sums()
@@ -64,11 +64,7 @@ class Bins:
         self._sums.add(prompt, sums.ravel())
 
 
-def ece(bins: Bins, resamples: int, seed: int) -> Figure:
-    """Expected calibration error, with its interval over prompts; the bins are those of the whole set."""
-    return interval(_ece, bins.sums(), resamples, seed)
-
-
-def _ece(totals_RC: FloatMatrix) -> FloatVector:
+def ece_frac(totals_RC: FloatMatrix) -> FloatVector:
+    """Expected calibration error of summed rows of `Bins.sums`: (R, bins · 3) → (R,)."""
     confidence_RB, accuracy_RB, tokens_RB = np.moveaxis(totals_RC.reshape(-1, NUM_BINS, 3), 2, 0)
     return np.abs(confidence_RB - accuracy_RB).sum(axis=1) / tokens_RB.sum(axis=1)

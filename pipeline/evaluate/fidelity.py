@@ -44,7 +44,7 @@ BUCKETS = {
     "entropy": {"0-0.1": 0, "0.1-0.5": 0.1, "0.5-1": 0.5, "1-2": 1, "2+": 2},  # of the teacher's distribution, nats
     "length": {"1-32": 1, "33-128": 33, "129-512": 129, "513+": 513},  # of the whole answer, tokens
 }
-CHUNK_TOKENS = 256  # whose vocabulary log-probs are held at once, of each model: enough for the matrix product
+CHUNK_TOKENS = 128  # whose vocabulary log-probs are held at once, of each model: enough for the matrix product
 # Entries of V-wide rows that are compared at once: what a core's cache holds. 512 rows at once took five times as long.
 CPU_BLOCK_ENTRIES = 2**18
 

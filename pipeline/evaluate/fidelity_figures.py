@@ -8,9 +8,9 @@ import numpy as np
 from pipeline.config import Evaluate
 from pipeline.console import say
 from pipeline.evaluate import calibration, fidelity
-from pipeline.evaluate.fidelity import Sums
-from pipeline.evaluate.per_prompt import FloatMatrix, interval
-from pipeline.evaluate.statistics import Figure, FloatVector, ratio
+from pipeline.evaluate.fidelity import ALL, Bucket, Sums
+from pipeline.evaluate.per_prompt import FloatMatrix, intervals
+from pipeline.evaluate.statistics import Figure
 from pipeline.forced import ForcedText
 
 TEACHERS, CHAT, OWN = "fidelity", "fidelity_chat", "fidelity_own"
@@ -62,9 +62,15 @@ def sections(sums: SumsBySection, arm: str, settings: Evaluate) -> dict[str, dic
 
 def figures(sums: Sums, settings: Evaluate) -> dict[str, Figure]:
     """Every measure, a token; and the expected calibration error."""
-    tokens = sums.num_tokens()
-    measured = {name: ratio(sums.of(name), tokens, settings.bootstrap, settings.seed) for name in fidelity.MEASURES}
-    return {**measured, "ece_frac": calibration.ece(sums.bins, settings.bootstrap, settings.seed)}
+    names, num = fidelity.MEASURES, len(fidelity.MEASURES)
+    columns_PC = np.column_stack([_columns(sums, names), sums.bins.sums()])
+
+    def of_totals(totals_RC: FloatMatrix) -> FloatMatrix:
+        means_RM = totals_RC[:, :num] / totals_RC[:, num : num + 1]
+        return np.column_stack([means_RM, calibration.ece_frac(totals_RC[:, num + 1 :])])
+
+    found = intervals(of_totals, columns_PC, settings.bootstrap, settings.seed)
+    return dict(zip([*names, "ece_frac"], found, strict=True))
 
 
 def breakdowns(sums: Sums, settings: Evaluate) -> dict[str, dict[str, dict[str, Figure]]]:
@@ -73,10 +79,9 @@ def breakdowns(sums: Sums, settings: Evaluate) -> dict[str, dict[str, dict[str, 
     found: dict[str, dict[str, dict[str, Figure]]] = {}
     for bucket in sums.buckets():
         dimension, name = bucket
-        found.setdefault(dimension, {})[name] = {
-            measure: ratio(sums.of(measure, bucket), sums.num_tokens(bucket), resamples, settings.seed)
-            for measure in BREAKDOWN_MEASURES
-        }
+        columns_PC = _columns(sums, BREAKDOWN_MEASURES, bucket)
+        of_bucket = intervals(lambda totals: totals[:, :-1] / totals[:, -1:], columns_PC, resamples, settings.seed)
+        found.setdefault(dimension, {})[name] = dict(zip(BREAKDOWN_MEASURES, of_bucket, strict=True))
     return found
 
 
@@ -87,22 +92,25 @@ def own_over_chat(own: Sums, chat: Sums, settings: Evaluate) -> dict[str, Figure
     2022 (arXiv:2204.01171), with the teacher in the place of the data, and token by token. Left out: measures whose
     mean on the teacher's answers is 0 but for rounding, of which nothing is a multiple.
     """
+    tokens = chat.num_tokens().sum()
+    names = tuple(name for name in EXPOSURE_MEASURES if chat.of(name).sum() > ROUNDING * tokens)
     items = sorted({*own.prompts(), *chat.prompts()})
-    found = {}
-    for name in EXPOSURE_MEASURES:
-        columns = np.concatenate([_paired(sums, name, items) for sums in (own, chat)], axis=1)
-        if columns[:, 2].sum() > ROUNDING * columns[:, 3].sum():
-            found[name] = interval(_quotient_of_means, columns, settings.bootstrap, settings.seed)
-    return found
+    columns_PC = np.concatenate([_in_order(sums, names, items) for sums in (own, chat)], axis=1)
+
+    def of_totals(totals_RC: FloatMatrix) -> FloatMatrix:
+        own_RC, chat_RC = np.split(totals_RC, 2, axis=1)
+        means_own_RM, means_chat_RM = (of[:, :-1] / of[:, -1:] for of in (own_RC, chat_RC))
+        return means_own_RM / np.where(means_chat_RM > 0, means_chat_RM, np.nan)  # of a resample without any: none
+
+    return dict(zip(names, intervals(of_totals, columns_PC, settings.bootstrap, settings.seed), strict=True))
 
 
-def _paired(sums: Sums, measure: str, items: list[str]) -> FloatMatrix:
-    """(items, 2): sum of the measure and number of tokens; 0 where an item has none."""
-    rows = dict(zip(sums.prompts(), np.column_stack([sums.of(measure), sums.num_tokens()]), strict=True))
-    return np.stack([rows.get(item, np.zeros(2)) for item in items])
+def _columns(sums: Sums, names: tuple[str, ...], bucket: Bucket = ALL) -> FloatMatrix:
+    """(P, M + 1): the measures' sums by prompt, and the tokens."""
+    return np.column_stack([*(sums.of(name, bucket) for name in names), sums.num_tokens(bucket)])
 
 
-def _quotient_of_means(totals_R4: FloatMatrix) -> FloatVector:
-    own_R, own_tokens_R, chat_R, chat_tokens_R = totals_R4.T
-    chat_mean_R = np.where(chat_R > 0, chat_R / chat_tokens_R, np.nan)  # a resample without any tells nothing
-    return (own_R / own_tokens_R) / chat_mean_R
+def _in_order(sums: Sums, names: tuple[str, ...], items: list[str]) -> FloatMatrix:
+    """`_columns` of these items; 0 where one has no tokens."""
+    rows = dict(zip(sums.prompts(), _columns(sums, names), strict=True))
+    return np.stack([rows.get(item, np.zeros(len(names) + 1)) for item in items])

@@ -33,24 +33,28 @@ class PerPrompt:
         return self._sums_PC[: len(self._place)]
 
 
-def interval(
-    statistic: Callable[[FloatMatrix], FloatVector], sums_PC: FloatMatrix, resamples: int, seed: int
-) -> Figure:
-    """A statistic of the prompts' totals, with the percentile bootstrap interval over prompts.
+def intervals(
+    statistics: Callable[[FloatMatrix], FloatMatrix], sums_PC: FloatMatrix, resamples: int, seed: int
+) -> list[Figure]:
+    """Statistics of the prompts' totals, each with its percentile bootstrap interval over prompts.
 
-    `statistic` takes totals (R, C) and gives (R,). `statistics.ratio` is this for a quotient of two columns.
+    `statistics` takes totals (R, C) and gives (R, F). The prompts are drawn as `statistics.ratio` draws them, but once
+    for all: a quotient of two columns comes out the same, and figures of one set are paired.
     """
-    value = float(statistic(sums_PC.sum(axis=0, keepdims=True))[0])
     num = len(sums_PC)
-    if num < 2:
-        return {"value": value, "low": None, "high": None, "num": num}
+    drawn: list[FloatMatrix] = []
     generator = np.random.default_rng(seed)
-    drawn: list[FloatVector] = []
     rows = max(1, MAX_WEIGHTS // num)
-    for start in range(0, resamples, rows):
-        # how often each prompt stands in each resample
-        weights_RP = generator.multinomial(num, np.full(num, 1 / num), size=min(rows, resamples - start))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            drawn.append(statistic(weights_RP.astype(np.float64) @ sums_PC))
-    low, high = np.nanquantile(np.concatenate(drawn), [0.025, 0.975])
-    return {"value": value, "low": float(low), "high": float(high), "num": num}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values_F = statistics(sums_PC.sum(axis=0, keepdims=True))[0]
+        for start in range(0, resamples if num > 1 else 0, rows):
+            # how often each prompt stands in each resample
+            weights_RP = generator.multinomial(num, np.full(num, 1 / num), size=min(rows, resamples - start))
+            drawn.append(statistics(weights_RP.astype(np.float64) @ sums_PC))
+    if not drawn:
+        return [{"value": float(value), "low": None, "high": None, "num": num} for value in values_F]
+    bounds_2F = np.nanquantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
+    return [
+        {"value": float(value), "low": float(low), "high": float(high), "num": num}
+        for value, low, high in zip(values_F, *bounds_2F, strict=True)
+    ]

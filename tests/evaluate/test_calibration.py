@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.evaluate import calibration, fidelity
-from pipeline.evaluate.calibration import NUM_BINS, Bins, ece
+from pipeline.evaluate.calibration import NUM_BINS, Bins, ece_frac
 from pipeline.evaluate.fidelity import MEASURES
-from pipeline.evaluate.per_prompt import PerPrompt, interval
-from pipeline.evaluate.statistics import ratio
+from pipeline.evaluate.per_prompt import PerPrompt, intervals
+from pipeline.evaluate.statistics import Figure, ratio
 
 
 def slow_ece(confidence: np.ndarray, accuracy: np.ndarray) -> float:
@@ -16,6 +16,11 @@ def slow_ece(confidence: np.ndarray, accuracy: np.ndarray) -> float:
     order = np.argsort(confidence)
     parts = np.array_split(order, 15)
     return sum(len(p) * abs(confidence[p].mean() - accuracy[p].mean()) for p in parts) / len(confidence)
+
+
+def ece(bins: Bins, resamples: int, seed: int) -> Figure:
+    [figure] = intervals(lambda totals: ece_frac(totals)[:, None], bins.sums(), resamples, seed)
+    return figure
 
 
 def tokens(num: int, seed: int, overconfident: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
@@ -110,12 +115,18 @@ def test_the_interval_is_over_prompts() -> None:
     assert figure["high"] == pytest.approx(high, rel=0.03)
 
 
-def test_an_interval_of_a_quotient_is_that_of_ratio() -> None:
+def test_intervals_of_quotients_are_those_of_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.evaluate import per_prompt
+
     generator = np.random.default_rng(0)
-    sums = generator.gamma(2, 1, (30, 2))
-    wanted = ratio(sums[:, 0], sums[:, 1], 2000, 3)
-    assert interval(lambda totals: totals[:, 0] / totals[:, 1], sums, 2000, 3) == pytest.approx(wanted)
-    assert interval(lambda totals: totals[:, 0] / totals[:, 1], sums[:1], 2000, 3)["low"] is None
+    sums = generator.gamma(2, 1, (30, 3))
+    wanted = [ratio(sums[:, column], sums[:, 2], 2000, 3) for column in (0, 1)]
+    for max_weights in (50_000_000, 30 * 7):  # at once, and in pieces
+        monkeypatch.setattr(per_prompt, "MAX_WEIGHTS", max_weights)
+        got = intervals(lambda totals: totals[:, :2] / totals[:, 2:], sums, 2000, 3)
+        assert [figure == pytest.approx(other) for figure, other in zip(got, wanted, strict=True)] == [True, True]
+    [alone] = intervals(lambda totals: totals[:, :1] / totals[:, 2:], sums[:1], 2000, 3)
+    assert alone == {"value": sums[0, 0] / sums[0, 2], "low": None, "high": None, "num": 1}
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), st.integers(0, 9)), min_size=1, max_size=200))

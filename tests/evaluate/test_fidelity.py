@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline import forced
-from pipeline.evaluate import calibration, fidelity
+from pipeline.config import Evaluate
+from pipeline.evaluate import calibration, fidelity, fidelity_figures
 from pipeline.evaluate.fidelity import ALL, BUCKETS, MEASURES, Sums
-from pipeline.evaluate.statistics import ratio
 from pipeline.forced import ForcedText
 
 VOCAB_SIZE = 37
@@ -179,7 +179,7 @@ def test_the_teacher_against_itself_is_perfect() -> None:
         assert (sums.of("top1_agreement_frac") == tokens).all()
         assert (sums.of("top5_overlap_frac") == tokens).all()
         np.testing.assert_allclose(sums.of("acceptance_frac"), tokens, rtol=1e-6)
-        assert calibration.ece(sums.bins, 100, 0)["value"] < 1e-6
+        assert calibration.ece_frac(sums.bins.sums().sum(axis=0)) < 1e-6
 
 
 def test_a_student_with_shuffled_layers_is_worse_by_every_measure() -> None:
@@ -190,11 +190,7 @@ def test_a_student_with_shuffled_layers_is_worse_by_every_measure() -> None:
     with torch.no_grad():
         near.lm_head.weight.add_(0.02 * torch.randn_like(near.lm_head.weight))
     found = fidelity.measure(teacher, {"near": near, "broken": broken}, teachers_own(teacher, 60), 1000)
-    figures = {
-        arm: {name: ratio(sums.of(name), sums.num_tokens(), 500, 0) for name in MEASURES}
-        | {"ece_frac": calibration.ece(sums.bins, 500, 0)}
-        for arm, sums in found.items()
-    }
+    figures = {arm: fidelity_figures.figures(sums, Evaluate(bootstrap=500)) for arm, sums in found.items()}
     for name in (*UPWARDS, *DOWNWARDS, "ece_frac"):
         near_low, near_high, broken_low, broken_high = (
             figures[arm][name][end] or 0.0 for arm in ("near", "broken") for end in ("low", "high")

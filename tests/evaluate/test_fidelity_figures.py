@@ -11,6 +11,7 @@ import torch
 from test_fidelity import tiny
 
 from pipeline import config as config_module
+from pipeline import evaluate
 from pipeline.config import Config, Evaluate
 from pipeline.errors import UserError
 from pipeline.evaluate import fidelity, fidelity_figures, forced_texts
@@ -182,6 +183,24 @@ def test_a_limit_takes_the_first_answer_to_each_prompt_before_the_second(
     assert [4 - len(text.token_ids) for text in texts] == samples
     assert {text.cluster for text in texts} == {"prompt1", "prompt3", "prompt5"}
     assert all(text.groups == {"category": "writing"} for text in texts)
+
+
+def test_the_stage_measures_the_models_in_its_folders(tmp_path: Path) -> None:
+    run_dir, config = run_of(tmp_path, num_samples=1)
+    folders = {arm: tmp_path / arm for arm in ("teacher", "student")}
+    for seed, folder in enumerate(folders.values()):
+        tiny(seed).save_pretrained(folder)
+    rows = chat_rows(list(folders))
+    sums = evaluate._fidelity(config, run_dir, folders, rows, "float32")
+    assert {section: set(arms) for section, arms in sums.items()} == {
+        "fidelity": {"teacher", "student"},
+        "fidelity_chat": {"teacher", "student"},
+        "fidelity_own": {"student"},
+    }
+    assert sums["fidelity"]["teacher"].num_texts == 3
+    own = sums["fidelity_own"]["student"]
+    wanted = mean(tiny(0), tiny(1), rows, "student", "reverse_kl_nats")
+    assert own.of("reverse_kl_nats").sum() / own.num_tokens().sum() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_no_held_out_answer_is_a_user_error(tmp_path: Path) -> None:
