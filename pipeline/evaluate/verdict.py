@@ -53,9 +53,10 @@ def _exposure(own_over_chat: dict[str, Figure]) -> list[str]:
     if over is None:
         return []
     if over["low"] is None or over["high"] is None or over["low"] <= 1 <= over["high"]:
-        return [f"No difference in KL was shown between its own chat answers and the teacher's ({_interval(over)}×)."]
+        told = "No difference was shown between the student's KL on its own chat answers and on the teacher's"
+        return [f"{told} ({_interval(over)}×)."]
     how = "it strays in what it wrote itself" if over["value"] > 1 else "what it wrote itself is easier ground"
-    return [f"On its own chat answers its KL is {_interval(over)}× that on the teacher's: {how}."]
+    return [f"The student's KL on its own chat answers is {_interval(over)}× that on the teacher's: {how}."]
 
 
 def _kl_sentence(over: Figure, name: str) -> str:
