@@ -3,8 +3,9 @@
 Axes: B batch, T tokens of a padded row, N answer tokens, V vocabulary, H hidden.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,20 @@ import torch
 from torch import Tensor
 
 CHUNK_TOKENS = 512  # tokens whose vocabulary logits are held at once, of each model
+WINDOW_TEXTS = 1024  # texts held at once, among which those of like length are found
 
 
 @dataclass(frozen=True)
 class ForcedText:
-    """An answer to be scored token by token, given its prompt; texts of one prompt share `cluster`."""
+    """An answer to be scored token by token, given its prompt; texts of one prompt share `cluster`.
+
+    `groups` is what else a text may be told apart by: {"category": "code", "turn": "2"}.
+    """
 
     cluster: str
     prompt_token_ids: list[int]
     token_ids: list[int]
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(folder: Path, dtype: str) -> Any:
@@ -35,17 +41,21 @@ def load(folder: Path, dtype: str) -> Any:
     ).eval()
 
 
-def batches(texts: list[ForcedText], batch_tokens: int) -> Iterator[list[ForcedText]]:
-    """Texts of like length together, at most `batch_tokens` padded tokens a batch."""
-    batch: list[ForcedText] = []
-    for text in sorted(texts, key=lambda t: len(t.prompt_token_ids) + len(t.token_ids)):
-        length = len(text.prompt_token_ids) + len(text.token_ids)
-        if batch and (len(batch) + 1) * length > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(text)
-    if batch:
+def batches(texts: Iterable[ForcedText], batch_tokens: int) -> Iterator[list[ForcedText]]:
+    """Texts of like length together, at most `batch_tokens` padded tokens a batch; WINDOW_TEXTS are held at once."""
+    coming = iter(texts)
+    while window := sorted(islice(coming, WINDOW_TEXTS), key=_length):
+        batch: list[ForcedText] = []
+        for text in window:
+            if batch and (len(batch) + 1) * _length(text) > batch_tokens:
+                yield batch
+                batch = []
+            batch.append(text)
         yield batch
+
+
+def _length(text: ForcedText) -> int:
+    return len(text.prompt_token_ids) + len(text.token_ids)
 
 
 def answer_states(model: Any, batch: list[ForcedText], device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:

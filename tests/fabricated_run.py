@@ -91,11 +91,27 @@ def _arm_scores(place: int) -> Row:
     fidelity = {
         "forward_kl_nats": figure(kl, 0.9 * kl, 1.1 * kl),
         "reverse_kl_nats": figure(1.2 * kl, kl, 1.5 * kl),
+        "js_divergence_nats": figure(0.1 * kl, 0.09 * kl, 0.11 * kl),
         "top1_agreement_frac": figure(1 - 0.15 * place, 0.95 - 0.15 * place, 1 - 0.14 * place),
         "acceptance_frac": figure(1 - 0.2 * place, 0.95 - 0.2 * place, 1 - 0.19 * place),
         "nll_nats": figure(1.1 + kl, 1.0 + kl, 1.2 + kl),
+        "top5_overlap_frac": figure(1 - 0.1 * place, 0.97 - 0.1 * place, 1 - 0.09 * place),
+        "brier_score": figure(0.4 + 0.1 * place, 0.35, 0.9),
+        "confidence_frac": figure(0.7, 0.68, 0.72),
+        "accuracy_frac": figure(0.7 - 0.1 * place, 0.25, 0.71),
+        "ece_frac": figure(0.08 * place, 0.07 * place, 0.09 * place),
+    }
+    own = {
+        "fidelity_own": {"forward_kl_nats": figure(2.5 * kl, 2.0 * kl, 3.0 * kl, 8)},
+        "own_over_chat": {"forward_kl_nats": figure(1.67, 1.51, 1.83, 8)},
     }
     return {
+        **(own if place else {}),
+        "breakdowns": {
+            "fidelity": _breakdown(kl, {"position": ["1-8", "9-32"], "category": [PLANTED, "code"]}),
+            "fidelity_chat": _breakdown(1.5 * kl, {"position": ["1-8", "9-32"], "turn": ["1", "2"]}),
+            **({"fidelity_own": _breakdown(2.5 * kl, {"position": ["1-8", "9-32"]})} if place else {}),
+        },
         "fidelity": fidelity,
         "fidelity_chat": {"forward_kl_nats": figure(1.5 * kl, 1.3 * kl, 1.7 * kl, 8)},
         "quality": {
@@ -109,6 +125,18 @@ def _arm_scores(place: int) -> Row:
             "time_per_token_s": figure(0.0123, 0.012, 0.013, 3),
         },
         "cost": {"num_parameters": figure(134.5e6, num=1), "weights_bytes": figure(538e6, num=1)},
+    }
+
+
+def _breakdown(kl: float, dimensions: dict[str, list[str]]) -> Row:
+    """Each bucket's KL is a tenth more than that of the one before."""
+    return {
+        dimension: {
+            bucket: {"forward_kl_nats": figure(more * kl, 0.9 * more * kl, 1.1 * more * kl, 40 - place)}
+            for place, bucket in enumerate(buckets)
+            if (more := 1 + place / 10)
+        }
+        for dimension, buckets in dimensions.items()
     }
 
 

@@ -10,16 +10,16 @@ import pyarrow as pa
 import torch
 from safetensors import safe_open
 
-from pipeline import chat_set, hardware, models, reasoning
+from pipeline import chat_set, hardware, models
 from pipeline.config import Config, output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.evaluate import chat, fidelity, speed, verdict
-from pipeline.evaluate.fidelity import Sums
+from pipeline.evaluate import chat, fidelity_figures, forced_texts, speed, verdict
+from pipeline.evaluate.fidelity_figures import SumsBySection
 from pipeline.evaluate.statistics import Figure, exact, ratio
-from pipeline.forced import ForcedText, load
+from pipeline.forced import load
 from pipeline.records import ARMS, SAMPLES
-from pipeline.rundir import RunDir, Stage, file_hash, read_answers, read_committed, write_json
+from pipeline.rundir import RunDir, Stage, file_hash, read_committed, write_json
 from pipeline.served import Served
 
 Rows = list[dict[str, Any]]
@@ -57,11 +57,10 @@ def run(config: Config, run_dir: RunDir) -> None:
         engine_args=generated["fingerprint"]["teacher.engine"] | config.evaluate.engine,
     )
     rows, rounds = _serve(config, stage, folders, groups, asked)
-    texts = {"fidelity": _held_out(config, run_dir), "fidelity_chat": _chat_texts(rows)}
-    sums = _fidelity(config, folders, texts, generated.get("teacher_dtype") or "float32")
+    sums = _fidelity(config, run_dir, folders, rows, generated.get("teacher_dtype") or "float32")
     arms = {
         arm: {
-            **{section: _fidelity_figures(config, sums[section][arm]) for section in texts if sums[section]},
+            **fidelity_figures.sections(sums, arm, config.evaluate),
             "quality": _quality(config, [row for row in rows if row["arm"] == arm]),
             "speed": speed.figures(rounds[arm]) if arm in rounds else {},
             "cost": _size(folder),
@@ -74,7 +73,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     write_json(stage.path / "scores.json", {"arms": arms, "verdict": {"sentences": sentences, **comparisons}})
     for sentence in sentences:
         say(sentence)
-    counts = {"held_out_answers": len(texts["fidelity"]), "chat_answers": len(rows), "arms": len(arms)}
+    counts = {"held_out_answers": sums["fidelity"]["teacher"].num_texts, "chat_answers": len(rows), "arms": len(arms)}
     stage.finish([stage.path / "scores.json", stage.path / "samples.parquet"], counts)
     for arm in folders:
         _answers_path(stage, arm).unlink(missing_ok=True)
@@ -122,25 +121,15 @@ def _chat_answers(config: Config, stage: Stage, served: list[Served], asked: _As
     return rows
 
 
-def _fidelity(
-    config: Config, folders: dict[str, Path], texts: dict[str, list[ForcedText]], dtype: str
-) -> dict[str, dict[str, Sums]]:
-    """Sums per prompt of every arm on every set of texts, against the teacher."""
+def _fidelity(config: Config, run_dir: RunDir, folders: dict[str, Path], rows: Rows, dtype: str) -> SumsBySection:
+    """Sums by prompt of every arm on every set of texts, against the teacher."""
     loaded: dict[str, Any] = {arm: load(folder, dtype) for arm, folder in folders.items()}
-    sums: dict[str, dict[str, Sums]] = {}
-    for section, forced in texts.items():
-        say(f"evaluate: {section} on {len(forced)} answers of the teacher")
-        sums[section] = (
-            fidelity.measure(loaded["teacher"], loaded, forced, config.evaluate.batch_tokens) if forced else {}
-        )
+    vocab_size = len(loaded["teacher"].get_output_embeddings().weight)
+    answers = {arm: forced_texts.of_arm(rows, arm, vocab_size) for arm in loaded}
+    sums = fidelity_figures.measure_all(loaded, forced_texts.held_out(config, run_dir), answers, config.evaluate)
     del loaded
     gc.collect()
     return sums
-
-
-def _fidelity_figures(config: Config, sums: Sums) -> dict[str, Figure]:
-    settings, tokens = config.evaluate, sums.num_tokens()
-    return {name: ratio(sums.of(name), tokens, settings.bootstrap, settings.seed) for name in fidelity.MEASURES}
 
 
 def _quality(config: Config, rows: Rows) -> dict[str, Figure]:
@@ -166,7 +155,7 @@ def _quality(config: Config, rows: Rows) -> dict[str, Figure]:
 
 def _comparisons(
     config: Config,
-    sums: dict[str, dict[str, Sums]],
+    sums: SumsBySection,
     rounds: dict[str, list[speed.Round]],
     arms: dict[str, Any],
     together: bool,
@@ -188,30 +177,6 @@ def _comparisons(
     sizes = {arm: arms[arm]["cost"]["num_parameters"]["value"] for arm in ("student", "teacher")}
     compared["parameters_over_teacher"] = exact(sizes["student"] / sizes["teacher"])
     return compared
-
-
-def _held_out(config: Config, run_dir: RunDir) -> list[ForcedText]:
-    """The teacher's answers to held-out prompts that filter kept; the first to each prompt before the second to any.
-
-    What is measured of an answer is what training learnt of one (train.reasoning), given the same context.
-    """
-    rows: Rows = []
-    how = run_dir.manifest("train")["fingerprint"].get("train.reasoning", "keep")
-    columns = ["conversation_id", "sample", "split", "prompt_token_ids", "token_ids"]
-    for answers, kept in read_answers(run_dir, [*columns, "reasoning_tokens", "reasoning_start", "reasoning_end"]):
-        rows += [row for row in answers.filter(kept).to_pylist() if row["split"] == "held_out"]
-    rows.sort(key=lambda row: row["sample"])
-    forced = [ForcedText(row["conversation_id"], *reasoning.learnt(row, how)) for row in rows]
-    texts = [text for text in forced if text.token_ids]
-    if not texts:
-        raise UserError("evaluate: no held-out answer was kept; raise prepare.held_out_frac, or give more prompts")
-    return texts[: config.evaluate.held_out_responses]
-
-
-def _chat_texts(rows: Rows) -> list[ForcedText]:
-    """The teacher's own chat answers; the turns of an item are one cluster."""
-    teachers = [row for row in rows if row["arm"] == "teacher" and row["token_ids"]]
-    return [ForcedText(row["item_id"], row["prompt_token_ids"], row["token_ids"]) for row in teachers]
 
 
 def _items(config: Config) -> list[chat_set.Item]:

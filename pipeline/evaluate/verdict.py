@@ -33,6 +33,7 @@ def sentences(arms: dict[str, Any], comparisons: dict[str, Figure]) -> list[str]
         chat = _kl_sentence(comparisons["chat_kl_over_sft_only"], OTHERS["sft_only"])
         told.append(f"On the chat set {chat[0].lower()}{chat[1:]}")
         told += _other_measures(comparisons, "chat_")
+    told += _exposure(arms["student"].get("own_over_chat", {}))
     told.append(_speed_sentence(comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]))
     return told + _health(arms)
 
@@ -44,6 +45,18 @@ def _speed_sentence(speed: Figure, size: Figure) -> str:
     else:
         told += " (timed one after the other)"
     return f"{told}, with {size['value']:.2f}× its parameters."
+
+
+def _exposure(own_over_chat: dict[str, Figure]) -> list[str]:
+    """What becomes of the student's KL in text of its own."""
+    over = own_over_chat.get("forward_kl_nats")
+    if over is None:
+        return []
+    if over["low"] is None or over["high"] is None or over["low"] <= 1 <= over["high"]:
+        told = "No difference was shown between the student's KL on its own chat answers and on the teacher's"
+        return [f"{told} ({_interval(over)}×)."]
+    how = "it strays in what it wrote itself" if over["value"] > 1 else "what it wrote itself is easier ground"
+    return [f"The student's KL on its own chat answers is {_interval(over)}× that on the teacher's: {how}."]
 
 
 def _kl_sentence(over: Figure, name: str) -> str:

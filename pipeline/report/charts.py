@@ -83,6 +83,44 @@ def forward_kl(arms: dict[str, Any]) -> Chart | None:
     return _finished(figure)
 
 
+def by_position(arms: dict[str, Any]) -> Chart | None:
+    """Forward KL by place in the answer, of each arm but the teacher; None where none was measured.
+
+    A full line is of the teacher's chat answers, a dotted one of the arm's own.
+    """
+    figure = go.Figure()
+    for arm in figures.present_arms(arms):
+        for section, dash in (("fidelity_chat", "solid"), ("fidelity_own", "dot")):
+            buckets = arms[arm].get("breakdowns", {}).get(section, {}).get("position", {})
+            of = {name: found["forward_kl_nats"] for name, found in buckets.items() if "forward_kl_nats" in found}
+            if not of or arm == "teacher":
+                continue
+            values = [each["value"] for each in of.values()]
+            figure.add_scatter(
+                x=list(of),
+                y=values,
+                name=f"{ARM_NAMES[arm]}{', own answers' if section == 'fidelity_own' else ''}",
+                line={"color": ARM_COLOURS[arm], "dash": dash, "width": 2},
+                error_y={
+                    "array": [_end(each, "high") - each["value"] for each in of.values()],
+                    "arrayminus": [each["value"] - _end(each, "low") for each in of.values()],
+                    "color": ARM_COLOURS[arm],
+                    "thickness": 1,
+                    "width": 4,
+                },
+            )
+    if not figure.data:
+        return None
+    figure.update_layout(
+        height=320,
+        showlegend=True,
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        xaxis={"title": {"text": "token of the answer"}, "type": "category"},
+        yaxis={"title": {"text": "forward KL, nats a token"}, "rangemode": "tozero"},
+    )
+    return _finished(figure)
+
+
 def waterfall(num_answers: int, drops: list[tuple[str, int]]) -> Chart:
     """From all answers, by each rule that dropped any, to those that were kept."""
     drops = [drop for drop in drops if drop[1]]

@@ -138,6 +138,15 @@ class Table:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class Breakdown:
+    """Figures by bucket: the buckets of one dimension in rows, a measure of an arm in each column."""
+
+    title: str
+    columns: list[tuple[Column, str]]  # (measure, arm)
+    rows: list[tuple[str, int, list[Cell]]]  # (bucket, prompts, cells)
+
+
 def nats(value: float) -> str:
     return f"{value:.3f}".replace("-0.000", "0.000")
 
@@ -188,14 +197,34 @@ def _fidelity(section: str) -> list[Column]:
     return [
         Column(section, "forward_kl_nats", "Forward KL", "nats a token", nats, "lower"),
         Column(section, "reverse_kl_nats", "Reverse KL", "nats a token", nats, "lower"),
+        Column(section, "js_divergence_nats", "JS divergence", "nats a token", nats, "lower"),
         Column(section, "top1_agreement_frac", "Same first choice", "share of tokens", percent, "higher"),
+        Column(section, "top5_overlap_frac", "First five shared", "share of five", percent, "higher"),
         Column(section, "acceptance_frac", "Acceptance", "share of tokens", percent, "higher"),
         Column(section, "nll_nats", "NLL of the answers", "nats a token", nats, "lower"),
     ]
 
 
+def _column(columns: list[Column], key: str) -> Column:
+    return next(column for column in columns if column.key == key)
+
+
 FIDELITY = _fidelity("fidelity")
 FIDELITY_CHAT = _fidelity("fidelity_chat")
+FIDELITY_OWN = [
+    *(
+        _column(_fidelity("fidelity_own"), key)
+        for key in ("forward_kl_nats", "reverse_kl_nats", "top1_agreement_frac", "acceptance_frac")
+    ),
+    Column("own_over_chat", "forward_kl_nats", "Forward KL, own ÷ teacher's", "of the same questions", times, "lower"),
+    Column("own_over_chat", "reverse_kl_nats", "Reverse KL, own ÷ teacher's", "of the same questions", times, "lower"),
+]
+CALIBRATION = [
+    Column("fidelity", "confidence_frac", "Confidence", "in its first choice", percent),
+    Column("fidelity", "accuracy_frac", "Accuracy", "of its first choice", percent, "higher"),
+    Column("fidelity", "ece_frac", "Calibration error", "15 bins of equal mass", percent, "lower"),
+    Column("fidelity", "brier_score", "Brier score", "0 to 2", nats, "lower"),
+]
 HEALTH = [
     Column("quality", "truncated_frac", "Cut off", "share of answers", percent, "lower"),
     Column("quality", "repetition_frac", "Loops", "share of answers", percent, "lower"),
@@ -210,12 +239,29 @@ SIZE = [
     Column("cost", "num_parameters", "Parameters", "count", scaled),
     Column("cost", "weights_bytes", "Weights", "on disk", _bytes),
 ]
-HEADLINE = [FIDELITY[0], FIDELITY[2], FIDELITY[3], SPEED[0], SIZE[0]]
+HEADLINE = [
+    *(_column(FIDELITY, key) for key in ("forward_kl_nats", "top1_agreement_frac", "acceptance_frac")),
+    SPEED[0],
+    SIZE[0],
+]
 NOTES = {
     "fidelity": "Fidelity: 95 % bootstrap interval over {num} held-out prompts.",
     "fidelity_chat": "Fidelity on chat answers: 95 % bootstrap interval over {num} items.",
+    "fidelity_own": "Fidelity on own answers: 95 % bootstrap interval over {num} items.",
     "quality": "Health: 95 % bootstrap interval over {num} chat items.",
     "speed": "Speed: median of {num} rounds, with the slowest and the fastest (no 95 % interval).",
+}
+DIMENSIONS = {  # of scores.json's breakdowns, for people
+    "position": "Place of the token in the answer",
+    "entropy": "The teacher's entropy, nats",
+    "length": "Length of the answer, tokens",
+    "turn": "Turn of the conversation",
+    "category": "Category of the prompt",
+}
+BROKEN_DOWN = {  # which section, and its texts
+    "fidelity": "the teacher's answers to held-out prompts",
+    "fidelity_chat": "the teacher's answers to the chat set",
+    "fidelity_own": "each arm's own answers to the chat set",
 }
 VERDICT = [
     ("kl_over_untrained", "the untrained student's KL"),
@@ -234,6 +280,25 @@ def table(arms: dict[str, Any], columns: list[Column]) -> Table:
     """A table of scores.json's `arms`; what is missing is a dash."""
     rows = [(arm, [cell(lookup(arms, arm, c), c.write) for c in columns]) for arm in present_arms(arms)]
     return Table(columns, rows, _notes(arms, columns))
+
+
+def breakdowns(arms: dict[str, Any], section: str) -> list[Breakdown]:
+    """A table for each dimension: forward KL and first choice of the arms but the teacher, bucket by bucket."""
+    shown = [column for column in FIDELITY if column.key in ("forward_kl_nats", "top1_agreement_frac")]
+    names = [arm for arm in present_arms(arms) if arm != "teacher" and arms[arm].get("breakdowns", {}).get(section)]
+    found = {arm: arms[arm]["breakdowns"][section] for arm in names}
+    tables = []
+    for dimension, title in DIMENSIONS.items():
+        buckets = list(dict.fromkeys(bucket for arm in names for bucket in found[arm].get(dimension, {})))
+        rows = []
+        for bucket in buckets:
+            of = [found[arm].get(dimension, {}).get(bucket, {}) for arm in names]
+            nums = [figure["num"] for figures in of for figure in figures.values()]
+            cells = [cell(figures.get(column.key), column.write) for column in shown for figures in of]
+            rows.append((bucket, max(nums, default=0), cells))
+        if rows:
+            tables.append(Breakdown(title, [(column, arm) for column in shown for arm in names], rows))
+    return tables
 
 
 def lookup(arms: dict[str, Any], arm: str, column: Column) -> dict[str, Any] | None:

@@ -55,9 +55,16 @@ def render(run_dir: RunDir) -> str:
             "headline": figures.table(arms, figures.HEADLINE),
             "fidelity": figures.table(arms, figures.FIDELITY),
             "fidelity_chat": figures.table(arms, figures.FIDELITY_CHAT),
+            "fidelity_own": figures.table(arms, figures.FIDELITY_OWN),
+            "calibration": figures.table(arms, figures.CALIBRATION),
             "health": figures.table(arms, figures.HEALTH),
             "speed": figures.table(arms, [*figures.SPEED, *figures.SIZE]),
         },
+        "breakdowns": [
+            (where, tables)
+            for section, where in figures.BROKEN_DOWN.items()
+            if (tables := figures.breakdowns(arms, section))
+        ],
         "charts": _charts(run_dir, arms, manifests),
         "capture": _capture(manifests),
         "filter": _filter(run_dir, manifests),
@@ -132,6 +139,8 @@ def _charts(run_dir: RunDir, arms: dict[str, Any], manifests: dict[str, Any]) ->
             drawn["validation_acceptance"] = charts.curves(validations, "eval_acceptance_frac", "acceptance")
     if bars := charts.forward_kl(arms):
         drawn["forward_kl"] = bars
+    if by_position := charts.by_position(arms):
+        drawn["kl_by_position"] = by_position
     if waterfall := manifests.get("filter", {}).get("waterfall"):
         drops = [(figures.words(row["reason"]), row["dropped"]) for row in waterfall]
         drawn["waterfall"] = charts.waterfall(manifests["filter"]["counts"]["responses"], drops)

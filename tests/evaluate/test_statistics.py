@@ -89,3 +89,10 @@ def test_measures_that_speak_for_the_other_student_are_told_as_well() -> None:
         " no difference shown: NLL of the teacher's answers (0.99 (0.97–1.01)×); worse: reverse KL (1.30 (1.20–1.40)×)."
     )
     assert verdict._other_measures({}, "") == []
+
+
+def test_what_becomes_of_the_students_kl_in_its_own_text_is_told_with_its_interval() -> None:
+    assert "strays" in verdict._exposure({"forward_kl_nats": over(1.4, 1.2, 1.6)})[0]
+    assert "easier ground" in verdict._exposure({"forward_kl_nats": over(0.7, 0.6, 0.8)})[0]
+    assert "No difference" in verdict._exposure({"forward_kl_nats": over(1.05, 0.9, 1.2)})[0]
+    assert verdict._exposure({}) == []

@@ -91,12 +91,13 @@ def dom(html: str, tmp_path_factory: pytest.TempPathFactory) -> Dom:
 
 
 def test_all_charts_are_drawn(dom: Dom) -> None:
-    assert set(dom.charts) == {"loss", "kl", "forward_kl", "waterfall"}
+    assert set(dom.charts) == {"loss", "kl", "forward_kl", "kl_by_position", "waterfall"}
     for name, classes in dom.charts.items():
         assert "main-svg" in classes, name
     assert dom.charts["loss"].count("scatter") == 2  # student and SFT only
     assert dom.charts["forward_kl"].count("point") == 3
     assert dom.charts["forward_kl"].count("errorbar") == 3
+    assert dom.charts["kl_by_position"].count("scatter") == 6  # three arms, on two kinds of text
     assert dom.charts["waterfall"].count("point") == 4
     assert "modebar" not in dom.charts["loss"]
 
@@ -104,9 +105,8 @@ def test_all_charts_are_drawn(dom: Dom) -> None:
 def test_planted_scripts_are_text(dom: Dom) -> None:
     assert dom.title == "trial: Retort report"
     assert "img" not in dom.tags
-    assert (
-        len([text for text in dom.texts if PLANTED in text]) == 7
-    )  # summary, two questions, two answers, and both of a dropped one
+    # summary, two questions, two answers, two examples of what was dropped, a category
+    assert len([text for text in dom.texts if PLANTED in text]) == 8
 
 
 def test_escaping_alone_holds(html: str, tmp_path: Path) -> None:
@@ -133,9 +133,9 @@ def test_style_sheet_fetches_nothing(html: str) -> None:
 
 
 def test_print_opens_everything_and_fits_charts_to_paper(html: str, dom: Dom, tmp_path: Path) -> None:
-    assert dom.open.count(False) == 5  # two items, two reasons' examples and the config
+    assert dom.open.count(False) == 8  # three breakdowns, two rules' examples, two items and the config
     printing = dumped(POLICY.sub("", html).replace("</body>", f"{PRINTING}</body>"), tmp_path)
-    assert printing.open == [True] * 11
+    assert printing.open == [True] * 14
     assert printing.widths == {"640"}
 
 

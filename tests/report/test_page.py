@@ -143,13 +143,48 @@ def test_without_an_sft_only_arm_the_limits_say_what_is_unknown(tmp_path: Path) 
     assert sentence in page.render(make(tmp_path / "without", scored=scored))
 
 
+def test_own_answers_stand_beside_the_teachers_without_the_teacher(run_dir: RunDir) -> None:
+    reader = page_of(run_dir)
+    [own] = [row for row in reader.rows_of("Student") if "1.67× 1.51 – 1.83×" in row]
+    assert own[1] == "3.085 2.468 – 3.702"
+    assert [row[1] for row in reader.rows_of("Teacher")].count("–") == 1
+    assert "8 items" in page.render(run_dir)
+
+
+def test_calibration_has_a_table(run_dir: RunDir) -> None:
+    assert ["SFT only", "70.0 % 68.0 – 72.0 %", "50.0 % 25.0 – 71.0 %", "16.0 % 14.0 – 18.0 %"] in [
+        row[:4] for row in page_of(run_dir).rows
+    ]
+
+
+def test_breakdowns_are_tables_of_the_students_by_bucket(run_dir: RunDir) -> None:
+    reader = page_of(run_dir)
+    [late, *_] = reader.rows_of("9-32")
+    assert late[:3] == ["9-32", "39", "1.357 1.222 – 1.493"]  # the student's, a tenth more than the first eight
+    assert len(late) == 2 + 2 * 3  # two measures of three arms
+    assert len(reader.rows_of("1-8")) == 3  # on held-out, chat and own answers
+    assert len(reader.rows_of("2")) == 1  # the second turn
+    assert [line["name"] for line in reader.specs["kl_by_position"]["data"]][:2] == ["Student", "Student, own answers"]
+    assert reader.specs["kl_by_position"]["data"][1]["y"] == pytest.approx([3.085, 3.3935])
+
+
+def test_scores_without_breakdowns_make_a_page_without_them(tmp_path: Path) -> None:
+    scored = scores()
+    for arm in scored["arms"].values():
+        for section in ("breakdowns", "fidelity_own", "own_over_chat"):
+            arm.pop(section, None)
+    reader = page_of(make(tmp_path, scored=scored))
+    assert "kl_by_position" not in reader.specs
+    assert not reader.rows_of("1-8")
+
+
 def test_what_models_and_prompts_say_is_text(run_dir: RunDir) -> None:
     html = page.render(run_dir)
     assert PLANTED not in html
     assert "<img" not in html.replace(Reader(html).scripts[0], "")
     assert (
-        html.count("&lt;script&gt;window.pwned=1") == 1 + 2 + 2 + 2
-    )  # summary, both questions, both answers, examples of what was dropped
+        html.count("&lt;script&gt;window.pwned=1") == 1 + 2 + 2 + 2 + 1
+    )  # summary, both questions, both answers, examples of what was dropped, a category
     assert "The student is &lt;close&gt; to its teacher." in html
 
 

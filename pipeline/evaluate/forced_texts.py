@@ -1,0 +1,57 @@
+"""The texts that fidelity is measured on: the teacher's held-out answers, and each arm's to the chat set."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice, takewhile
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pipeline import reasoning
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.forced import ForcedText
+from pipeline.rundir import RunDir, read_answers
+
+COLUMNS = ["conversation_id", "sample", "split", "category", "prompt_token_ids", "token_ids"]
+UNKNOWN = "uncategorised"
+
+
+def held_out(config: Config, run_dir: RunDir) -> Iterator[ForcedText]:
+    """The teacher's answers to held-out prompts that filter kept, shard by shard; where evaluate.held_out_responses
+    limits them, the first to each prompt before the second to any.
+
+    What is measured of an answer is what training learnt of one (train.reasoning), given the same context.
+    Raises UserError where there are none.
+    """
+    limit = config.evaluate.held_out_responses
+    num_samples = run_dir.manifest("generate")["fingerprint"]["generate.num_samples"]
+    turns = [pc.scalar(True)] if limit is None else [pc.field("sample") == sample for sample in range(num_samples)]
+    texts = (text for turn in turns for text in _held_out(run_dir, turn))
+    first = next(texts, None)
+    if first is None:
+        raise UserError("evaluate: no held-out answer was kept; raise prepare.held_out_frac, or give more prompts")
+    yield first
+    yield from islice(texts, None if limit is None else limit - 1)
+
+
+def of_arm(rows: Iterable[dict[str, Any]], arm: str, vocab_size: int) -> Iterator[ForcedText]:
+    """An arm's chat answers (rows of records.SAMPLES); the turns of an item are one cluster.
+
+    An answer ends before an id that the teacher has no embedding for: a student padded wider may draw one.
+    """
+    for row in rows:
+        token_ids = list(takewhile(lambda token: token < vocab_size, row["token_ids"]))
+        if row["arm"] == arm and token_ids:
+            groups = {"turn": str(row["turn"] + 1), "category": row["category"] or UNKNOWN}
+            yield ForcedText(row["item_id"], row["prompt_token_ids"], token_ids, groups)
+
+
+def _held_out(run_dir: RunDir, chosen: pc.Expression) -> Iterator[ForcedText]:
+    how = run_dir.manifest("train")["fingerprint"].get("train.reasoning", "keep")
+    for answers, kept in read_answers(run_dir, [*COLUMNS, "reasoning_tokens", "reasoning_start", "reasoning_end"]):
+        for row in answers.filter(kept).filter((pc.field("split") == "held_out") & chosen).to_pylist():
+            text = ForcedText(
+                row["conversation_id"], *reasoning.learnt(row, how), {"category": row["category"] or UNKNOWN}
+            )
+            if text.token_ids:
+                yield text
