@@ -61,9 +61,10 @@ def run(settings: config.Evaluate, rows: Rows, folder: Path, teacher: str) -> Ju
 
 
 def fingerprint(settings: config.Judge) -> dict[str, Any] | None:
-    """The settings and templates that verdicts follow from; None without a judge."""
+    """The settings and templates that verdicts follow from; None without a judge. Raises UserError as `Asker` does."""
     if settings.url is None:
         return None
+    Asker(settings)
     return {**output_settings(settings), "templates.hash": template_hashes(settings)}
 
 
@@ -200,8 +201,8 @@ def _sentences(judge: config.Judge, student: dict[str, Any], teacher: str) -> li
     else:
         shares = [checks.percent(student["checks"][f"sound_over_{name}_frac"]) for name in checks.MADE_WORSE]
         found.append(
-            f"The judge {judge.model} passed its self-checks: beside an answer made worse on purpose it prefers the sound"
-            f" one in {' and '.join(shares)} of pairs."
+            f"The judge {judge.model} passed its self-checks: beside an answer made worse on purpose it prefers the"
+            f" sound one in {' and '.join(shares)} of pairs."
         )
     if (family := _family(judge.model or "")) and family == _family(teacher):
         found.append(f"The judge is of the teacher's family ({family}), and models tend to prefer their own kind.")

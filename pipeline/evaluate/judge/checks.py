@@ -2,8 +2,8 @@
 
 import random
 import re
+from bisect import bisect_right
 from dataclasses import replace
-from itertools import pairwise
 
 from pipeline.evaluate.judge.figures import Figures, Outcome, wilson
 from pipeline.evaluate.judge.questions import Pair, Reply
@@ -31,11 +31,12 @@ def planted(replies: list[Reply], num_items: int, seed: int) -> list[Pair]:
     halves = [(reply, _cut(reply, seed)) for reply in sound]
     cut = [Pair(CUT, reply, replace(reply, answer=half)) for reply, half in halves if half]
     by_length = sorted(sound, key=lambda r: len(r.answer))
-    longer = {one.item_id: other for one, other in pairwise(by_length)}
+    lengths = [len(reply.answer) for reply in by_length]
+    longer = {reply.item_id: by_length[bisect_right(lengths, len(reply.answer)) :] for reply in sound}
     foreign = [
-        Pair(FOREIGN, reply, replace(reply, answer=longer[reply.item_id].answer))
+        Pair(FOREIGN, reply, replace(reply, answer=longer[reply.item_id][0].answer))
         for reply in sound
-        if reply.item_id in longer and len(longer[reply.item_id].answer) > len(reply.answer)
+        if longer[reply.item_id]
     ]
     return same + cut[:num_items] + foreign[:num_items]
 
