@@ -145,7 +145,7 @@ def test_one_question_that_is_refused_is_invalid_and_the_others_are_judged() -> 
         found = {v.key: v for v in asked(fake)}
         assert (found["k3"].choice, found["k3"].tries) == (None, 0)
         assert [v.choice for key, v in found.items() if key != "k3"] == ["A"] * 5
-    with FakeJudge(first_place, refuses="===") as fake, pytest.raises(UserError, match="refuses .*: .*too long"):
+    with FakeJudge(first_place, refuses="===") as fake, pytest.raises(UserError, match=r"refuses .*: .*too long"):
         asked(fake)
 
 
