@@ -60,6 +60,7 @@ def render(run_dir: RunDir) -> str:
         },
         "judge_tables": judged.tables(arms),
         "judge_cost": judged.cost(arms),
+        "judge_model": (manifests["evaluate"]["fingerprint"].get("evaluate.judge") or {}).get("model"),
         "charts": _charts(run_dir, arms, manifests),
         "capture": _capture(manifests),
         "filter": _filter(run_dir, manifests),

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from fake_judge import KEY, FakeJudge, by_score, first_place, longer
 
+import pipeline
 from pipeline.config import Evaluate, Judge
 from pipeline.errors import UserError
 from pipeline.evaluate import judge
 from pipeline.evaluate.judge import checks
 from pipeline.evaluate.judge.questions import Reply
 
+ROOT = Path(pipeline.__file__).parent.parent
 NUM_ITEMS = 40
 NUM_CHECKS = 20
 
@@ -225,6 +226,21 @@ def test_two_turns_are_judged_each_and_count_as_one_item(tmp_path: Path) -> None
     assert any("Earlier question" in text and "Be brief." in text and "\nSo.\n" in text for text in fake.asked)
     assert "over_sft_only" not in found.arms["student"]
     assert "sft_only" not in found.arms
+
+
+def test_a_question_that_is_refused_is_told_and_asked_again_next_time(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    given = rows(("teacher", "student"), num=8)
+    with FakeJudge(fair, refuses="of topic 6?") as fake:
+        found = judged(fake, tmp_path, given, check_items=1)
+        assert value(found, "over_teacher", "invalid_frac") == pytest.approx(2 / 16)
+        assert found.arms["student"]["over_teacher"]["win_rate"]["num"] == 7
+        assert "4 questions were refused" in capfd.readouterr().err.replace("\n", " ")
+        fake.refuses, num = "", fake.num_asked
+        found = judged(fake, tmp_path, given, check_items=1)
+        assert fake.num_asked == num + 4
+        assert value(found, "over_teacher", "invalid_frac") == 0
 
 
 def test_without_a_judge_there_is_nothing(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_patience_has_an_end(always: str) -> None:
     began = time.monotonic()
     with FakeJudge(first_place, always=always) as fake, pytest.raises(UserError, match="does not answer"):
         asked(fake, patience_s=0.4, is_proved=True)
-    assert 0.3 < time.monotonic() - began < 5
+    assert 0.3 < time.monotonic() - began < 30
 
 
 def test_where_nothing_listens_it_is_said() -> None:
@@ -144,6 +144,7 @@ def test_one_question_that_is_refused_is_invalid_and_the_others_are_judged() -> 
     with FakeJudge(first_place, refuses="3 ===") as fake:
         found = {v.key: v for v in asked(fake)}
         assert (found["k3"].choice, found["k3"].tries) == (None, 0)
+        assert "too long" in found["k3"].reply
         assert [v.choice for key, v in found.items() if key != "k3"] == ["A"] * 5
     with FakeJudge(first_place, refuses="===") as fake, pytest.raises(UserError, match=r"refuses .*: .*too long"):
         asked(fake)

@@ -107,6 +107,8 @@ def _ask(judge: config.Judge, plan: _Plan, ledger: Ledger) -> None:
                 )
 
         Client(judge).ask(missing, ledger.has_answers, take)
+    if refused := ledger.num_refused(missing):
+        say(f"evaluate: {refused} questions were refused by the judge's server, and are invalid: see {ledger.path}")
 
 
 def _check_cost(judge: config.Judge, missing: list[Question], num_all: int, ledger: Ledger) -> None:

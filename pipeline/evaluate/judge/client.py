@@ -34,13 +34,13 @@ class _Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class _Completion(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
+    usage: _Usage | None = _Usage()
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,15 @@ class Client:
 
     async def _verdict(self, http: httpx.AsyncClient, question: Question) -> Verdict:
         """The judge's verdict; what can't be read is asked for again, with the reply and a reminder before it."""
-        texts, given, choice = [question.text], [], None
+        texts, given, choice, last = [question.text], [], None, ""
         while choice is None and len(given) <= self._settings.retries:
             try:
                 reply = await self._reply(http, body(self._settings, texts), question)
-            except _Refused:
+            except _Refused as refusal:
+                last = str(refusal)
                 break
             given.append(reply)
+            last = reply.text
             choice = read(question.kind, reply.text)
             if reply.text.strip():
                 texts = [question.text, reply.text, REMINDER]
@@ -125,7 +127,7 @@ class Client:
             tries=len(given),
             prompt_tokens=sum(reply.prompt_tokens for reply in given),
             completion_tokens=sum(reply.completion_tokens for reply in given),
-            reply=given[-1].text if given else "",
+            reply=last,
             about=question.about,
         )
 
@@ -169,7 +171,7 @@ class Client:
         if status in BUSY or reply.is_server_error:
             raise _AgainError(f"HTTP {status}", status not in BUSY, _retry_after_s(reply))
         if status in UNFIT and self._is_proved:
-            raise _Refused
+            raise _Refused(f"(refused with HTTP {status}: {_message(text)})")
         raise UserError(
             f"{self._url}: refuses {question.about} with HTTP {status}: {_message(text)}; see evaluate.judge.url, model"
             " and request"
@@ -207,11 +209,11 @@ def _completion(text: str, request: dict[str, Any]) -> _Reply:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "JSON"
         raise _AgainError(f"no chat completion ({where}: {first['msg'].lower()})", is_requests=True) from None
-    content, usage = completion.choices[0].message.content or "", completion.usage
-    if usage is not None:
-        return _Reply(content, usage.prompt_tokens, usage.completion_tokens)
-    sent = sum(estimated_tokens(message["content"]) for message in request["messages"])
-    return _Reply(content, sent, estimated_tokens(content))
+    content, usage = completion.choices[0].message.content or "", completion.usage or _Usage()
+    sent, given = usage.prompt_tokens, usage.completion_tokens
+    if sent is None:
+        sent = sum(estimated_tokens(message["content"]) for message in request["messages"])
+    return _Reply(content, sent, estimated_tokens(content) if given is None else given)
 
 
 def _message(text: str) -> str:

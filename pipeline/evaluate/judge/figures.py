@@ -143,7 +143,10 @@ def _at_equal_length(outcomes: list[Outcome], categories: list[str] | None, draw
     for place, (value, num) in enumerate(zip(values, nums, strict=True)):
         low = high = None
         if num > 1:
-            low, high = map(float, np.nanquantile(np.concatenate(drawn)[:, place], [0.025, 0.975]))
+            rates_R = np.concatenate(drawn)[:, place]
+            low, high = (
+                map(float, np.nanquantile(rates_R, [0.025, 0.975])) if np.isfinite(rates_R).any() else (None, None)
+            )
         found.append({"value": float(value), "low": low, "high": high, "num": num})
     return found
 

@@ -21,7 +21,7 @@ class Verdict(BaseModel):
     tries: int  # replies that were read; 0: the server refused the question
     prompt_tokens: int  # of all tries
     completion_tokens: int
-    reply: str  # the last
+    reply: str  # the last, or why it was refused
     about: dict[str, Any]
 
 
@@ -60,6 +60,9 @@ class Ledger:
         """The questions still to be asked, each once; one without a verdict counts as asked after so many tries."""
         wanted = {question.key: question for question in questions}
         return [question for key, question in wanted.items() if not self._is_settled(key, tries)]
+
+    def num_refused(self, questions: Iterable[Question]) -> int:
+        return sum(not self._verdicts[question.key].tries for question in questions)
 
     def choice(self, question: Question) -> Choice | None:
         return self._verdicts[question.key].choice
