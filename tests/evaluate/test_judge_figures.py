@@ -90,6 +90,8 @@ def test_turns_of_an_item_are_drawn_together() -> None:
     low, high = slow_interval(by_item, 4000)
     assert figure["low"] == pytest.approx(low, abs=0.04)
     assert figure["high"] == pytest.approx(high, abs=0.04)
+    even = length_controlled(outcomes, DRAWS)
+    assert (even["low"], even["high"]) == pytest.approx((figure["low"], figure["high"]), abs=0.03)
     apart = compared([outcome(f"{n}", *o.choices) for n, o in enumerate(outcomes)], DRAWS)["win_rate"]  # type: ignore[arg-type]
     assert apart["high"] - apart["low"] < 0.7 * (figure["high"] - figure["low"])  # type: ignore[operator]
 
