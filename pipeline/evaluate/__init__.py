@@ -57,9 +57,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         engine_args=generated["fingerprint"]["teacher.engine"] | config.evaluate.engine,
     )
     rows, rounds = _serve(config, stage, folders, groups, asked)
-    systems = {item.id: item.system for item in asked.items}
-    shown = [{**row, "system": systems.get(row["item_id"])} for row in rows]
-    judged = judge.run(config.evaluate, shown, stage.path, config.teacher.model)
+    judged = judge.run(config.evaluate, rows, stage.path, config.teacher.model, asked.items)
     texts = {"fidelity": _held_out(config, run_dir), "fidelity_chat": _chat_texts(rows)}
     sums = _fidelity(config, folders, texts, generated.get("teacher_dtype") or "float32")
     arms = {

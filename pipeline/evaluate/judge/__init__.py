@@ -1,11 +1,12 @@
 """The judge: a chat model says which answers are better, in both orders, and how far it can be believed."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import config
+from pipeline import chat_set, config
 from pipeline.config import output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
@@ -44,17 +45,22 @@ class _Plan:
         return asked + [question for rows in self.graded.values() for _, question in rows]
 
 
-def run(settings: config.Evaluate, rows: Rows, folder: Path, teacher: str) -> Judged:
+def run(
+    settings: config.Evaluate, rows: Rows, folder: Path, teacher: str, items: Sequence[chat_set.Item] = ()
+) -> Judged:
     """Judge the arms' answers: the student's against the teacher's and the SFT-only student's, and each by itself.
 
-    `rows` are as records.SAMPLES has them, of any set, and may have `system` and `reference` (a correct answer). The
-    verdicts are kept in folder/verdicts.jsonl; what stands there is not asked again. `teacher` is the teacher's name.
+    `rows` are as records.SAMPLES has them, of any set, and may have `system` (else that of their item in `items`) and
+    `reference` (a correct answer). The verdicts are kept in folder/verdicts.jsonl; what stands there is not asked
+    again. `teacher` is the teacher's name.
+
     Raises UserError: too dear, a server that does not answer or refuses, a malformed template, a full disk.
     """
     judge = settings.judge
     if judge.url is None or not rows:
         return Judged()
-    plan = _plan(settings, rows)
+    systems = {item.id: item.system for item in items}
+    plan = _plan(settings, [{"system": systems.get(row["item_id"]), **row} for row in rows])
     ledger = Ledger(folder / VERDICTS)
     _ask(judge, plan, ledger)
     return _judged(settings, plan, ledger, teacher)
