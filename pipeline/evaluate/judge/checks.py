@@ -16,7 +16,10 @@ MAX_LEAN = 0.15  # how far the whole interval may be from a half, where both ans
 MAX_FLIPS = 0.5  # low end of the interval: verdicts that turn round with the order
 MAX_INVALID = 0.1  # verdicts that could not be read
 IDENTICAL, CUT, FOREIGN = "identical", "cut", "foreign"
-MADE_WORSE = {CUT: "its own sentences, shuffled and half of them gone", FOREIGN: "a longer answer to another question"}
+MADE_WORSE = {
+    CUT: "the same answer, its sentences shuffled and half of them gone",
+    FOREIGN: "a longer answer to another question",
+}
 
 
 def planted(replies: list[Reply], num_items: int, seed: int) -> list[Pair]:
@@ -66,7 +69,7 @@ def doubts(checks: Figures, compared: Figures) -> list[str]:
             found.append(f"whether it sees {what} was not checked: no answer was fit for it")
         elif sound["low"] is None or sound["low"] < MIN_SOUND:
             found.append(
-                f"beside {what} it prefers the sound answer in {percent(sound)} of {sound['num']} pairs (the interval's"
+                f"beside {what}, it prefers the sound answer in {percent(sound)} of {sound['num']} pairs (the interval's"
                 f" low end must reach {MIN_SOUND:.0%})"
             )
     same = checks.get("identical_first_place_score")
@@ -79,7 +82,7 @@ def doubts(checks: Figures, compared: Figures) -> list[str]:
     if flips and flips["low"] is not None and flips["low"] > MAX_FLIPS:
         found.append(
             f"in {percent(flips)} of pairs its verdict turns round with the order (the interval's low end may be"
-            f" {MAX_FLIPS:.0%})"
+            f" {MAX_FLIPS:.0%} at most)"
         )
     invalid = [figure for figure in (checks.get("invalid_frac"), compared.get("invalid_frac")) if figure]
     worst = max(invalid, key=lambda figure: figure["value"], default=None)
