@@ -69,8 +69,8 @@ def doubts(checks: Figures, compared: Figures) -> list[str]:
             found.append(f"whether it sees {what} was not checked: no answer was fit for it")
         elif sound["low"] is None or sound["low"] < MIN_SOUND:
             found.append(
-                f"beside {what}, it prefers the sound answer in {percent(sound)} of {sound['num']} pairs (the interval's"
-                f" low end must reach {MIN_SOUND:.0%})"
+                f"beside {what}, it prefers the sound answer in {percent(sound)} of {sound['num']} pairs (the"
+                f" interval's low end must reach {MIN_SOUND:.0%})"
             )
     same = checks.get("identical_first_place_score")
     if same and _reach(same, 0.5) > MAX_LEAN:
