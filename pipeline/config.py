@@ -745,6 +745,55 @@ class Train(Section):
         return self
 
 
+class Judge(Section):
+    """judge: a chat model that compares the arms' answers in both orders, and grades each; its key is never on disk."""
+
+    url: str | None = runtime(
+        None,
+        "OpenAI-compatible address of the judge, to which /chat/completions is added, and /v1 before it where it has no"
+        " path: http://127.0.0.1:8001, https://api.openai.com/v1; null: no judge.",
+    )
+    model: str | None = Field(default=None, description="Name by which url serves it.")
+    key_variable: str = runtime(
+        "RETORT_JUDGE_KEY", "Environment variable that holds its key; unset or empty: it needs none."
+    )
+    templates: str = Field(
+        default="prompts/judge", description="Folder with what it is asked: pairwise.jinja and single.jinja."
+    )
+    max_tokens: Positive = Field(default=512, description="Longest reply of the judge, tokens; the cost cap counts it.")
+    request: dict[str, Any] = Field(
+        default={},
+        description="Put into each request as it stands, over temperature 0 and max_tokens; null takes a field out:"
+        " {max_tokens: null, max_completion_tokens: 4000, temperature: null} for OpenAI's reasoning models.",
+    )
+    retries: int = Field(
+        default=2, description="How often a verdict that can't be read is asked for again; then it is invalid.", ge=0
+    )
+    check_items: Positive = Field(
+        default=20,
+        description="Items of each self-check: the same answer in both places, and answers made worse on purpose.",
+    )
+    concurrency: Positive = runtime(8, "Requests in flight.")
+    timeout_s: float = runtime(120.0, "Longest time that one reply may take, seconds.", gt=0)
+    patience_s: float = runtime(600.0, "How long no reply may come before the stage stops, seconds.", gt=0)
+    price_in: float = runtime(0.0, "Price of a million prompt tokens, in the currency of max_cost.", ge=0)
+    price_out: float = runtime(0.0, "Price of a million tokens of replies.", ge=0)
+    max_cost: float = runtime(10.0, "Refuse to start where the judge may cost more, and stop where it does.", ge=0)
+
+    @model_validator(mode="after")
+    def _usable(self) -> "Judge":
+        # neither URL nor variable is repeated in the message: either may hold a secret, by mistake
+        if self.url is not None and (not _is_base_url(self.url) or "@" in self.url):
+            raise ValueError("url: written like http://127.0.0.1:8001, without a name or password")
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key_variable):
+            raise ValueError("key_variable: the name of an environment variable, such as RETORT_JUDGE_KEY, not the key")
+        if (self.url is None) != (self.model is None):
+            raise ValueError("url and model go together: where the judge is served, and under which name")
+        if ours := {"model", "messages", "stream", "n", "api_key"} & set(self.request):
+            raise ValueError(f"request: {min(ours)} can't be set there")
+        return self
+
+
 class Evaluate(Section):
     """evaluate: the student against its teacher."""
 
@@ -771,6 +820,7 @@ class Evaluate(Section):
         default=None,
         description="Hold teacher and student at once and time them in turn (A-B-B-A); null: yes on CPU, no on GPU.",
     )
+    judge: Judge = Field(default=Judge(), description="A chat model that says which answers are better.")
     bootstrap: Positive = Field(default=10_000, description="Bootstrap resamples of the intervals.")
     seed: int = Field(default=0, description="Seed of the bootstrap.", ge=0)
 
@@ -945,6 +995,9 @@ def check_files(config: Config) -> None:
             raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
     if config.evaluate.chat_set:
         chat_set.load(Path(config.evaluate.chat_set), None)
+    for name in ("pairwise", "single") if config.evaluate.judge.url else ():
+        if not (path := Path(config.evaluate.judge.templates) / f"{name}.jinja").is_file():
+            raise UserError(f"{path}: no such template (evaluate.judge.templates)")
     for tracker in config.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"train.report_to: {tracker} is not installed: pip install {tracker}")

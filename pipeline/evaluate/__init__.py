@@ -14,7 +14,7 @@ from pipeline import chat_set, hardware, models
 from pipeline.config import Config, output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.evaluate import chat, fidelity_figures, forced_texts, speed, verdict
+from pipeline.evaluate import chat, fidelity_figures, forced_texts, judge, speed, verdict
 from pipeline.evaluate.fidelity_figures import SumsBySection
 from pipeline.evaluate.statistics import Figure, exact, ratio
 from pipeline.forced import load
@@ -57,6 +57,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         engine_args=generated["fingerprint"]["teacher.engine"] | config.evaluate.engine,
     )
     rows, rounds = _serve(config, stage, folders, groups, asked)
+    judged = judge.run(config.evaluate, rows, stage.path, config.teacher.model, asked.items)
     sums = _fidelity(config, run_dir, folders, rows, generated.get("teacher_dtype") or "float32")
     arms = {
         arm: {
@@ -64,17 +65,18 @@ def run(config: Config, run_dir: RunDir) -> None:
             "quality": _quality(config, [row for row in rows if row["arm"] == arm]),
             "speed": speed.figures(rounds[arm]) if arm in rounds else {},
             "cost": _size(folder),
+            "judge": judged.arms.get(arm, {}),
         }
         for arm, folder in folders.items()
     }
-    comparisons = _comparisons(config, sums, rounds, arms, together)
-    sentences = verdict.sentences(arms, comparisons)
+    comparisons = _comparisons(config, sums, rounds, arms, together) | judged.comparisons
+    sentences = verdict.sentences(arms, comparisons) + judged.sentences
     stage.commit(pa.Table.from_pylist(rows, schema=SAMPLES), "samples.parquet")
     write_json(stage.path / "scores.json", {"arms": arms, "verdict": {"sentences": sentences, **comparisons}})
     for sentence in sentences:
         say(sentence)
     counts = {"held_out_answers": sums["fidelity"]["teacher"].num_texts, "chat_answers": len(rows), "arms": len(arms)}
-    stage.finish([stage.path / "scores.json", stage.path / "samples.parquet"], counts)
+    stage.finish([stage.path / "scores.json", stage.path / "samples.parquet", *judged.files], counts)
     for arm in folders:
         _answers_path(stage, arm).unlink(missing_ok=True)
 
@@ -224,6 +226,7 @@ def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
         raise UserError(f"{chosen}: no such chat set (evaluate.chat_set; null for none)")
     return {
         **{f"evaluate.{key}": value for key, value in output_settings(config.evaluate).items()},
+        "evaluate.judge": judge.fingerprint(config.evaluate.judge),
         "evaluate.chat_set.hash": file_hash(Path(chosen)) if chosen else None,
         "input.generate": run_dir.output_hash("generate"),
         "input.filter": run_dir.output_hash("filter"),

@@ -1,0 +1,249 @@
+"""The judge: a chat model says which answers are better, in both orders, and how far it can be believed."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import chat_set, config
+from pipeline.config import output_settings
+from pipeline.console import progress, say
+from pipeline.errors import UserError
+from pipeline.evaluate.judge import checks
+from pipeline.evaluate.judge.client import Client, estimated_tokens
+from pipeline.evaluate.judge.figures import Clustered, Figures, Outcome, by_category, compared
+from pipeline.evaluate.judge.ledger import Ledger, Verdict
+from pipeline.evaluate.judge.questions import Asker, Pair, Question, Reply, Rows, pairs, replies, template_hashes
+from pipeline.evaluate.statistics import exact
+
+GRADED = ("teacher", "student", "sft_only")
+RIVALS = {"teacher": "the teacher's", "sft_only": "that of the student trained by cross-entropy alone"}
+MESSAGE_TOKENS = 8  # that a chat template puts around a message, about
+VERDICTS = "verdicts.jsonl"
+
+
+@dataclass
+class Judged:
+    """What the judge found; all empty where there is none."""
+
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)  # section `judge` of each arm
+    comparisons: Figures = field(default_factory=dict)
+    sentences: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that the judge is asked: both orders of every pair (none where both are the same), and each answer alone."""
+
+    compared: dict[str, list[tuple[Pair, list[Question]]]]
+    graded: dict[str, list[tuple[Reply, Question]]]
+
+    def questions(self) -> list[Question]:
+        asked = [question for rows in self.compared.values() for _, both in rows for question in both]
+        return asked + [question for rows in self.graded.values() for _, question in rows]
+
+
+def run(
+    settings: config.Evaluate, rows: Rows, folder: Path, teacher: str, items: Sequence[chat_set.Item] = ()
+) -> Judged:
+    """Judge the arms' answers: the student's against the teacher's and the SFT-only student's, and each by itself.
+
+    `rows` are as records.SAMPLES has them, of any set, and may have `system` (else that of their item in `items`) and
+    `reference` (a correct answer). The verdicts are kept in folder/verdicts.jsonl; what stands there is not asked
+    again. `teacher` is the teacher's name.
+
+    Raises UserError: too dear, a server that does not answer or refuses, a malformed template, a full disk.
+    """
+    judge = settings.judge
+    if judge.url is None or not rows:
+        return Judged()
+    systems = {item.id: item.system for item in items}
+    plan = _plan(settings, [{"system": systems.get(row["item_id"]), **row} for row in rows])
+    ledger = Ledger(folder / VERDICTS)
+    _ask(judge, plan, ledger)
+    return _judged(settings, plan, ledger, teacher)
+
+
+def fingerprint(settings: config.Judge) -> dict[str, Any] | None:
+    """The settings and templates that verdicts follow from; None without a judge. Raises UserError as `Asker` does."""
+    if settings.url is None:
+        return None
+    Asker(settings)
+    return {**output_settings(settings), "templates.hash": template_hashes(settings)}
+
+
+def _plan(settings: config.Evaluate, rows: Rows) -> _Plan:
+    asker, by_arm = Asker(settings.judge), {arm: replies(rows, arm) for arm in GRADED}
+    sound = list(by_arm["teacher"].values())
+    every = [pair for rival in RIVALS for pair in pairs(f"over_{rival}", by_arm["student"], by_arm[rival])]
+    every += checks.planted(sound, settings.judge.check_items, settings.seed)
+    plan = _Plan({}, {})
+    for pair in every:
+        both = [asker.pairwise(pair, order) for order in (0, 1)]
+        if both[0].key == both[1].key and pair.name != checks.IDENTICAL:
+            both = []  # a tie, without a judge
+        plan.compared.setdefault(pair.name, []).append((pair, both))
+    for arm, given in by_arm.items():
+        if given:
+            plan.graded[arm] = [(reply, asker.single(arm, reply)) for reply in given.values()]
+    return plan
+
+
+def _ask(judge: config.Judge, plan: _Plan, ledger: Ledger) -> None:
+    """Ask what the ledger lacks. Raises UserError before the first call where it may be too dear, and while it is."""
+    tries = judge.retries + 1
+    everything = plan.questions()
+    missing = ledger.missing(everything, tries)
+    _check_cost(judge, missing, len({question.key for question in everything}), ledger)
+    if not missing:
+        return
+    with progress("verdicts") as bar:
+        task = bar.add_task("judge", total=len(missing), note="")
+
+        def take(verdict: Verdict) -> None:
+            ledger.add(verdict)
+            spent = _spent(judge, ledger)
+            bar.update(task, advance=1, note=f"cost {spent:.2f}" if judge.price_in or judge.price_out else "")
+            if spent > judge.max_cost:
+                raise UserError(
+                    f"evaluate.judge: its verdicts have cost {spent:.2f}, above evaluate.judge.max_cost="
+                    f"{judge.max_cost:g}; raise it and run the same command again: they are kept"
+                )
+
+        Client(judge).ask(missing, ledger.has_answers, take)
+    if refused := ledger.num_refused(missing):
+        say(f"evaluate: {refused} questions were refused by the judge's server, and are invalid: see {ledger.path}")
+
+
+def _check_cost(judge: config.Judge, missing: list[Question], num_all: int, ledger: Ledger) -> None:
+    """Say what is to come; each reply counts at its longest, each verdict as read at once."""
+    longest = judge.request.get("max_completion_tokens") or judge.request.get("max_tokens") or judge.max_tokens
+    tokens_in = sum(estimated_tokens(question.text) + MESSAGE_TOKENS for question in missing)
+    tokens_out = longest * len(missing)
+    spent = _spent(judge, ledger)
+    cost = spent + _cost(judge, tokens_in, tokens_out)
+    is_priced = judge.price_in or judge.price_out
+    priced = (
+        f": at most {cost:.2f} in all" if is_priced else "; its price is not set (evaluate.judge.price_in, price_out)"
+    )
+    say(
+        f"evaluate: judge {judge.model}: {len(missing)} of {num_all} verdicts to come, about {tokens_in} tokens in and"
+        f" at most {tokens_out} out{priced}" + (f", {spent:.2f} of it spent" if spent else "")
+    )
+    if cost > judge.max_cost:
+        raise UserError(
+            f"evaluate.judge: {len(missing)} verdicts may cost {cost:.2f} in all, above evaluate.judge.max_cost="
+            f"{judge.max_cost:g}; raise it, or ask less: evaluate.chat_items, evaluate.judge.max_tokens"
+        )
+
+
+def _judged(settings: config.Evaluate, plan: _Plan, ledger: Ledger, teacher: str) -> Judged:
+    draws = Clustered(settings.bootstrap, settings.seed)
+    outcomes = {name: [_outcome(pair, both, ledger) for pair, both in rows] for name, rows in plan.compared.items()}
+    found = Judged(files=[ledger.path])
+    for arm, graded in plan.graded.items():
+        figures = _grades(arm, graded, ledger, draws)
+        if figures:
+            found.arms[arm] = figures
+    student: dict[str, Any] = found.arms.setdefault("student", {})
+    for rival in RIVALS:
+        if of_rival := outcomes.get(f"over_{rival}"):
+            student[f"over_{rival}"] = compared(of_rival, draws)
+            student[f"over_{rival}_by_category"] = by_category(of_rival, draws)
+            found.comparisons |= _comparisons(rival, student[f"over_{rival}"])
+    if difference := _grade_difference(plan, ledger, draws):
+        found.comparisons["judge_grade_less_teachers"] = difference
+    kinds = (checks.IDENTICAL, *checks.MADE_WORSE)
+    student["checks"] = checks.figures({name: outcomes[name] for name in kinds if name in outcomes})
+    student["cost"] = {
+        "verdicts": exact(len({question.key for question in plan.questions()})),
+        "prompt_tokens": exact(ledger.prompt_tokens),
+        "completion_tokens": exact(ledger.completion_tokens),
+        "cost": exact(_spent(settings.judge, ledger)),
+    }
+    found.sentences = _sentences(settings.judge, student, teacher)
+    return found
+
+
+def _outcome(pair: Pair, both: list[Question], ledger: Ledger) -> Outcome:
+    longer_by = len(pair.one.answer) - len(pair.other.answer)
+    choices = (ledger.choice(both[0]), ledger.choice(both[1])) if both else ("tie", "tie")
+    return Outcome(pair.one.item_id, pair.one.category, longer_by, choices)
+
+
+def _grades(arm: str, graded: list[tuple[Reply, Question]], ledger: Ledger, draws: Clustered) -> Figures:
+    """Mean grade of an arm's answers, 1-10, and the share of grades that could not be read."""
+    given = [(reply.item_id, ledger.choice(question)) for reply, question in graded]
+    found = {
+        "grade": draws.mean((item_id, float(grade)) for item_id, grade in given if grade is not None),
+        "invalid_frac": draws.mean((item_id, float(grade is None)) for item_id, grade in given),
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _grade_difference(plan: _Plan, ledger: Ledger, draws: Clustered) -> Any:
+    """The student's grade less the teacher's, turn by turn; None where they have no graded turn in common."""
+    grades = {
+        arm: {(reply.item_id, reply.turn): ledger.choice(question) for reply, question in plan.graded.get(arm, [])}
+        for arm in ("student", "teacher")
+    }
+    both = [(place, own, grades["teacher"].get(place)) for place, own in grades["student"].items()]
+    return draws.mean(
+        (place[0], float(own) - float(others)) for place, own, others in both if own is not None and others is not None
+    )
+
+
+def _comparisons(rival: str, figures: Figures) -> Figures:
+    names = ("win_rate", "length_controlled_win_rate")
+    return {f"judge_{name}_over_{rival}": figures[name] for name in names if name in figures}
+
+
+def _sentences(judge: config.Judge, student: dict[str, Any], teacher: str) -> list[str]:
+    """Whether the judge can be believed first, then what it found."""
+    found = []
+    doubted = checks.doubts(student["checks"], student.get("over_teacher", {}))
+    if doubted:
+        found.append(f"Do not believe the judge {judge.model}: {'; '.join(doubted)}.")
+    else:
+        shares = [checks.percent(student["checks"][f"sound_over_{name}_frac"]) for name in checks.MADE_WORSE]
+        found.append(
+            f"The judge {judge.model} passed its self-checks: beside an answer made worse on purpose it prefers the"
+            f" sound one in {' and '.join(shares)} of pairs."
+        )
+    if (family := _family(judge.model or "")) and family == _family(teacher):
+        found.append(f"The judge is of the teacher's family ({family}), and models tend to prefer their own kind.")
+    for rival, whose in RIVALS.items():
+        figures = student.get(f"over_{rival}", {})
+        if "win_rate" in figures:
+            found.append(_win_sentence(judge, whose, figures))
+    return found
+
+
+def _win_sentence(judge: config.Judge, whose: str, figures: Figures) -> str:
+    raw, even = figures["win_rate"], figures["length_controlled_win_rate"]
+    told = (
+        f"Judged by {judge.model} in both orders, the student's answer is preferred to {whose} in {checks.percent(raw)}"
+        f" of cases, ties counted half ({checks.percent(even)} at equal length; {raw['num']} items)"
+    )
+    ends = [end for figure in (raw, even) for end in (figure["low"], figure["high"])]
+    if all(end is not None and end > 0.5 for end in ends):
+        return f"{told}: it is preferred."
+    if all(end is not None and end < 0.5 for end in ends):
+        return f"{told}: the other is preferred."
+    return f"{told}: no preference was shown."
+
+
+def _family(name: str) -> str:
+    """The letters that a model's name begins with: qwen of Qwen/Qwen3-32B."""
+    match = re.match(r"[a-z]{3,}", name.rstrip("/").rpartition("/")[2].lower())
+    return match[0] if match else ""
+
+
+def _spent(judge: config.Judge, ledger: Ledger) -> float:
+    return _cost(judge, ledger.prompt_tokens, ledger.completion_tokens)
+
+
+def _cost(judge: config.Judge, prompt_tokens: int, completion_tokens: int) -> float:
+    return (prompt_tokens * judge.price_in + completion_tokens * judge.price_out) / 1e6

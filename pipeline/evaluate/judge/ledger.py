@@ -1,0 +1,77 @@
+"""The judge's verdicts on disk, one JSON object a line: what was paid for is not asked again."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.console import say
+from pipeline.evaluate.judge.questions import Choice, Kind, Question
+from pipeline.rundir import user_disk_errors
+
+
+class Verdict(BaseModel):
+    """What came of a question; `choice` is null where no verdict could be read."""
+
+    model_config = ConfigDict(frozen=True)
+    key: str
+    kind: Kind
+    choice: Choice | None
+    tries: int  # replies that were read; 0: the server refused the question
+    prompt_tokens: int  # of all tries
+    completion_tokens: int
+    reply: str  # the last, or why it was refused
+    about: dict[str, Any]
+
+
+class Ledger:
+    """The verdicts of one file, by question. A line that a kill cut short is passed over, and its question asked again.
+
+    Lines are added and never altered; `prompt_tokens` and `completion_tokens` are of all of them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._verdicts: dict[str, Verdict] = {}
+        self.prompt_tokens = self.completion_tokens = 0
+        num_unreadable = 0
+        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+            try:
+                self._take(Verdict.model_validate_json(line))
+            except ValidationError:
+                num_unreadable += bool(line)
+        if num_unreadable:
+            say(f"{path}: {num_unreadable} lines were cut short by a kill; what they told is asked again")
+        self._is_torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+
+    @property
+    def has_answers(self) -> bool:
+        return any(verdict.tries for verdict in self._verdicts.values())
+
+    def add(self, verdict: Verdict) -> None:
+        """Append and flush. Raises UserError where the disk is full."""
+        with user_disk_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
+            stream.write("\n" * self._is_torn + verdict.model_dump_json() + "\n")
+        self._is_torn = False
+        self._take(verdict)
+
+    def missing(self, questions: Iterable[Question], tries: int) -> list[Question]:
+        """The questions still to be asked, each once; one without a verdict counts as asked after so many tries."""
+        wanted = {question.key: question for question in questions}
+        return [question for key, question in wanted.items() if not self._is_settled(key, tries)]
+
+    def num_refused(self, questions: Iterable[Question]) -> int:
+        return sum(not self._verdicts[question.key].tries for question in questions)
+
+    def choice(self, question: Question) -> Choice | None:
+        return self._verdicts[question.key].choice
+
+    def _is_settled(self, key: str, tries: int) -> bool:
+        verdict = self._verdicts.get(key)
+        return verdict is not None and (verdict.choice is not None or verdict.tries >= tries)
+
+    def _take(self, verdict: Verdict) -> None:
+        self._verdicts[verdict.key] = verdict
+        self.prompt_tokens += verdict.prompt_tokens
+        self.completion_tokens += verdict.completion_tokens

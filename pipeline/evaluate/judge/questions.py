@@ -1,0 +1,152 @@
+"""What the judge is asked, and how its verdict is read: two answers side by side, or one by itself."""
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+
+from pipeline import config
+from pipeline.errors import UserError
+from pipeline.rundir import text_hash
+
+Rows = list[dict[str, Any]]
+Kind = Literal["pairwise", "single"]
+Choice = Literal["A", "B", "tie"] | float
+REMINDER = "Your reply did not end with the line that was asked for. Reply with that line alone, written as shown."
+MARKS = r"[*_`#\s]*"  # of Markdown, which chat models like to put around such a line
+LINES: dict[Kind, re.Pattern[str]] = {
+    "pairwise": re.compile(rf"{MARKS}verdict:{MARKS}\[*(A|B|tie)\]*\.?{MARKS}", re.IGNORECASE),
+    "single": re.compile(rf"{MARKS}grade:{MARKS}\[*(\d+(?:\.\d+)?)\]*(?:\s*/\s*10)?\.?{MARKS}", re.IGNORECASE),
+}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An arm's answer to a turn, and its conversation before: pairs of question and answer."""
+
+    item_id: str
+    category: str
+    turn: int
+    system: str | None
+    question: str
+    reference: str | None  # a correct answer, where the item has one
+    history: tuple[tuple[str, str], ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one turn; in order 0 `one` is A, in order 1 `other` is."""
+
+    name: str  # what is compared
+    one: Reply
+    other: Reply
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request to the judge."""
+
+    kind: Kind
+    text: str
+    key: str  # the same for what is the same to the judge: its verdict is paid for once
+    about: dict[str, Any]  # for people who read the verdicts
+
+
+class Asker:
+    """Makes questions with the templates of `evaluate.judge`. Raises UserError where one is missing or malformed."""
+
+    def __init__(self, settings: config.Judge) -> None:
+        self._settings = settings
+        self._templates = {kind: _template(Path(settings.templates) / f"{kind}.jinja") for kind in LINES}
+
+    def pairwise(self, pair: Pair, order: int) -> Question:
+        first, second = (pair.one, pair.other) if order == 0 else (pair.other, pair.one)
+        about = {"compared": pair.name, "item_id": pair.one.item_id, "turn": pair.one.turn, "order": order}
+        return self._question("pairwise", about, pair.one, first=first, second=second)
+
+    def single(self, arm: str, reply: Reply) -> Question:
+        about = {"graded": arm, "item_id": reply.item_id, "turn": reply.turn}
+        return self._question("single", about, reply, given=reply)
+
+    def _question(self, kind: Kind, about: dict[str, Any], asked: Reply, **shown: Reply) -> Question:
+        try:
+            text = self._templates[kind].render(
+                system=asked.system, question=asked.question, reference=asked.reference, **shown
+            )
+        except TemplateError as error:
+            raise UserError(f"{self._settings.templates}/{kind}.jinja: {error} (evaluate.judge.templates)") from None
+        # the text holds the template, the question, the answers and their order
+        key = text_hash(json.dumps([kind, body(self._settings, [text])], sort_keys=True))
+        return Question(kind, text, key, about)
+
+
+def body(settings: config.Judge, texts: list[str]) -> dict[str, Any]:
+    """A request: the user's texts and the judge's in turn, the user's first."""
+    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+    fields = {"temperature": 0, "max_tokens": settings.max_tokens, **settings.request}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    return {"model": settings.model, "messages": messages, **fields}
+
+
+def read(kind: Kind, reply: str) -> Choice | None:
+    """The verdict, where the last line is one and no other line says another; else None: it is never guessed."""
+    lines = [line.strip() for line in reply.rpartition("</think>")[2].splitlines() if line.strip()]
+    found = [LINES[kind].fullmatch(line) for line in lines]
+    said = {match[1].lower() for match in found if match}
+    if not found or not found[-1] or len(said) != 1:
+        return None
+    [verdict] = said
+    if kind == "single":
+        return float(verdict) if 1 <= float(verdict) <= 10 else None
+    return {"a": "A", "b": "B", "tie": "tie"}[verdict]  # pyright: ignore[reportReturnType]
+
+
+def replies(rows: Rows, arm: str) -> dict[tuple[str, int], Reply]:
+    """An arm's answers by item and turn. Rows are as records.SAMPLES has them, and may have `system`, `reference`."""
+    history: dict[str, tuple[tuple[str, str], ...]] = defaultdict(tuple)
+    found: dict[tuple[str, int], Reply] = {}
+    for row in sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["turn"]):
+        item_id = row["item_id"]
+        found[item_id, row["turn"]] = Reply(
+            item_id=item_id,
+            category=row["category"],
+            turn=row["turn"],
+            system=row.get("system"),
+            question=row["question"],
+            reference=row.get("reference"),
+            history=history[item_id],
+            answer=row["answer"],
+        )
+        history[item_id] += ((row["question"], row["answer"]),)
+    return found
+
+
+def pairs(name: str, ones: dict[tuple[str, int], Reply], others: dict[tuple[str, int], Reply]) -> list[Pair]:
+    """The turns that both arms answered."""
+    return [Pair(name, one, others[place]) for place, one in ones.items() if place in others]
+
+
+def template_hashes(settings: config.Judge) -> dict[str, str]:
+    """Of each template's text. Raises UserError where one is missing."""
+    return {kind: text_hash(_text(Path(settings.templates) / f"{kind}.jinja")) for kind in LINES}
+
+
+def _template(path: Path) -> Template:
+    try:
+        environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        return environment.from_string(_text(path))
+    except TemplateError as error:
+        raise UserError(f"{path}: malformed Jinja template: {error} (evaluate.judge.templates)") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable template ({error}; evaluate.judge.templates)") from None
