@@ -117,8 +117,8 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 def detectable_difference(differences: FloatVector) -> Figure | None:
     """The least true difference of means that so many pairs show with 80 % power at 5 %; None where no pair differs.
 
-    (z₀.₉₇₅ + z₀.₈) · √(mean square of the differences / N). Of binary outcomes the mean square is the share of discordant
-    pairs, as in Connor 1987 for a small difference; Miller 2024 (arXiv:2411.00640) has the same for evaluations.
+    (z₀.₉₇₅ + z₀.₈) · √(mean square of the differences / N). Of binary outcomes the mean square is the share of
+    discordant pairs, as in Connor 1987 for a small difference; for evaluations see Miller 2024 (arXiv:2411.00640).
     """
     mean_square = float(np.mean(differences**2)) if len(differences) else 0.0
     if mean_square == 0:
