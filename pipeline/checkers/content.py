@@ -26,8 +26,7 @@ _ARTICLE = {"a", "an", "the"}
 def number(answer: str, value: float, tolerance: Annotated[float, Field(ge=0)] = 0.0) -> bool:
     """The number it gives is this one, give or take: with words and units around it, thousands set apart or not.
 
-    That is the last of all numbers; or, where `answer` stands before one, the first after the last of these in its line,
-    and after the line's last `=`.
+    That is the last of all; or, where `answer` stands before a number, the first in that line after its last `=`.
     """
     found = _given(answer)
     slack = tolerance + 1e-9 * max(1.0, abs(value))
