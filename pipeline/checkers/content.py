@@ -1,6 +1,7 @@
 """Checks of what is said: a number, a set of things, one of several options; and against an earlier answer."""
 
 import re
+from math import isclose
 from typing import Annotated
 
 from pydantic import Field
@@ -29,8 +30,9 @@ def number(answer: str, value: float, tolerance: Annotated[float, Field(ge=0)] =
     That is the last of all; or, where `answer` stands before a number, the first in that line after its last `=`.
     """
     found = _given(answer)
-    slack = tolerance + 1e-9 * max(1.0, abs(value))
-    return found is not None and any(abs(reading - value) <= slack for reading in _readings(found))
+    return found is not None and any(
+        isclose(each, value, rel_tol=1e-12, abs_tol=tolerance) for each in _readings(found)
+    )
 
 
 def items(answer: str, items: Texts, ordered: bool = False) -> bool:
