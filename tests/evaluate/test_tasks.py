@@ -15,15 +15,16 @@ from pipeline.records import TASKS
 from pipeline.rundir import RunDir
 from pipeline.task_set import Check, Item
 
-SHORT = Check(kind="num_words", args={"high": 3})
 ITEMS = [
     Item(id="two", category="multi_turn", turns=("Shout a colour.", "Another."), checks=(
         Check(kind="upper_case", turn=0),
         Check(kind="upper_case"),
         Check(kind="same_words", earlier=0),
     )),
-    Item(id="one", category="writing", turns=("Name a fruit.",), checks=(SHORT, Check(kind="includes", args={"words": ["fig"]})),
-         reference="a ripe fig"),
+    Item(id="one", category="writing", turns=("Name a fruit.",), reference="a ripe fig", checks=(
+        Check(kind="num_words", args={"high": 3}),
+        Check(kind="includes", args={"words": ["fig"]}),
+    )),
     Item(id="sum", category="arithmetic", turns=("2 + 2?",), checks=(Check(kind="number", args={"value": 4.0}),)),
 ]  # fmt: skip
 
@@ -82,7 +83,7 @@ def test_an_item_is_scored_check_by_check_with_the_answer_of_its_turn() -> None:
     assert [each.passed for each in scored] == [(True, False, False), (False, True), (False,)]
     assert [each.passed_loosely for each in scored] == [(True, False, False), (True, True), (False,)]
     assert scored[0].rouge_l is scored[0].chrf is None
-    assert scored[1].rouge_l == pytest.approx(2 * 1 / (5 + 3))
+    assert scored[1].rouge_l == pytest.approx(2 * 2 / (5 + 3))
 
 
 def test_an_answer_that_was_never_given_passes_nothing() -> None:
