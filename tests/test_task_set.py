@@ -53,7 +53,8 @@ def test_there_are_at_least_two_hundred_of_six_categories(items: list[Item]) -> 
     assert counts.total() >= 200
     assert counts.keys() == CATEGORIES
     assert min(counts.values()) >= 20
-    assert all(item.id.startswith(item.category) for item in items)
+    assert all(item.id.startswith(f"task-{item.category}-") for item in items)
+    assert {item.id for item in items}.isdisjoint(item["id"] for item in load("chat_eval.jsonl"))
 
 
 def test_every_kind_of_check_is_used(items: list[Item]) -> None:

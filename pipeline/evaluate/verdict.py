@@ -80,7 +80,9 @@ def _task_difference(comparisons: Mapping[str, Figure | None], other: str, name:
         return f"It does {better} tasks than {name} ({tested})."
     detectable = comparisons.get(f"task_detectable_difference_{other}")
     could = (
-        "" if detectable is None else f"; so many items show {100 * detectable['value']:.0f} points four times in five"
+        ""
+        if detectable is None
+        else f"; so many items show one of {100 * detectable['value']:.0f} points four times in five"
     )
     return f"No difference in tasks from {name} was shown ({tested}{could})."
 
