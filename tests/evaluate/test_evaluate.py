@@ -1,4 +1,4 @@
-"""The whole stage on a small run: models of one layer, and in place of vLLM a process that reads answers from a file."""
+"""The whole stage on a small run: models of one layer, and a process that reads answers from a file in place of vLLM."""
 
 import json
 import sys
