@@ -1,4 +1,4 @@
-"""The whole stage on a small run: models of one layer, and a process that reads answers from a file in place of vLLM."""
+"""The whole stage on a small run: models of one layer; in place of vLLM a process reads answers from a file."""
 
 import json
 import sys
