@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from pipeline import chat_set
+from pipeline import chat_set, task_set
 from pipeline.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -256,7 +256,7 @@ class Prepare(Section):
         default="error", description="A row without a usable prompt: stop with its place, or skip and count it."
     )
     decontaminate: tuple[EvaluationSet, ...] = Field(
-        default=(EvaluationSet(path="prompts/chat_eval.jsonl"),),
+        default=(EvaluationSet(path="prompts/chat_eval.jsonl"), EvaluationSet(path="prompts/tasks.jsonl")),
         description="Evaluation items: a prompt that repeats one (a 13-gram of words, or half of its 8-grams) is left"
         " out and listed in contamination.jsonl; filter checks the answers against the same. Name your benchmarks.",
     )
@@ -794,6 +794,22 @@ class Judge(Section):
         return self
 
 
+class Tasks(Section):
+    """Tasks whose answers a program checks: word counts, sums, JSON, and what an earlier turn asked for."""
+
+    path: str | None = Field(
+        default="prompts/tasks.jsonl", description="Items with their checks (pipeline/task_set.py); null for none."
+    )
+    limit: Positive | None = Field(
+        default=None,
+        description="At most this many, spread over categories; null: all. Few items show large differences alone:"
+        " the verdict says how large.",
+    )
+    max_tokens: Positive = Field(
+        default=256, description="Longest answer, tokens; one that is cut off fails what asks for its end."
+    )
+
+
 class Evaluate(Section):
     """evaluate: the student against its teacher."""
 
@@ -801,7 +817,8 @@ class Evaluate(Section):
     chat_items: Positive | None = Field(
         default=None, description="At most this many chat items, spread over categories."
     )
-    max_tokens: Positive = Field(default=512, description="Longest answer in evaluation, tokens.")
+    tasks: Tasks = Field(default=Tasks(), description="Quality without a judge.")
+    max_tokens: Positive = Field(default=512, description="Longest answer to a chat item, tokens.")
     temperature: float = Field(
         default=0.0, description="Sampling temperature of the answers; 0 is greedy.", ge=0, le=10
     )
@@ -998,6 +1015,8 @@ def check_files(config: Config) -> None:
     for name in ("pairwise", "single") if config.evaluate.judge.url else ():
         if not (path := Path(config.evaluate.judge.templates) / f"{name}.jinja").is_file():
             raise UserError(f"{path}: no such template (evaluate.judge.templates)")
+    if config.evaluate.tasks.path:
+        task_set.load(Path(config.evaluate.tasks.path), None)
     for tracker in config.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"train.report_to: {tracker} is not installed: pip install {tracker}")

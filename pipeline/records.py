@@ -102,5 +102,13 @@ SAMPLES = pa.schema(
     ]
 )
 
+TASKS = pa.schema(
+    [
+        *SAMPLES,
+        # What the item asks of this turn's answer (see pipeline/checkers), and whether it was done.
+        ("checks", pa.list_(pa.struct([("kind", pa.string()), ("passed", pa.bool_())]))),
+    ]
+)
+
 ARMS = ("teacher", "student", "sft_only", "untrained")
 STAGES = ("prepare", "generate", "filter", "train", "evaluate", "export")

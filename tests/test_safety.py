@@ -78,7 +78,7 @@ def test_the_shipped_list_leaves_such_phrases_alone(text: str) -> None:
 def test_the_shipped_prompts_are_not_labelled() -> None:
     root = Path(__file__).parent.parent
     texts = []
-    for name in ("seeds", "chat_eval"):
+    for name in ("seeds", "chat_eval", "tasks"):
         for line in (root / f"prompts/{name}.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             texts += [message["content"] for message in row.get("messages", [])] + list(row.get("turns", []))

@@ -1,6 +1,7 @@
-"""evaluate: the student, and what it is compared with, against the teacher: fidelity, chat answers, speed, size."""
+"""evaluate: the student, and what it is compared with, against the teacher: fidelity, tasks, chat, speed, size."""
 
 import gc
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,15 @@ import pyarrow as pa
 import torch
 from safetensors import safe_open
 
-from pipeline import chat_set, hardware, models
-from pipeline.config import Config, output_settings
+from pipeline import chat_set, hardware, models, reasoning, task_set
+from pipeline.config import Config, Evaluate, output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.evaluate import chat, fidelity_figures, forced_texts, judge, speed, verdict
+from pipeline.evaluate import chat, fidelity_figures, forced_texts, judge, preference, speed, tasks, verdict
 from pipeline.evaluate.fidelity_figures import SumsBySection
-from pipeline.evaluate.statistics import Figure, exact, ratio
+from pipeline.evaluate.statistics import Figure, cluster_sums, exact, ratio
 from pipeline.forced import load
-from pipeline.records import ARMS, SAMPLES
+from pipeline.records import ARMS, SAMPLES, TASKS
 from pipeline.rundir import RunDir, Stage, file_hash, read_committed, write_json
 from pipeline.served import Served
 
@@ -31,13 +32,15 @@ class _Asked:
     """What every arm is asked, and how the teacher was set up when it answered in generate."""
 
     items: list[chat_set.Item]
+    tasks: list[task_set.Item]
     tokenizer: Any
     template_kwargs: dict[str, Any]
     engine_args: dict[str, Any]
+    reasoning_tags: reasoning.Tags | None
 
 
 def run(config: Config, run_dir: RunDir) -> None:
-    """Write evaluate/scores.json and samples.parquet."""
+    """Write evaluate/scores.json, samples.parquet and tasks.parquet."""
     models.quiet_transformers()
     generated = run_dir.manifest("generate")
     stage = run_dir.begin("evaluate", config, _fingerprint(config, run_dir))
@@ -52,40 +55,60 @@ def run(config: Config, run_dir: RunDir) -> None:
     groups = [list(folders)] if together else [[arm] for arm in folders]
     asked = _Asked(
         items=_items(config),
+        tasks=_tasks(config),
         tokenizer=teacher.tokenizer(),
         template_kwargs=models.template_kwargs_of(run_dir),
         engine_args=generated["fingerprint"]["teacher.engine"] | config.evaluate.engine,
+        reasoning_tags=tuple(tags) if (tags := generated["fingerprint"].get("teacher.reasoning_tags")) else None,
     )
-    rows, rounds = _serve(config, stage, folders, groups, asked)
+    rows, task_rows, rounds = _serve(config, stage, folders, groups, asked)
     judged = judge.run(config.evaluate, rows, stage.path, config.teacher.model, asked.items)
-    sums = _fidelity(config, run_dir, folders, rows, generated.get("teacher_dtype") or "float32")
+    sums, preferred = _fidelity(config, run_dir, folders, rows, generated.get("teacher_dtype") or "float32")
+    of_arm = {arm: [row for row in task_rows if row["arm"] == arm] for arm in folders}
+    scored = {arm: tasks.scores(asked.tasks, answered) for arm, answered in of_arm.items()}
     arms = {
         arm: {
             **fidelity_figures.sections(sums, arm, config.evaluate),
-            "quality": _quality(config, [row for row in rows if row["arm"] == arm]),
+            "quality": _quality(config, [row for row in rows if row["arm"] == arm])
+            | tasks.figures(scored[arm], config.evaluate.bootstrap, config.evaluate.seed),
             "speed": speed.figures(rounds[arm]) if arm in rounds else {},
             "cost": _size(folder),
             "judge": judged.arms.get(arm, {}),
         }
         for arm, folder in folders.items()
     }
-    comparisons = _comparisons(config, sums, rounds, arms, together) | judged.comparisons
-    sentences = verdict.sentences(arms, comparisons) + judged.sentences
+    comparisons = _comparisons(config, sums, rounds, arms, together) | judged.comparisons | preferred
+    compared = tasks.comparisons(scored, config.evaluate.bootstrap, config.evaluate.seed) if asked.tasks else {}
+    sentences = verdict.sentences(arms, comparisons, compared) + judged.sentences
     stage.commit(pa.Table.from_pylist(rows, schema=SAMPLES), "samples.parquet")
-    write_json(stage.path / "scores.json", {"arms": arms, "verdict": {"sentences": sentences, **comparisons}})
+    checked = [row for arm in folders for row in tasks.checked_rows(asked.tasks, of_arm[arm], scored[arm])]
+    stage.commit(pa.Table.from_pylist(checked, schema=TASKS), "tasks.parquet")
+    write_json(
+        stage.path / "scores.json", {"arms": arms, "verdict": {"sentences": sentences, **comparisons, **compared}}
+    )
     for sentence in sentences:
         say(sentence)
-    counts = {"held_out_answers": sums["fidelity"]["teacher"].num_texts, "chat_answers": len(rows), "arms": len(arms)}
-    stage.finish([stage.path / "scores.json", stage.path / "samples.parquet", *judged.files], counts)
+    counts = {
+        "held_out_answers": sums["fidelity"]["teacher"].num_texts,
+        "chat_answers": len(rows),
+        "task_answers": len(task_rows),
+        "arms": len(arms),
+    }
+    written = [stage.path / name for name in ("scores.json", "samples.parquet", "tasks.parquet")]
+    stage.finish([*written, *judged.files], counts)
     for arm in folders:
-        _answers_path(stage, arm).unlink(missing_ok=True)
+        for name in ("answers", "task-answers"):
+            _answers_path(stage, name, arm).unlink(missing_ok=True)
 
 
 def _serve(
     config: Config, stage: Stage, folders: dict[str, Path], groups: list[list[str]], asked: _Asked
-) -> tuple[Rows, dict[str, list[speed.Round]]]:
-    """Chat answers and timings of every arm, through vLLM; the arms of a group are up at once, and timed in turn."""
+) -> tuple[Rows, Rows, dict[str, list[speed.Round]]]:
+    """Chat answers, task answers and timings of every arm, by vLLM; a group's arms are up at once, timed in turn."""
     rows: Rows = []
+    task_rows: Rows = []
+    settings = config.evaluate
+    task_settings = settings.model_copy(update={"max_tokens": settings.tasks.max_tokens})
     rounds: dict[str, list[speed.Round]] = {}
     for group in groups:
         say(f"evaluate: starting vLLM with {', '.join(group)}")
@@ -98,40 +121,56 @@ def _serve(
             ]
             for arm in served:
                 arm.wait_until_ready()
-            rows += _chat_answers(config, stage, served, asked)
+            rows += _answers("chat answers", "answers", asked.items, settings, stage, served, asked)
+            task_rows += _answers("task answers", "task-answers", asked.tasks, task_settings, stage, served, asked)
             say(f"evaluate: timing {', '.join(group)}")
             prompts = _speed_prompts(config, asked)
-            settings = config.evaluate
             rounds |= speed.time_arms(served, prompts, settings.speed_tokens, settings.speed_rounds)
-    return rows, rounds
+    return rows, task_rows, rounds
 
 
-def _chat_answers(config: Config, stage: Stage, served: list[Served], asked: _Asked) -> Rows:
-    """The arms' answers; those of an arm that a stopped try finished are read back."""
+def _answers(
+    what: str,
+    name: str,
+    items: Sequence[chat_set.Item],
+    settings: Evaluate,
+    stage: Stage,
+    served: list[Served],
+    asked: _Asked,
+) -> Rows:
+    """The arms' answers to a set; those of an arm that a stopped try finished are read back."""
     rows: Rows = []
     with progress("arms") as bar:
-        task = bar.add_task("chat answers", total=len(served), note="")
+        task = bar.add_task(what, total=len(served), note="")
         for arm in served:
-            path = _answers_path(stage, arm.name)
+            path = _answers_path(stage, name, arm.name)
             if path.exists():
                 rows += read_committed(path, SAMPLES.names).to_pylist()
-            elif asked.items:
-                answers = chat.answer(arm, asked.items, asked.tokenizer, asked.template_kwargs, config.evaluate)
+            elif items:
+                answers = chat.answer(
+                    arm, items, asked.tokenizer, asked.template_kwargs, settings, asked.reasoning_tags
+                )
                 stage.commit(pa.Table.from_pylist(answers, schema=SAMPLES), path.name)
                 rows += answers
             bar.update(task, advance=1, note=arm.name)
     return rows
 
 
-def _fidelity(config: Config, run_dir: RunDir, folders: dict[str, Path], rows: Rows, dtype: str) -> SumsBySection:
-    """Sums by prompt of every arm on every set of texts, against the teacher."""
+def _fidelity(
+    config: Config, run_dir: RunDir, folders: dict[str, Path], rows: Rows, dtype: str
+) -> tuple[SumsBySection, dict[str, Figure]]:
+    """Sums by prompt of every arm on every set of texts, against the teacher; and which answers it finds likelier."""
     loaded: dict[str, Any] = {arm: load(folder, dtype) for arm, folder in folders.items()}
     vocab_size = len(loaded["teacher"].get_output_embeddings().weight)
     answers = {arm: forced_texts.of_arm(rows, arm, vocab_size) for arm in loaded}
-    sums = fidelity_figures.measure_all(loaded, forced_texts.held_out(config, run_dir), answers, config.evaluate)
+    settings = config.evaluate
+    sums = fidelity_figures.measure_all(loaded, forced_texts.held_out(config, run_dir), answers, settings)
+    preferred = preference.self_preference(
+        loaded["teacher"], rows, ("sft_only",), settings.batch_tokens, settings.bootstrap, settings.seed
+    )
     del loaded
     gc.collect()
-    return sums
+    return sums, {f"{name}_over_{rival}": figure for rival, of in preferred.items() for name, figure in of.items()}
 
 
 def _quality(config: Config, rows: Rows) -> dict[str, Figure]:
@@ -143,16 +182,11 @@ def _quality(config: Config, rows: Rows) -> dict[str, Figure]:
         "repetition_frac": [float(chat.is_repetitive(row["answer"])) for row in rows],
         "answer_tokens": [float(row["num_tokens"]) for row in rows],
     }
-    items = {row["item_id"]: place for place, row in enumerate(rows) if row["turn"] == 0}
-    order = {item: place for place, item in enumerate(items)}
-    figures = {}
-    for name, values in measured.items():
-        totals = torch.zeros(len(order), 2, dtype=torch.float64)
-        for row, value in zip(rows, values, strict=True):
-            totals[order[row["item_id"]]] += torch.tensor([value, 1.0], dtype=torch.float64)
-        numerators, denominators = totals.numpy().T
-        figures[name] = ratio(numerators, denominators, config.evaluate.bootstrap, config.evaluate.seed)
-    return figures
+    items = [row["item_id"] for row in rows]
+    return {
+        name: ratio(*cluster_sums(items, values), config.evaluate.bootstrap, config.evaluate.seed)
+        for name, values in measured.items()
+    }
 
 
 def _comparisons(
@@ -186,6 +220,11 @@ def _items(config: Config) -> list[chat_set.Item]:
     return chat_set.load(Path(chosen), config.evaluate.chat_items) if chosen else []
 
 
+def _tasks(config: Config) -> list[task_set.Item]:
+    settings = config.evaluate.tasks
+    return task_set.load(Path(settings.path), settings.limit) if settings.path else []
+
+
 def _speed_prompts(config: Config, asked: _Asked) -> list[list[int]]:
     questions = [item.turns[0] for item in asked.items] or [SPEED_FALLBACK_PROMPT]
     chosen = [questions[n % len(questions)] for n in range(config.evaluate.speed_prompts)]
@@ -216,18 +255,20 @@ def _size(folder: Path) -> dict[str, Figure]:
     return {"num_parameters": exact(num_parameters), "weights_bytes": exact(num_bytes)}
 
 
-def _answers_path(stage: Stage, arm: str) -> Path:
-    return stage.path / f"answers-{arm}.parquet"
+def _answers_path(stage: Stage, name: str, arm: str) -> Path:
+    return stage.path / f"{name}-{arm}.parquet"
 
 
 def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
-    chosen = config.evaluate.chat_set
-    if chosen and not Path(chosen).is_file():
-        raise UserError(f"{chosen}: no such chat set (evaluate.chat_set; null for none)")
+    hashes = {}
+    for setting, chosen in (("chat_set", config.evaluate.chat_set), ("tasks.path", config.evaluate.tasks.path)):
+        if chosen and not Path(chosen).is_file():
+            raise UserError(f"{chosen}: no such file (evaluate.{setting}; null for none)")
+        hashes[f"evaluate.{setting}.hash"] = file_hash(Path(chosen)) if chosen else None
     return {
         **{f"evaluate.{key}": value for key, value in output_settings(config.evaluate).items()},
         "evaluate.judge": judge.fingerprint(config.evaluate.judge),
-        "evaluate.chat_set.hash": file_hash(Path(chosen)) if chosen else None,
+        **hashes,
         "input.generate": run_dir.output_hash("generate"),
         "input.filter": run_dir.output_hash("filter"),
         "input.train": run_dir.output_hash("train"),

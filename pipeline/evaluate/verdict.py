@@ -1,13 +1,16 @@
 """The verdict in sentences, made of the figures alone: what was shown, with intervals, and what was not."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from pipeline.evaluate.statistics import Figure
+from pipeline.evaluate.statistics import SIGNIFICANCE, Figure
 
 OTHERS = {
     "untrained": "the untrained student",
     "sft_only": "a student trained on the same tokens by cross-entropy alone",
 }
+
+TASK_OTHERS = {"teacher": "the teacher", "sft_only": "the SFT-only student", "untrained": "the untrained student"}
 
 OTHER_MEASURES = {  # (name, whether less of it is better)
     "reverse_kl_nats": ("reverse KL", True),
@@ -17,8 +20,10 @@ OTHER_MEASURES = {  # (name, whether less of it is better)
 }
 
 
-def sentences(arms: dict[str, Any], comparisons: dict[str, Figure]) -> list[str]:
-    """Fidelity first, then what training and KD bought, then speed and size, then health."""
+def sentences(
+    arms: dict[str, Any], comparisons: dict[str, Figure], task_comparisons: Mapping[str, Figure | None]
+) -> list[str]:
+    """Fidelity first, then what training and KD bought, then tasks, then speed and size, then health."""
     own = arms["student"]["fidelity"]
     told = [
         f"On {own['forward_kl_nats']['num']} held-out prompts the student's distributions are"
@@ -34,8 +39,53 @@ def sentences(arms: dict[str, Any], comparisons: dict[str, Figure]) -> list[str]
         told.append(f"On the chat set {chat[0].lower()}{chat[1:]}")
         told += _other_measures(comparisons, "chat_")
     told += _exposure(arms["student"].get("own_over_chat", {}))
+    told += _tasks(arms, task_comparisons)
     told.append(_speed_sentence(comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]))
     return told + _health(arms)
+
+
+def _tasks(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> list[str]:
+    """Quality by verifiable tasks: how much of the teacher's the student has, and what training it bought."""
+    if "task_pass_frac" not in arms["student"]["quality"]:
+        return []
+    student, teacher = (arms[arm]["quality"]["task_pass_frac"] for arm in ("student", "teacher"))
+    retained = comparisons.get("retained_quality")
+    told = [
+        f"Of {student['num']} tasks that a program checks the student does all that is asked in {_percent(student)},"
+        f" the teacher in {_percent(teacher)}: "
+        + (
+            f"it retains {_percent(retained)} of the teacher's quality by this measure."
+            if retained
+            else "how much it retains is not defined, for the teacher was not shown to do any."
+        )
+    ]
+    if "gap_closed" in comparisons:
+        closed = comparisons["gap_closed"]
+        told.append(
+            f"Training closed {_percent(closed)} of the gap in tasks between the untrained student and the teacher."
+            if closed
+            else "The gap closed in tasks is not defined: teacher and untrained student were not shown to differ."
+        )
+    compared = [_task_difference(comparisons, other, name) for other, name in TASK_OTHERS.items()]
+    return [*told, *(sentence for sentence in compared if sentence)]
+
+
+def _task_difference(comparisons: Mapping[str, Figure | None], other: str, name: str) -> str:
+    """The paired difference from one arm; by the exact test, adjusted for all arms that were compared."""
+    difference, p = (comparisons.get(f"task_{what}_{other}") for what in ("difference_from", "p"))
+    if difference is None or p is None:
+        return ""
+    tested = f"{_points(difference)}; exact McNemar test, p = {_p_text(p['value'])} after Holm's correction"
+    if p["value"] < SIGNIFICANCE:
+        better = "more" if difference["value"] > 0 else "fewer"
+        return f"It does {better} tasks than {name} ({tested})."
+    detectable = comparisons.get(f"task_detectable_difference_{other}")
+    could = (
+        ""
+        if detectable is None
+        else f"; so many items show one of {100 * detectable['value']:.0f} points four times in five"
+    )
+    return f"No difference in tasks from {name} was shown ({tested}{could})."
 
 
 def _speed_sentence(speed: Figure, size: Figure) -> str:
@@ -107,3 +157,15 @@ def _percent(figure: Figure) -> str:
     if figure["low"] is None or figure["high"] is None:
         return f"{figure['value']:.0%}"
     return f"{figure['value']:.0%} ({figure['low']:.0%}–{figure['high']:.0%})"
+
+
+def _points(figure: Figure) -> str:
+    """A difference of shares, in percentage points."""
+    value = f"{100 * figure['value']:+.0f} points"
+    if figure["low"] is None or figure["high"] is None:
+        return value
+    return f"{value}, {100 * figure['low']:+.0f} to {100 * figure['high']:+.0f}"
+
+
+def _p_text(p: float) -> str:
+    return f"{p:.2g}" if p >= 0.001 else f"{p:.0e}"

@@ -230,6 +230,13 @@ HEALTH = [
     Column("quality", "repetition_frac", "Loops", "share of answers", percent, "lower"),
     Column("quality", "answer_tokens", "Length", "tokens an answer", tokens),
 ]
+TASKS = [
+    Column("quality", "task_pass_frac", "All that is asked", "share of items", percent, "higher"),
+    Column("quality", "task_loose_pass_frac", "Loosely", "share of items", percent, "higher"),
+    Column("quality", "task_check_frac", "Checks passed", "mean share an item", percent, "higher"),
+    Column("quality", "task_rouge_l", "ROUGE-L", "of the references", nats, "higher"),
+    Column("quality", "task_chrf", "chrF", "of the references", nats, "higher"),
+]
 SPEED = [
     Column("speed", "output_tokens_per_s", "Throughput", "tokens/s, all requests", tokens, "higher"),
     Column("speed", "first_token_s", "First token", "ms, one request", milliseconds, "lower"),
@@ -249,6 +256,7 @@ NOTES = {
     "fidelity_chat": "Fidelity on chat answers: 95 % bootstrap interval over {num} items.",
     "fidelity_own": "Fidelity on own answers: 95 % bootstrap interval over {num} items.",
     "quality": "Health: 95 % bootstrap interval over {num} chat items.",
+    "tasks": "Tasks: 95 % bootstrap interval over {num} items.",
     "speed": "Speed: median of {num} rounds, with the slowest and the fastest (no 95 % interval).",
 }
 DIMENSIONS = {  # of scores.json's breakdowns, for people
@@ -264,11 +272,24 @@ BROKEN_DOWN = {  # which section, and its texts
     "fidelity_own": "each arm's own answers to the chat set",
 }
 VERDICT = [
+    ("retained_quality", "the teacher's quality, by tasks"),
+    ("gap_closed", "the gap in tasks between untrained student and teacher"),
     ("kl_over_untrained", "the untrained student's KL"),
     ("kl_over_sft_only", "the SFT-only student's KL"),
     ("speed_over_teacher", "the teacher's throughput"),
     ("parameters_over_teacher", "the teacher's parameters"),
 ]
+
+
+def task_categories(arms: dict[str, Any]) -> list[Column]:
+    """A column for each category of tasks, in the order of the teacher's figures."""
+    keys = dict.fromkeys(key for arm in present_arms(arms) for key in arms[arm].get("quality", {}))
+    others = {column.key for column in TASKS}
+    return [
+        Column("quality", key, words(key[len("task_") : -len("_pass_frac")]), "share of items", percent, "higher")
+        for key in keys
+        if key.startswith("task_") and key.endswith("_pass_frac") and key not in others
+    ]
 
 
 def present_arms(arms: dict[str, Any]) -> list[str]:
@@ -322,9 +343,10 @@ def verdict_cells(verdict: dict[str, Any]) -> list[tuple[Cell, str]]:
     return [(cell(verdict[key], times), meaning) for key, meaning in VERDICT if verdict.get(key)]
 
 
-def num_range(arms: dict[str, Any], section: str) -> str:
-    """How many things a section's intervals are about: `50`, or `48–50` where figures differ; empty if unknown."""
-    nums = {f["num"] for arm in arms.values() for f in arm.get(section, {}).values() if f and f.get("num")}
+def num_range(arms: dict[str, Any], columns: list[Column]) -> str:
+    """How many things the columns' intervals are about: `50`, or `48–50` where figures differ; empty if unknown."""
+    found = (lookup(arms, arm, column) for arm in arms for column in columns)
+    nums = {figure["num"] for figure in found if figure and figure.get("num")}
     return "" if not nums else f"{min(nums)}" if len(nums) == 1 else f"{min(nums)}–{max(nums)}"
 
 
@@ -359,6 +381,11 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def _notes(arms: dict[str, Any], columns: list[Column]) -> list[str]:
-    sections = dict.fromkeys(column.section for column in columns)
-    nums = {section: num_range(arms, section) for section in sections if section in NOTES}
-    return [NOTES[section].format(num=num) for section, num in nums.items() if num]
+    kinds = dict.fromkeys(_kind(column) for column in columns)
+    nums = {kind: num_range(arms, [column for column in columns if _kind(column) == kind]) for kind in kinds}
+    return [NOTES[kind].format(num=num) for kind, num in nums.items() if num and kind in NOTES]
+
+
+def _kind(column: Column) -> str:
+    """What a column's intervals are over: the note to it is found by that."""
+    return "tasks" if column.key.startswith("task_") else column.section

@@ -57,6 +57,8 @@ def render(run_dir: RunDir) -> str:
             "fidelity_chat": figures.table(arms, figures.FIDELITY_CHAT),
             "fidelity_own": figures.table(arms, figures.FIDELITY_OWN),
             "calibration": figures.table(arms, figures.CALIBRATION),
+            "tasks": figures.table(arms, figures.TASKS),
+            "task_categories": figures.table(arms, figures.task_categories(arms)),
             "health": figures.table(arms, figures.HEALTH),
             "speed": figures.table(arms, [*figures.SPEED, *figures.SIZE]),
         },
@@ -74,8 +76,9 @@ def render(run_dir: RunDir) -> str:
         "synthesis": _synthesis(manifests),
         "chat": _chat(run_dir),
         "num_open": NUM_OPEN_ITEMS,
-        "num_held_out": figures.num_range(arms, "fidelity"),
-        "num_items": figures.num_range(arms, "quality"),
+        "num_held_out": figures.num_range(arms, figures.FIDELITY),
+        "num_items": figures.num_range(arms, figures.HEALTH),
+        "num_tasks": figures.num_range(arms, figures.TASKS[:1]),
         "reproduce": _reproduce(run_dir, manifests),
     }
     return _environment().get_template("page.html.j2").render(context)

@@ -18,7 +18,7 @@ from pipeline.rundir import RunDir
 def settings(run_dir: RunDir, fake: FakeJudge | None) -> config_module.Config:
     items = [{"id": f"item-{n}", "system": f"Be number {n}.", "turns": ["q"]} for n in range(8)]
     (run_dir.path / "set.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    chosen: dict[str, Any] = {"chat_set": str(run_dir.path / "set.jsonl"), "bootstrap": 100}
+    chosen: dict[str, Any] = {"chat_set": str(run_dir.path / "set.jsonl"), "bootstrap": 100, "tasks": {"path": None}}
     if fake is not None:
         chosen["judge"] = {"url": fake.url, "model": "fake"}
     data = {"name": "trial", "runs_dir": str(run_dir.path.parent), "teacher": {"model": "./none"}, "evaluate": chosen}
@@ -36,8 +36,8 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.setattr(evaluate.models, "check_weights", lambda *_: None)
     monkeypatch.setattr(evaluate.models, "template_kwargs_of", lambda run: {})
     rows = [{**row, "prompt_token_ids": [1], "token_ids": [2]} for row in samples() if row["arm"] != "untrained"]
-    monkeypatch.setattr(evaluate, "_serve", lambda *_: (rows, {}))
-    monkeypatch.setattr(evaluate, "_fidelity", lambda *_: {"fidelity": {"teacher": SimpleNamespace(num_texts=8)}})
+    monkeypatch.setattr(evaluate, "_serve", lambda *_: (rows, [], {}))
+    monkeypatch.setattr(evaluate, "_fidelity", lambda *_: ({"fidelity": {"teacher": SimpleNamespace(num_texts=8)}}, {}))
     monkeypatch.setattr(evaluate.fidelity_figures, "sections", lambda *_: {})
     monkeypatch.setattr(evaluate, "_size", lambda folder: {})
     monkeypatch.setattr(evaluate, "_comparisons", lambda *_: {})
@@ -63,7 +63,12 @@ def test_verdicts_reach_scores_manifest_and_fingerprint(run_dir: RunDir, monkeyp
     assert told[0] == "Told."
     assert told[1].startswith("Do not believe the judge fake")
     manifest = run_dir.manifest("evaluate")
-    assert [record["name"] for record in manifest["files"]] == ["scores.json", "samples.parquet", "verdicts.jsonl"]
+    assert [record["name"] for record in manifest["files"]] == [
+        "scores.json",
+        "samples.parquet",
+        "tasks.parquet",
+        "verdicts.jsonl",
+    ]
     assert set(manifest["fingerprint"]["evaluate.judge"]["templates.hash"]) == {"pairwise", "single"}
     assert "url" not in manifest["fingerprint"]["evaluate.judge"]
     for path in run_dir.path.rglob("*"):

@@ -95,6 +95,7 @@ def test_sections_come_verdict_first_and_limits_before_how_to_reproduce(run_dir:
         "verdict",
         "training",
         "fidelity",
+        "tasks",
         "health",
         "filter",
         "answers",
@@ -404,3 +405,24 @@ def test_prompts_that_the_teacher_wrote_have_a_section_and_others_none(run_dir: 
     assert row[1:] == ["400", "25.0 %", "50.0 %", "75.0 %", "98.0 %", "31.4"]
     write_json(path, {**run_dir.manifest("prepare"), "synthesis": {**report, "diversity": None}})
     assert not page_of(run_dir).rows_of("Written by the teacher")
+
+
+def test_tasks_are_shown_by_category(run_dir: RunDir) -> None:
+    shown = page_of(run_dir)
+    heads = next(row for row in shown.rows if row[0] == "Arm" and any("multi turn" in cell for cell in row))
+    assert [cell.split(" ↑")[0] for cell in heads[1:]] == ["arithmetic", "multi turn"]
+    students = next(row for row in shown.rows_of("Student") if "27.5 %" in row[1])
+    assert students[2].startswith("77.5 %")
+    html = page.render(run_dir)
+    assert "Tasks: 95 % bootstrap interval over 4–40 items." in html
+    assert "Tasks: 95 % bootstrap interval over 6–7 items." in html
+    assert "the same 40 tasks" in html
+    assert "0.84×" in html  # retained quality; the gap closed is not defined, and has no tile
+    assert "between untrained student and teacher" not in html
+
+
+def test_a_run_without_tasks_has_no_section_of_them(tmp_path: Path) -> None:
+    scored = scores()
+    for arm in scored["arms"].values():
+        arm["quality"] = {key: figure for key, figure in arm["quality"].items() if not key.startswith("task_")}
+    assert "tasks" not in page_of(make(tmp_path, scored=scored)).sections

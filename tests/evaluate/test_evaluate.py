@@ -1,0 +1,140 @@
+"""The whole stage on a small run: models of one layer; in place of vLLM a process reads answers from a file."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fabricated_run import make
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from pipeline import config as config_module
+from pipeline import evaluate, models, served
+from pipeline.report import page
+from pipeline.rundir import RunDir
+
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant "
+ANSWERS = Path(__file__).parent / "task_answers.jsonl"
+NUM_TASKS = 60
+# Of the tasks' good answers the teacher gives 9 in 10, the student 6, SFT 3, the untrained none; and notes each asking.
+ENGINE = """
+import json, random, sys
+answers_path, ids_path, log_path, model_path = sys.argv[1:5]
+good = {row["id"]: row["answers"] for row in map(json.loads, open(answers_path))}
+token_ids = json.load(open(ids_path))
+arm = model_path.rsplit("/", 1)[-1]
+share = {"student": 0.6, "sft_only": 0.3, "untrained": 0}.get(arm, 0.9)
+turns = {}
+print(json.dumps({"context_tokens": 100000}), flush=True)
+for line in sys.stdin:
+    answers = []
+    for request in json.loads(line)["requests"]:
+        name = request["request_id"]
+        text = "I don't know."
+        if name in good:
+            turn = turns[name] = turns.get(name, -1) + 1
+            if random.Random(name).random() < share:
+                text = good[name][turn]
+            print(arm, name, turn, request["max_tokens"], file=open(log_path, "a"))
+        ids = [i for byte in text.encode() for i in token_ids[byte]]
+        timed = {"first_token_s": 1, "total_s": 2}
+        answers.append({"request_id": name, "token_ids": ids, "finish_reason": "stop", **timed})
+    print(json.dumps({"answers": answers, "elapsed_s": 0.5}), flush=True)
+"""
+
+
+class Evaluated:
+    """A run up to train, and evaluate on it."""
+
+    def __init__(self, folder: Path, byte_tokenizer: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.log = folder, folder / "asked.txt"
+        self._tokenizer = AutoTokenizer.from_pretrained(byte_tokenizer)
+        self._tokenizer.chat_template = TEMPLATE
+        self._model(folder / "teacher", 0)
+        self.run_dir = make(folder, until="train", teacher=str(folder / "teacher"))
+        for seed, arm in enumerate(("student", "sft_only", "untrained"), 1):
+            self._model(self.run_dir.stage_path("train") / arm, seed)
+        manifest = self.run_dir.stage_path("prepare") / "manifest.json"
+        prepared = json.loads(manifest.read_text())
+        prepared["fingerprint"]["teacher.chat_template_kwargs"] = {}
+        manifest.write_text(json.dumps(prepared))
+        pieces = ids_of_bytes(self._tokenizer)
+        (folder / "ids.json").write_text(json.dumps(pieces))
+        patch.setattr(models, "check_weights", lambda *_: None)  # the fabricated run has a made-up hash
+        command = (sys.executable, "-c", ENGINE, str(ANSWERS), str(folder / "ids.json"), str(self.log))
+        patch.setattr(served, "COMMAND", command)
+
+    def do(self, **settings: Any) -> dict[str, Any]:
+        chosen = {"chat_items": 4, "speed_rounds": 1, "bootstrap": 500, "tasks": {"limit": NUM_TASKS}, **settings}
+        data = {"name": "trial", "runs_dir": str(self.folder), "teacher": {"model": str(self.folder / "teacher")}}
+        evaluate.run(config_module.validate({**data, "evaluate": chosen}, "test"), RunDir(self.run_dir.path))
+        return json.loads((self.run_dir.stage_path("evaluate") / "scores.json").read_text())
+
+    def _model(self, folder: Path, seed: int) -> None:
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=300,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+
+
+def ids_of_bytes(tokenizer: Any) -> list[list[int]]:
+    """The token ids of each byte."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return [[tokenizer.convert_tokens_to_ids(piece)] for _, piece in sorted(bytes_to_unicode().items())]
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path, byte_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
+    return Evaluated(tmp_path, byte_tokenizer, monkeypatch)
+
+
+def test_tasks_are_asked_scored_compared_and_shown(evaluated: Evaluated) -> None:
+    scores = evaluated.do()
+    passed = {arm: figures["quality"]["task_pass_frac"] for arm, figures in scores["arms"].items()}
+    assert passed["teacher"]["value"] > passed["student"]["value"] > passed["sft_only"]["value"] > 0.1
+    assert passed["untrained"] == {"value": 0, "low": 0, "high": 0, "num": NUM_TASKS}
+    verdict = scores["verdict"]
+    assert verdict["retained_quality"]["value"] == pytest.approx(verdict["gap_closed"]["value"])  # the untrained: none
+    assert verdict["retained_quality"]["low"] < 0.7 < verdict["retained_quality"]["high"]
+    assert any(sentence.startswith(f"Of {NUM_TASKS} tasks") for sentence in verdict["sentences"])
+    rows = pq.read_table(evaluated.run_dir.stage_path("evaluate") / "tasks.parquet").to_pylist()
+    items = {row["item_id"] for row in rows}
+    assert len(items) == NUM_TASKS
+    failed = {row["item_id"] for row in rows if row["arm"] == "student" and not all(c["passed"] for c in row["checks"])}
+    assert 1 - len(failed) / NUM_TASKS == pytest.approx(passed["student"]["value"])
+    assert f"the same {NUM_TASKS} tasks" in page.render(evaluated.run_dir)
+    left = {path.name for path in evaluated.run_dir.stage_path("evaluate").iterdir()}
+    assert left == {"manifest.json", "started.json", "scores.json", "samples.parquet", "tasks.parquet"}
+
+
+def test_a_try_that_stopped_asks_no_task_twice(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "_fidelity", stop)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated.do()
+    scores = evaluated.do()
+    asked = evaluated.log.read_text().splitlines()
+    assert len(asked) == len(set(asked)) > 4 * NUM_TASKS
+    assert {line.split()[-1] for line in asked} == {"256"}  # evaluate.tasks.max_tokens, not that of the chat set
+    assert scores["arms"]["student"]["quality"]["task_pass_frac"]["num"] == NUM_TASKS
+
+
+def test_without_tasks_there_are_no_figures_of_them(evaluated: Evaluated) -> None:
+    scores = evaluated.do(tasks={"path": None})
+    assert not [key for key in scores["arms"]["student"]["quality"] if key.startswith("task_")]
+    assert "retained_quality" not in scores["verdict"]
+    assert not evaluated.log.exists()
