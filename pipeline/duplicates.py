@@ -52,7 +52,8 @@ def sketch(words: list[str], core_words: list[str], more: str = "") -> Sketch:
 class NearDuplicates:
     """Texts by their sketches, in which those that are nearly another are looked up.
 
-    Memory: 456 bytes a text here (twice that while the arrays grow) and about 1,400 in the index: 2 GiB a million.
+    Memory: 456 bytes a text here (twice that while the arrays grow) and about 1,400 in the index (more while its tables
+    grow): 2 to 3.4 GiB a million.
     """
 
     def __init__(self, threshold: float) -> None:

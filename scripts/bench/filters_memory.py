@@ -177,7 +177,7 @@ def main() -> None:
         curve, elapsed_s = filtered(run_dir, path)
         counts = run_dir.manifest("filter")["counts"]
     early = next((each for each in curve if each[0] >= options.rows // 5), curve[-1])
-    late = curve[-1]
+    late = (curve[-1][0], max(resident for _, resident in curve))  # at its end the process lets go of all
     planted = sum(n % SHARD_ROWS > 0 for n in range(PLANTED_EVERY, options.rows, PLANTED_EVERY))
     figures |= {
         "rss_1m_gib": bench.figure([max(resident for _, resident in curve) / GIB], f"GiB at {options.rows} answers"),

@@ -191,7 +191,8 @@ def test_the_stage_measures_the_models_in_its_folders(tmp_path: Path) -> None:
     for seed, folder in enumerate(folders.values()):
         tiny(seed).save_pretrained(folder)
     rows = chat_rows(list(folders))
-    sums = evaluate._fidelity(config, run_dir, folders, rows, "float32")
+    sums, preferred = evaluate._fidelity(config, run_dir, folders, rows, "float32")
+    assert preferred == {}  # no SFT-only arm
     assert {section: set(arms) for section, arms in sums.items()} == {
         "fidelity": {"teacher", "student"},
         "fidelity_chat": {"teacher", "student"},
