@@ -1,0 +1,289 @@
+"""Configuration: one frozen section per stage, from YAML and `key=value` overrides. Imports no torch.
+
+A field marked `runtime(...)` changes how fast or how chatty a stage is, not what it writes: it is left out of the
+stage's fingerprint, and can be changed while a run is under way.
+"""
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from pipeline import chat_set, task_set
+from pipeline.config.data import (
+    METHODS,
+    EvaluationSet,
+    Generate,
+    NearDuplicates,
+    Prepare,
+    Source,
+    Synthesis,
+    Weights,
+    synthesis_files,
+)
+from pipeline.config.evaluation import Evaluate, Export, Judge, Tasks
+from pipeline.config.filters import PII_KINDS, Filter, LanguageCode, Learnability, PiiKind, Privacy, Safety, Selection
+from pipeline.config.models import Server, Student, Teacher, layer_indices
+from pipeline.config.section import EngineArgs, Fraction, Limit, Positive, Section, runtime
+from pipeline.config.training import Divergence, Lora, Tracker, Train, check_counts
+from pipeline.errors import UserError
+
+__all__ = [
+    "METHODS",
+    "PII_KINDS",
+    "Config",
+    "Divergence",
+    "EngineArgs",
+    "Evaluate",
+    "EvaluationSet",
+    "Export",
+    "Filter",
+    "Fraction",
+    "Generate",
+    "Judge",
+    "LanguageCode",
+    "Learnability",
+    "Limit",
+    "Lora",
+    "NearDuplicates",
+    "PiiKind",
+    "Positive",
+    "Prepare",
+    "Privacy",
+    "Safety",
+    "Section",
+    "Selection",
+    "Server",
+    "Source",
+    "Student",
+    "Synthesis",
+    "Tasks",
+    "Teacher",
+    "Tracker",
+    "Train",
+    "Weights",
+    "check_counts",
+    "check_files",
+    "dump",
+    "dump_explained",
+    "dump_plain",
+    "fields",
+    "layer_indices",
+    "load",
+    "output_settings",
+    "runtime",
+    "synthesis_files",
+    "validate",
+]
+
+
+class Config(Section):
+    """Everything one run does."""
+
+    name: str = Field(default="", description="Name of the run, and of its folder.", pattern=r"^[\w][\w.-]*$")
+    runs_dir: str = Field(default="runs", description="Folder that holds the runs.")
+    teacher: Teacher = Teacher()
+    prepare: Prepare = Prepare()
+    generate: Generate = Generate()
+    filter: Filter = Filter()
+    privacy: Privacy = Privacy()
+    safety: Safety = Safety()
+    licence_policy: Literal["warn", "enforce", "off"] = runtime(
+        "warn",
+        "What to do about a teacher or a source whose licence restricts training on its texts (pipeline/licences.py):"
+        " say so, stop before a token is generated, or nothing.",
+    )
+    student: Student = Student()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+
+    @field_validator("runs_dir")
+    @classmethod
+    def _expand(cls, value: str) -> str:
+        try:
+            return str(Path(value).expanduser())
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _prompts_to_answer(self) -> "Config":
+        if self.prepare.synthesis.num_prompts is not None and self.generate.mode == "score":
+            raise ValueError(
+                "prepare.synthesis writes prompts without answers: there is nothing for generate.mode=score"
+            )
+        return self
+
+    @property
+    def run_path(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+
+def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The validated config of a YAML file and `section.key=value` overrides.
+
+    Raises UserError: missing file, malformed YAML or override, unknown key, value out of range.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give its config, such as {path / 'config.yaml'}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file; the shipped ones are in configs/")
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"{override!r} is no override: write section.key=value, e.g. train.learning_rate=1e-5")
+    try:
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise UserError(f"{path}: a config is a mapping of sections, such as `teacher:` and `train:`")
+        tree = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        data = OmegaConf.to_container(tree, resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: {_one_line(error)}") from error
+    data = cast(dict[str, Any], data)
+    data.setdefault("name", path.stem)
+    return validate(data, str(path))
+
+
+def validate(data: dict[str, Any], origin: str) -> Config:
+    """The config of a plain dict; `origin` stands before each error message."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{origin}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that OmegaConf reads as numbers and PyYAML does not, such as `1e5`."""
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML, that `load` reads back to the same config."""
+    return dump_plain(config.model_dump(mode="json"))
+
+
+def dump_plain(data: dict[str, Any]) -> str:
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def dump_explained(config: Config) -> str:
+    """The resolved config as YAML, each setting's meaning behind it."""
+    lines: list[str] = []
+    for name in Config.model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Section):
+            lines.append(f"{name}:  # {(type(value).__doc__ or '').strip()}")
+            lines += [f"  {line}" for line in _explained_fields(value)]
+        else:
+            lines.append(f"{name}: {_flow(value)}  # {Config.model_fields[name].description}")
+    return "\n".join(lines) + "\n"
+
+
+def _explained_fields(section: Section) -> list[str]:
+    values, lines = section.model_dump(mode="json"), []
+    for key, field in type(section).model_fields.items():
+        if isinstance(value := getattr(section, key), Section):
+            lines.append(f"{key}:  # {field.description}")
+            lines += [f"  {line}" for line in _explained_fields(value)]
+        else:
+            lines.append(f"{key}: {_flow(values[key])}  # {field.description}")
+    return lines
+
+
+def _flow(value: Any) -> str:
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1 << 20, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def output_settings(section: Section) -> dict[str, Any]:
+    """The section's settings that change what its stage writes, JSON-ready."""
+    values = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("runtime"):
+            del values[name]
+    return values
+
+
+def fields(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Each setting's dotted name and its field, sections expanded."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from fields(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def check_files(config: Config) -> None:
+    """Raises UserError for a source or tracker that the config names and that is not there, or layers that are no list.
+
+    So that a mistake about a late stage is found before the first.
+    """
+    for source in config.prepare.sources:
+        for path, what in ((source.path, "prompts"), (source.template, "prompt template")):
+            if path and not Path(path).is_file():
+                raise UserError(f"{path}: no such file ({what}, prepare.sources); paths are from where you stand")
+    for stage, sets in (("prepare", config.prepare.decontaminate), ("filter", config.filter.decontaminate)):
+        for path in filter(None, (items.path for items in sets)):
+            if not Path(path).is_file():
+                raise UserError(
+                    f"{path}: no such file (evaluation items, {stage}.decontaminate); paths are from where you stand"
+                )
+    for path in synthesis_files(config.prepare.synthesis):
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
+    if config.evaluate.chat_set:
+        chat_set.load(Path(config.evaluate.chat_set), None)
+    for name in ("pairwise", "single") if config.evaluate.judge.url else ():
+        if not (path := Path(config.evaluate.judge.templates) / f"{name}.jinja").is_file():
+            raise UserError(f"{path}: no such template (evaluate.judge.templates)")
+    if config.evaluate.tasks.path:
+        task_set.load(Path(config.evaluate.tasks.path), None)
+    for tracker in config.train.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(f"train.report_to: {tracker} is not installed: pip install {tracker}")
+    if config.train.lora and config.train.lora.bits and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("train.lora.bits: bitsandbytes is not installed: pip install bitsandbytes")
+    check_counts(config.train, config.generate.support)
+    if config.student.keep_layers is not None:
+        layer_indices(config.student.keep_layers)
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(location[-1], _names(location[:-1]), n=1, cutoff=0.5)
+        elsewhere = [name for name, _ in fields() if name.rpartition(".")[2] == location[-1]]
+        meant = elsewhere or [".".join([*location[:-1], nearest[0]]) for _ in nearest]
+        return f"unknown key {key}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
+    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, such as [a, b]")
+    message = message.replace("a valid dictionary or instance of Source", "a mapping, such as {path: prompts.jsonl}")
+    message = re.sub(r"a valid dictionary or instance of \w+", "a mapping of settings", message)
+    value = error["input"]
+    given = "" if isinstance(value, dict) else f" (given {value!r})"
+    return f"{key}: {message[0].lower()}{message[1:]}{given}" if key else message
+
+
+def _names(location: list[str]) -> list[str]:
+    """The valid names at a place in the config, for the nearest-name hint."""
+    model: type[Section] = Config
+    for part in location:
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
+    return list(model.model_fields)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
