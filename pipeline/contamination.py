@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import Config, EvaluationSet
+from pipeline import privacy
+from pipeline.config import Config, EvaluationSet, Privacy
 from pipeline.corpora import BadRowError, read, utf8
 from pipeline.errors import UserError
 from pipeline.rundir import file_hash, folder_hash
@@ -163,9 +164,19 @@ def rows(hits: list[Hit]) -> Iterator[dict[str, Any]]:
         yield {**hit.row(), "num_items": len(hits)}
 
 
-def load(sets: Iterable[EvaluationSet]) -> EvaluationItems:
-    """The items of all sets. Raises UserError with file and line where a row has no text to compare."""
-    return EvaluationItems(item for each in sets for item in _items(each))
+def load(sets: Iterable[EvaluationSet], settings: Privacy | None = None) -> EvaluationItems:
+    """The items of all sets; with `settings`, one with personal data also as prompts have it, with placeholders.
+
+    Raises UserError with file and line where a row has no text to compare.
+    """
+    return EvaluationItems(
+        item for each in sets for given in _items(each) for item in _as_prompts_have_it(given, settings)
+    )
+
+
+def _as_prompts_have_it(item: Item, settings: Privacy | None) -> list[Item]:
+    redacted = item.text if settings is None else privacy.redact(item.text, settings, Counter())
+    return [item] if redacted == item.text else [item, Item(item.place, redacted)]
 
 
 def content_hashes(sets: Iterable[EvaluationSet], setting: str) -> dict[str, str]:

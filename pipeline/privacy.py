@@ -341,19 +341,26 @@ ASSIGNED = re.compile(
     r"|passwo?r?d|pwd|bearer)[\w-]{0,40}[\"'`]?(?:\s*(?:=>|[:=])\s*|\s+)[\"'`]?([A-Za-z0-9+/_\-.~]{15,}[A-Za-z0-9+/_\-~]={0,2})(?![\w(\[{])",
     re.IGNORECASE,
 )
-ASSIGNS = ("key", "secret", "token", "passw", "pwd", "bearer")
+PASSWORD = re.compile(
+    r"\b(?:password|passwort|passwd|passphrase|pwd)\b[\"'`]?(?:\s+(?:is|ist)\s*:?\s+|\s*(?:=|:=?)\s*)[\"'`]?"
+    r"([^\s\"'`<>(){}\[\],;$]{8,64})(?!\()",
+    re.IGNORECASE,
+)
+ASSIGNS = ("key", "secret", "token", "passw", "passphrase", "pwd", "bearer")
 PLACEHOLDER = re.compile(
     r"example|sample|dummy|your|change|insert|replace|xxxx|placeholder|0000|1234567890$|:(?:pass\w*|pwd|pw|secret|token|\*+)$",
     re.IGNORECASE,
 )
-MIN_SECRET = 16  # characters without white space, its prefix among them
+MIN_PASSWORD = 8  # characters without white space
 MIN_SECRET_BITS = 3.0  # entropy of its characters, each: random hexadecimal ones have up to 4, others up to 6
 
 
 def secrets(text: str, settings: Privacy) -> Places:
     """Keys and tokens that are known by their prefix, private keys, passwords in URLs, and what looks random behind
-    `api_key=` and its like: 16 characters or more, letters and digits in turn, MIN_SECRET_BITS a character."""
-    if "PRIVATE KEY-----" not in text and max(map(len, text.split()), default=0) < MIN_SECRET:
+    `api_key=` and its like: letters and digits in turn, MIN_SECRET_BITS a character; and behind `password:` what has
+    both, eight characters or more."""
+    longest = max(map(len, text.split()), default=0)
+    if "PRIVATE KEY-----" not in text and longest < MIN_PASSWORD:
         return
     for mark, pattern in SECRETS:
         if mark in text:
@@ -366,6 +373,17 @@ def secrets(text: str, settings: Privacy) -> Places:
         for match in ASSIGNED.finditer(text):
             if _looks_random(match[1]) and not PLACEHOLDER.search(match[1]):
                 yield match.span(1)
+        for match in PASSWORD.finditer(text):
+            secret = match[1].rstrip(".!?:")
+            if _is_password(secret):
+                yield match.start(1), match.start(1) + len(secret)
+
+
+def _is_password(value: str) -> bool:
+    """Letters and digits both, eight characters or more, and no stand-in or name of a variable."""
+    has_both = any(map(str.isalpha, value)) and any(map(str.isdigit, value))
+    is_stand_in = PLACEHOLDER.search(value) or re.match(r"(?i)pass|secret\d*$|[a-z_]\w*(?:\.[a-z_]\w*)+$", value)
+    return len(value) >= 8 and has_both and not is_stand_in
 
 
 def _looks_random(value: str) -> bool:

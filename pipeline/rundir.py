@@ -464,12 +464,23 @@ def _changes(old: dict[str, Any], new: dict[str, Any], accepted: list[dict[str, 
 
 
 def _refusal(path: Path, stage: str, changes: list[dict[str, Any]], is_whole: bool) -> str:
-    listed = "; ".join(f"{c['key']} was {_short(c['was'])}, is {_short(c['is'])}" for c in changes)
+    differences = (_differences(c["key"], c["was"], c["is"]) for c in changes)
+    listed = "; ".join(f"{key} was {_short(was)}, is {_short(now_is)}" for of in differences for key, was, now_is in of)
     accepts = " ".join(f"--accept {c['key']}" for c in changes)
     ways = [f"give the run a new name (name=...), do {stage} and what follows again (--fresh)"]
     if is_whole:
         ways.append(f"keep its output as it is ({accepts})")
     return f"{path}/{stage} was made with other settings: {listed}. Either {', or '.join(ways)}"
+
+
+def _differences(key: str, was: Any, now_is: Any) -> list[tuple[str, Any, Any]]:
+    """What differs, as deep as it lies: `prepare.sources.0.licence`, not the whole of the sources."""
+    if isinstance(was, list) and isinstance(now_is, list) and len(was) == len(now_is):
+        was, now_is = dict(enumerate(was)), dict(enumerate(now_is))
+    if not (isinstance(was, dict) and isinstance(now_is, dict) and was.keys() == now_is.keys()):
+        return [(key, was, now_is)]
+    parts = (_differences(f"{key}.{name}", was[name], now_is[name]) for name in was if was[name] != now_is[name])
+    return [each for part in parts for each in part]
 
 
 def _short(value: Any) -> str:

@@ -98,4 +98,7 @@ def _check_number(order: Order) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # cli.py says what is to be said
+        raise SystemExit(130) from None

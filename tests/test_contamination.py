@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from planted import ITEMS, SEEDS, change_a_word, change_case, change_punctuation, prose
 
-from pipeline.config import EvaluationSet, validate
+from pipeline.config import EvaluationSet, Privacy, validate
 from pipeline.contamination import (
     MAX_NOTED,
     EvaluationItems,
@@ -276,3 +276,15 @@ def test_a_runs_own_chat_and_task_sets_are_held_against_its_prompts_too() -> Non
     assert sets_of(validate({"name": "a"}, "test")) == own.prepare.decontaminate
     without = {"name": "a", "prepare": {"decontaminate": []}, "evaluate": {"chat_set": "mine.jsonl"}}
     assert sets_of(validate(without, "test")) == ()
+
+
+def test_an_item_with_personal_data_is_found_in_a_prompt_without_it(tmp_path: Path) -> None:
+    item = "Write to anna.k@posteo.de and ask her whether the boat to the island still leaves at nine on Sundays."
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": item}) + "\n")
+    held = load([EvaluationSet(path=str(tmp_path / "a.jsonl"))], Privacy())
+    assert hits(held, item)
+    assert hits(held, item.replace("anna.k@posteo.de", "<EMAIL>"))
+    short = "Write to anna.k@posteo.de please."
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": short}) + "\n")
+    held = load([EvaluationSet(path=str(tmp_path / "a.jsonl"))], Privacy())
+    assert hits(held, "Write to <EMAIL> please.")

@@ -302,3 +302,33 @@ def test_numbers_and_keys_of_a_call_are_looked_at() -> None:
 )
 def test_no_text_takes_long(text: str) -> None:
     find(text, ALL)
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("password: hunter2secret99", "hunter2secret99"),
+        ("password = 'Gr7vnQ2xLpZt'", "Gr7vnQ2xLpZt"),
+        ("PASSWORD=Xk9!fQ2pLz7w in my env file", "Xk9!fQ2pLz7w"),
+        ("My password is Tr0ub4dor&3.", "Tr0ub4dor&3"),
+        ("Mein Passwort: Sonne2024!", "Sonne2024"),
+    ],
+)
+def test_passwords_are_told_by_the_word_before_them(text: str, secret: str) -> None:
+    [span] = find(text, ALL)
+    assert (span.kind, text[span.start : span.end]) == ("secret", secret)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The password is at least 12 characters long.",
+        'password = "password123"',
+        "password = get_password1(user)",
+        "Your password: <your password here>",
+        "password=config.user.password1",
+        "The password is correct, and so are 99999999 others.",
+    ],
+)
+def test_talk_of_passwords_is_none(text: str) -> None:
+    assert find(text, ALL) == []

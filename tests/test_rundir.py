@@ -632,3 +632,13 @@ def test_hashes_are_sha256_of_the_bytes(tmp_path: Path) -> None:
 def test_a_manifest_is_plain_json_that_other_tools_read(finished: RunDir) -> None:
     text = (finished.path / "generate/manifest.json").read_text(encoding="utf-8")
     assert json.loads(text) == finished.manifest("generate")
+
+
+def test_a_refusal_names_what_differs_as_deep_as_it_lies() -> None:
+    from pipeline.rundir import _differences
+
+    was = [{"path": "a.jsonl", "licence": "mit"}, {"path": "b.jsonl", "licence": None}]
+    now_is = [{"path": "a.jsonl", "licence": "mit"}, {"path": "b.jsonl", "licence": "cc0-1.0"}]
+    assert _differences("prepare.sources", was, now_is) == [("prepare.sources.1.licence", None, "cc0-1.0")]
+    assert _differences("a", [1], [1, 2]) == [("a", [1], [1, 2])]
+    assert _differences("a", 1, {"b": 1}) == [("a", 1, {"b": 1})]

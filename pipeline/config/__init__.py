@@ -237,6 +237,12 @@ def check_files(config: Config) -> None:
                 raise UserError(
                     f"{path}: no such file (evaluation items, {stage}.decontaminate); paths are from where you stand"
                 )
+    first = config.filter.learnability.student
+    if first and (first.startswith((".", "/", "~")) or first.count("/") > 1) and not Path(first).expanduser().is_dir():
+        raise UserError(f"{first}: no such folder (filter.learnability.student); paths are from where you stand")
+    words = config.safety.words
+    if words and words != "shipped" and not Path(words).is_file():
+        raise UserError(f"{words}: no such word list (safety.words; `shipped` is Retort's own, null for none)")
     for path in synthesis_files(config.prepare.synthesis):
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")

@@ -154,9 +154,7 @@ class Prepare(Section):
         description="A prompt this similar to an earlier one (Jaccard of 5-grams of words) is left out and listed in"
         " near_duplicates.jsonl, so none is nearly on both sides of the split; null: only exact copies are.",
     )
-    max_prompts: Positive | None = Field(
-        default=None, description="Take at most this many distinct prompts from the sources."
-    )
+    max_prompts: Positive | None = Field(default=None, description="Take the sources' first so many distinct prompts.")
     synthesis: Synthesis = Field(default=Synthesis(), description="Prompts that the teacher writes.")
     shard_prompts: Positive = Field(default=4096, description="Prompts per Parquet file.")
 

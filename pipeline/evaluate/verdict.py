@@ -12,6 +12,8 @@ OTHERS = {
 
 TASK_OTHERS = {"teacher": "the teacher", "sft_only": "the SFT-only student", "untrained": "the untrained student"}
 
+MAX_EQUALS_APART = 1.2  # times; on a quiet machine arms of one size are within a tenth
+
 OTHER_MEASURES = {  # (name, whether less of it is better)
     "reverse_kl_nats": ("reverse KL", True),
     "top1_agreement_frac": ("same first choice", False),
@@ -41,6 +43,7 @@ def sentences(
     told += _exposure(arms["student"].get("own_over_chat", {}))
     told += _tasks(arms, task_comparisons)
     told.append(_speed_sentence(comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]))
+    told += _noise(arms)
     return told + _health(arms)
 
 
@@ -95,6 +98,19 @@ def _speed_sentence(speed: Figure, size: Figure) -> str:
     else:
         told += " (timed one after the other)"
     return f"{told}, with {size['value']:.2f}× its parameters."
+
+
+def _noise(arms: dict[str, Any]) -> list[str]:
+    """Arms of one size have one speed: where they were timed far apart, the machine was not quiet enough."""
+    size = arms["student"]["cost"].get("num_parameters", {}).get("value")
+    alike = [arm for arm in arms.values() if size and arm["cost"].get("num_parameters", {}).get("value") == size]
+    rates = [arm["speed"]["output_tokens_per_s"]["value"] for arm in alike if arm.get("speed")]
+    if not rates or max(rates) <= MAX_EQUALS_APART * min(rates):
+        return []
+    return [
+        f"Do not believe the speeds: {len(rates)} students of the same size were timed at {min(rates):.0f} to"
+        f" {max(rates):.0f} tokens a second, so other work on this machine decided them."
+    ]
 
 
 def _exposure(own_over_chat: dict[str, Figure]) -> list[str]:

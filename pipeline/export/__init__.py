@@ -87,6 +87,7 @@ A student of {teacher}, distilled with Retort.
 {cards.differences(scores)}
 {cards.intended_use("model")}
 {cards.licences_section(run_dir)}
+{cards.decontamination_section(run_dir)}
 {cards.personal_section(run_dir)}
 {cards.safety_section(run_dir)}
 ## Before you use it

@@ -58,6 +58,23 @@ no lawyers: see the licences themselves.
 """
 
 
+def decontamination_section(run_dir: RunDir) -> str:
+    """Which evaluation sets prompts and answers were held against, and what was left out for them."""
+    prepared, filtered = run_dir.manifest("prepare"), run_dir.manifest("filter")
+    sets = prepared["fingerprint"].get("prepare.decontaminate")
+    if sets is None:
+        return f"## Evaluation items\n\n{NOT_RECORDED}"
+    sets = [*sets, *(filtered["fingerprint"].get("filter.decontaminate") or [])]
+    names = ", ".join(dict.fromkeys(each["path"] or each["dataset"] for each in sets)) or "none"
+    prompts = prepared["counts"].get("contaminated", 0)
+    answers = next((row["dropped"] for row in filtered["waterfall"] if row["reason"] == "contaminated"), 0)
+    return f"""## Evaluation items
+
+Held against: {names}. Left out for repeating an item (a 13-gram of words, or half of its 8-grams): {prompts} prompts,
+{answers} answers.
+"""
+
+
 def personal_section(run_dir: RunDir, handed_on: str = "") -> str:
     """What was looked for, what was found, and what became of it."""
     prompts, answers = (run_dir.manifest(stage).get("screening") for stage in ("prepare", "filter"))
@@ -69,6 +86,7 @@ def personal_section(run_dir: RunDir, handed_on: str = "") -> str:
         done = screening["privacy"][what]
         num, kinds = screening[what]["personal"], ", ".join(f"{k} {n}" for k, n in screening["personal"].items())
         found = f"found in {num} ({kinds}); {how[done]}" if num else how["off"] if done == "off" else "found in none"
+        found += " (of all that filter looked at, whether it was kept or not)" if num and what == "answers" else ""
         if dropped := screening[what].get("dropped_personal"):
             found = f"found in {dropped}, which were left out"
         lines.append(f"- {what.capitalize()}: {found}")
@@ -88,7 +106,7 @@ PROMPTS = {
     "off": "not looked for",
 }
 ANSWERS = {
-    "mask": "training had no loss on these tokens; they stayed as context of the tokens that follow",
+    "mask": "training has no loss on these tokens, and a corpus has placeholders in their place",
     "drop": "answers with any were dropped",
     "off": "not looked for",
 }

@@ -152,6 +152,7 @@ that dropped it.
 
 {cards.intended_use("corpus")}
 {cards.licences_section(run_dir)}
+{cards.decontamination_section(run_dir)}
 {cards.personal_section(run_dir, handed_on)}
 {cards.safety_section(run_dir)}
 ## Log-probs

@@ -41,7 +41,9 @@ class Comparison:
 
     def __init__(self, config: Config, run_dir: RunDir, stage: Stage) -> None:
         self._stage, self._privacy = stage, config.privacy
-        self._items = contamination.load([*prepared_sets(config, run_dir), *config.filter.decontaminate])
+        self._items = contamination.load(
+            [*prepared_sets(config, run_dir), *config.filter.decontaminate], config.privacy
+        )
         threshold = config.filter.near_duplicates
         self._kept = None if threshold is None else duplicates.NearDuplicates(threshold)
         self._ids: list[str] = []  # of the answers kept, by row of the index

@@ -109,7 +109,8 @@ class Selector:
         """`(reason, scores)` of each answer in turn: what it is dropped for now, None where it is not.
 
         Scores are of answers to train on that the rules kept: best_of_n's is the mean NLL, a balance's the share of the
-        answer's bucket before it. Raises UserError where a share is too small for the buckets that there are.
+        answer's bucket before it, or before the pass that dropped it. Raises UserError where a share is too small for
+        the buckets that there are.
         """
         is_kept_N = np.frombuffer(self._is_kept, np.int8).astype(bool)
         why_N = np.full(len(is_kept_N), -1)
@@ -124,6 +125,8 @@ class Selector:
         while before != (before := int(is_kept_N.sum())):  # what one balance drops may upset another
             for name, buckets_N in balances.items():
                 within_N = self._within(name, buckets_N, is_kept_N)
+                dropped_N = is_kept_N & ~within_N
+                scores[BALANCES[name]][dropped_N] = _shares(buckets_N, is_kept_N)[dropped_N]
                 self._drop(why_N, is_kept_N, REASONS.index(BALANCES[name]), within_N)
         for answer, reached in enumerate(np.frombuffer(self._is_kept, np.int8)):
             given = [(name, float(score_N[answer])) for name, score_N in scores.items()] if reached else []

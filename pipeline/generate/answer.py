@@ -62,4 +62,7 @@ if __name__ == "__main__":
     own_stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     servers = config.Server.model_validate_json(sys.argv[4]) if len(sys.argv) > 4 else None
-    serve(sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3]), servers, own_stdout)
+    try:
+        serve(sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3]), servers, own_stdout)
+    except KeyboardInterrupt:  # whoever asked ends too, and says so
+        raise SystemExit(130) from None

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline import contamination, corpora, hardware, licences, models
 from pipeline.config import Config, output_settings, synthesis_files
-from pipeline.console import console
+from pipeline.console import console, say
 from pipeline.corpora import BadRowError
 from pipeline.errors import UserError
 from pipeline.prepare import conversations, screening, sources, synthesis
@@ -46,6 +46,8 @@ def run(config: Config, run_dir: RunDir) -> None:
             f"prepare: {counts['prompts']} prompts, {counts['held_out']} of them held out: none is left to train on;"
             " give more prompts, or lower prepare.held_out_frac"
         )
+    if not counts["held_out"]:
+        say("prepare: no prompt is held out, so evaluate will have none; give more, or raise prepare.held_out_frac")
     stage.finish([*prompts.shards.close(), *stage.notes()], dict(counts), **prompts.screened.facts(licence), **facts)
 
 

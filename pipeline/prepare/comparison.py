@@ -22,7 +22,7 @@ class Comparison:
 
     def __init__(self, config: Config, stage: Stage) -> None:
         self._stage = stage
-        self._items = contamination.load(contamination.sets_of(config))
+        self._items = contamination.load(contamination.sets_of(config), config.privacy)
         threshold = config.prepare.near_duplicates
         self._prompts, self._answered = (
             None if threshold is None else duplicates.NearDuplicates(threshold) for _ in range(2)
@@ -41,7 +41,7 @@ class Comparison:
                 self._stage.note(CONTAMINATION, {**noted, **row})
             return "contaminated"
         tools = json.dumps(asked.tools, ensure_ascii=False)
-        alone, scored = duplicates.sketch(prompt_words, words(ask(asked.messages)), tools), None
+        alone, scored = duplicates.sketch(prompt_words, words(asked.question or ask(asked.messages)), tools), None
         if asked.completion is not None:
             calls = json.dumps(asked.completion.get("tool_calls"), ensure_ascii=False)
             answer = words(asked.completion["content"] or calls)

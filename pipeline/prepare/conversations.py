@@ -31,6 +31,7 @@ class Asked:
     parents: tuple[str, ...] = ()
     template: str | None = None
     conversation_id: str | None = None  # where it is not its own
+    question: str | None = None  # what is asked, where it stands below a passage
 
     def identifier(self) -> str:
         return prompt_id([*self.messages, *filter(None, [self.completion])], self.tools)

@@ -91,6 +91,9 @@ class Screening:
         for what, counted in (("taken out of", self._found), ("labels of", self._labels)):
             if counted:
                 say(f"prepare: {what} prompts: {', '.join(f'{kind} {num}' for kind, num in counted.items())}")
+        for key, why in (("dropped_personal", "the personal data in them"), ("dropped_unsafe", "their safety labels")):
+            if num := self._prompts[key]:
+                say(f"prepare: {num} prompts left out for {why} (privacy.prompts, safety.max_prompt_score)")
         licences.tell(self._config, teacher, self._licences)
         sources = [
             {"source": origin, "licence": licence, "prompts": num} for (origin, licence), num in self._licences.items()

@@ -277,7 +277,9 @@ class Judge:
         else:
             subject = of.subject
             reason = drafts.reason(drafts.Draft(text, is_ended, has_control_tokens, self._scripts, subject))
-        asked = _asked(place, of, text if of.passage is None else f"{of.passage.text}\n\n{text}")
+        asked = _asked(place, of, text)
+        if of.passage is not None:
+            asked = _asked(place, of, f"{of.passage.text}\n\n{text}", question=text)
         redacted = Counter(question.redacted) + Counter(of.passage.redacted if of.passage else {})
         return _Draft(of, raw, text, replace(asked, redacted=dict(redacted)), reason)
 
@@ -294,7 +296,7 @@ class Judge:
         return parts.text, is_stopped, any(token in self._special_ids for token in body)
 
 
-def _asked(place: str, of: Instruction, text: str) -> Asked:
+def _asked(place: str, of: Instruction, text: str, question: str | None = None) -> Asked:
     """A text as the prompt that came of an instruction."""
     return Asked(
         place,
@@ -306,6 +308,7 @@ def _asked(place: str, of: Instruction, text: str) -> Asked:
         parents=of.parents,
         template=of.template,
         conversation_id=of.conversation_id,
+        question=question,
     )
 
 

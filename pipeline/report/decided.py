@@ -34,14 +34,15 @@ def explain(run_dir: RunDir, response_id: str) -> str:
     lines = [f"PROMPT {answer['prompt_id']}", *_indented(prompt.get(answer["prompt_id"], NONE))]
     lines += ["", f"ANSWER {response_id}", *_indented(answer["text"]), ""]
     lines += ["FILTER kept" if decision["kept"] else f"FILTER dropped: {_listed(decision['reasons'])}"]
-    lines += [f"  {'rule':<20} {'score':>8} {'':<13}  {'verdict':<9}  setting"]
+    lines += [f"  {'rule':<20} {'score':>8} {'':<26}  {'verdict':<9}  setting"]
     for rule in (step["reason"] for step in manifest["waterfall"]):
         setting = setting_text(rule, settings, limits)
         if rule not in scores:
             verdict, score = "off" if setting == "off" else "–", ""
         else:
             verdict, score = "drop" if rule in decision["reasons"] else "keep", f"{scores[rule]:.4g}"
-        lines.append(f"  {words(rule):<20} {score:>8} {RULE_UNITS.get(rule, ''):<13}  {verdict:<9}  {setting}")
+        unit = RULE_UNITS.get(rule, "") if score else ""
+        lines.append(f"  {words(rule):<20} {score:>8} {unit:<26}  {verdict:<9}  {setting}")
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
