@@ -32,7 +32,7 @@ def test_a_kept_answer_is_explained_too_and_rules_without_a_score(run_dir: RunDi
     text = decided.explain(run_dir, "prompt2-0")
     assert "FILTER kept" in text
     [line] = [line for line in text.splitlines() if line.startswith("  control tokens")]
-    assert line.split() == ["control", "tokens", "tokens", "–", "on"]
+    assert line.split() == ["control", "tokens", "–", "on"]
 
 
 def test_an_unknown_response_is_refused(run_dir: RunDir) -> None:
