@@ -172,7 +172,8 @@ def test_scores_are_those_of_a_teacher_and_its_student(runs: Runs) -> None:
     assert arms["student"]["cost"]["num_parameters"]["value"] < 0.7 * arms["teacher"]["cost"]["num_parameters"]["value"]
     for scores in arms.values():
         assert scores["speed"]["output_tokens_per_s"]["value"] > 0
-        assert set(scores["quality"]) == {"truncated_frac", "repetition_frac", "answer_tokens"}
+        assert set(scores["quality"]) > {"truncated_frac", "repetition_frac", "answer_tokens", "task_pass_frac"}
+        assert scores["quality"]["task_pass_frac"]["num"] == arms["teacher"]["quality"]["task_pass_frac"]["num"]
 
 
 def test_run_again_does_nothing_again(runs: Runs) -> None:
