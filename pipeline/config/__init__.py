@@ -164,6 +164,11 @@ class _Dumper(yaml.SafeDumper):
     """Quotes texts that OmegaConf reads as numbers and PyYAML does not, such as `1e5`."""
 
 
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9_.]+(?:[eE][-+]?[0-9]+)?$"), list("-+0123456789.")
+)
+
+
 def dump(config: Config) -> str:
     """The resolved config as YAML, that `load` reads back to the same config."""
     return dump_plain(config.model_dump(mode="json"))
