@@ -29,8 +29,9 @@ from pipeline.config.data import (
     Weights,
     synthesis_files,
 )
-from pipeline.config.evaluation import Evaluate, Export, Judge, Tasks
+from pipeline.config.evaluation import Evaluate, Export, Tasks
 from pipeline.config.filters import PII_KINDS, Filter, LanguageCode, Learnability, PiiKind, Privacy, Safety, Selection
+from pipeline.config.judge import Grader, Judge
 from pipeline.config.models import Server, Student, Teacher, layer_indices
 from pipeline.config.section import EngineArgs, Fraction, Limit, Positive, Section, runtime
 from pipeline.config.training import Divergence, Lora, Tracker, Train, check_counts
@@ -48,6 +49,7 @@ __all__ = [
     "Filter",
     "Fraction",
     "Generate",
+    "Grader",
     "Judge",
     "LanguageCode",
     "Learnability",
@@ -253,9 +255,10 @@ def check_files(config: Config) -> None:
             raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
     if config.evaluate.chat_set:
         chat_set.load(Path(config.evaluate.chat_set), None)
-    for name in ("pairwise", "single") if config.evaluate.judge.url else ():
-        if not (path := Path(config.evaluate.judge.templates) / f"{name}.jinja").is_file():
-            raise UserError(f"{path}: no such template (evaluate.judge.templates)")
+    for judge in (config.filter.selection.judge, config.evaluate.judge):
+        for name in judge.kinds if judge.url else ():
+            if not (path := Path(judge.templates) / f"{name}.jinja").is_file():
+                raise UserError(f"{path}: no such template ({judge.place}.templates)")
     if config.evaluate.tasks.path:
         task_set.load(Path(config.evaluate.tasks.path), None)
     for tracker in config.train.report_to:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.data import EvaluationSet, NearDuplicates
+from pipeline.config.judge import Grader
 from pipeline.config.section import Fraction, Limit, Positive, Section, base_urls, is_base_url, runtime
 
 LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
@@ -21,8 +22,16 @@ class Selection(Section):
 
     best_of: Positive | None = Field(
         default=None,
-        description="Of several answers to a prompt (generate.num_samples) keep so many: those that the teacher itself"
-        " finds likeliest, per token.",
+        description="Of several answers to a prompt (generate.num_samples) keep so many: the best, as best_by says.",
+    )
+    best_by: Literal["likelihood", "judge"] = Field(
+        default="likelihood",
+        description="Which are best: those that the teacher itself finds likeliest, per token; or those with the"
+        " highest grade of a judge, of the same grade the likeliest.",
+    )
+    judge: Grader = Field(
+        default=Grader(),
+        description="A chat model that grades the answers to prompts with more than best_of left, where best_by=judge.",
     )
     max_category_frac: Limit | None = Field(
         default=None, description="Largest share of answers to prompts of one category; those above it are dropped."
@@ -34,6 +43,12 @@ class Selection(Section):
         default=None, description="Largest share of answers of one difficulty: mean NLL in steps of a quarter nat."
     )
     seed: int = Field(default=0, description="Seed of which answers go where a share is too large.", ge=0)
+
+    @model_validator(mode="after")
+    def _judged(self) -> "Selection":
+        if self.best_by == "judge" and (self.best_of is None or self.judge.url is None):
+            raise ValueError("best_by=judge needs best_of, judge.url and judge.model")
+        return self
 
 
 class Learnability(Section):

@@ -12,7 +12,7 @@ from pipeline import privacy
 from pipeline.config import Privacy
 from pipeline.console import escaped
 from pipeline.errors import UserError
-from pipeline.report.figures import NONE, RULE_UNITS, setting_text, words
+from pipeline.report.figures import NONE, rule_unit, setting_text, words
 from pipeline.rundir import RunDir, read_answers, read_shards, shard_paths
 
 Row = dict[str, Any]
@@ -41,7 +41,7 @@ def explain(run_dir: RunDir, response_id: str) -> str:
             verdict, score = "off" if setting == "off" else "–", ""
         else:
             verdict, score = "drop" if rule in decision["reasons"] else "keep", f"{scores[rule]:.4g}"
-        unit = RULE_UNITS.get(rule, "") if score else ""
+        unit = rule_unit(rule, settings) if score else ""
         lines.append(f"  {words(rule):<20} {score:>8} {unit:<26}  {verdict:<9}  {setting}")
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
