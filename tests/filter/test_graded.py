@@ -63,6 +63,7 @@ ROWS = (
     [answered("a-0", "plain lead", 0.1), answered("a-1", "some gold", 0.9)],
     [
         answered("a-2", "gold and gold", 0.5),
+        answered("a-3", "all the gold gold gold", **CUT),
         answered("b-0", "one alone", 2.0),
         answered("c-0", "gold gold gold", **CUT),
         answered("c-1", "what is left of it"),
@@ -79,6 +80,7 @@ def test_the_answers_of_the_highest_grade_stay_and_no_other_is_asked_about(filte
             "a-0": ["best_of_n"],
             "a-1": ["best_of_n"],
             "a-2": [],
+            "a-3": ["truncated"],
             "b-0": [],
             "c-0": ["truncated"],
             "c-1": [],
@@ -99,7 +101,7 @@ def test_the_answers_of_the_highest_grade_stay_and_no_other_is_asked_about(filte
     }
     assert {verdict["about"]["item_id"] for verdict in verdicts(filtered)} == {"a-0", "a-1", "a-2"}
     [step] = [s for s in filtered.run_dir.manifest("filter")["waterfall"] if s["reason"] == "best_of_n"]
-    assert (step["dropped"], step["alone"]) == (2, 3)
+    assert (step["dropped"], step["alone"]) == (2, 4)
     told = decided.explain(filtered.run_dir, "a-1")
     assert re.search(r"best of n +2 grade, 1-10 +drop +selection\.best_of = 1", told)
 
@@ -122,9 +124,9 @@ def test_what_is_decided_anew_asks_only_what_was_not_asked(filtered: Filtered) -
         assert fake.num_asked == 3
         decisions = again(filtered, selection=by_judge(fake), drop_truncated=False)
         assert reasons(decisions)["c-1"] == ["best_of_n"]
-        assert fake.num_asked == 5
+        assert fake.num_asked == 6
         again(filtered, selection=by_judge(fake, max_tokens=9))  # another question is another verdict
-        assert fake.num_asked == 8
+        assert fake.num_asked == 9
     assert again(filtered, selection={"best_of": 1})["a-0"]["kept"]
 
 
@@ -159,7 +161,8 @@ def test_another_judge_is_another_filter_and_another_address_is_not(filtered: Fi
         moved["judge"]["url"] = "http://127.0.0.1:9"
         filtered.do(selection=moved, **OFF)
         assert fake.num_asked == 3
-        for other in ({"model": "other"}, {"retries": 7}, {"templates": str(tmp_path)}):
+        others: list[Row] = [{"model": "other"}, {"retries": 7}, {"templates": str(tmp_path)}]
+        for other in others:
             with pytest.raises(UserError, match=r"filter\.selection\.judge\."):
                 filtered.do(selection=by_judge(fake, **other), **OFF)
         with pytest.raises(UserError, match=r"filter\.selection\.judge was \{.*, is null"):
@@ -194,7 +197,7 @@ def test_where_no_grade_can_be_read_the_likeliest_stay(filtered: Filtered) -> No
         decisions = filtered.captured(*ROWS).do(selection=by_judge(fake, retries=0), **OFF)
     assert reasons(decisions)["a-0"] == []
     assert graded(filtered)["invalid"] == 3
-    assert [score(row) for row in decisions.values()] == [None] * 8
+    assert [score(row) for row in decisions.values()] == [None] * 9
 
 
 def test_prompts_with_no_more_answers_than_are_wanted_are_no_question(filtered: Filtered) -> None:
@@ -202,7 +205,7 @@ def test_prompts_with_no_more_answers_than_are_wanted_are_no_question(filtered: 
         decisions = filtered.captured(*ROWS).do(selection=by_judge(fake, 3), **OFF)
         assert fake.num_asked == 0
     assert "best_of_n" not in [reason for row in decisions.values() for reason in row["reasons"]]
-    assert [score(row) for row in decisions.values()] == [None] * 8
+    assert [score(row) for row in decisions.values()] == [None] * 9
     assert graded(filtered)["answers"] == 0
 
 
