@@ -84,7 +84,7 @@ def _loaded(settings: Presidio) -> tuple[Any, Any]:
 
 
 def _pipeline(name: str) -> Any:
-    """A spaCy pipeline from this machine; its tokens all have a lemma, by which Presidio knows the words beside a find."""
+    """A spaCy pipeline from this machine; all tokens have a lemma, by which Presidio knows the words near a find."""
     import spacy  # pyright: ignore[reportMissingImports]
     from spacy.language import Language  # pyright: ignore[reportMissingImports]
 

@@ -221,7 +221,7 @@ class Presidio(Section):
     @classmethod
     def _not_ours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if ours := [entity for entity in value if entity in cls.OURS]:
-            raise ValueError(f"{ours[0]} is found without Presidio: {cls.OURS[ours[0]]} in privacy.kinds")
+            raise ValueError(f"privacy.kinds has {ours[0]} already: {cls.OURS[ours[0]]}")
         return value
 
     def check_installed(self) -> None:
