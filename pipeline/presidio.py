@@ -25,7 +25,7 @@ def find(text: str, settings: Presidio) -> Iterator[tuple[int, int, str]]:
     """
     if settings.model is None or not text.strip() or WORD_OF_A_CALL.fullmatch(text):
         return
-    analyzer, nlp = _loaded(settings)
+    analyzer, nlp = _loaded(settings.model, settings.entities)
     placeholders = [match.span() for match in PLACEHOLDER.finditer(text)]
     entities = list(settings.entities)
     for first, piece in _pieces(text):
@@ -39,7 +39,7 @@ def fingerprint(settings: Presidio) -> dict[str, Any]:
     """The settings, versions and the pipeline's hash; nothing where it is off. Raises UserError as `_loaded` does."""
     if settings.model is None:
         return {}
-    _, nlp = _loaded(settings)
+    _, nlp = _loaded(settings.model, settings.entities)
     return {
         **settings.model_dump(mode="json"),
         "versions": {name: version(name) for name in ("presidio-analyzer", "spacy")},
@@ -48,20 +48,20 @@ def fingerprint(settings: Presidio) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def _loaded(settings: Presidio) -> tuple[Any, Any]:
-    """Presidio's analyzer, and the spaCy pipeline that is `settings.model`, whose language is that of the analyzer.
+def _loaded(model: str, entities: tuple[str, ...]) -> tuple[Any, Any]:
+    """Presidio's analyzer, and the spaCy pipeline that is `model`, whose language is that of the analyzer.
 
     Raises UserError where Presidio is not installed, the pipeline is not on this machine, or an entity is known to
     neither of them.
     """
-    settings.check_installed()
+    Presidio(model=model, entities=entities).check_installed()
     from presidio_analyzer import AnalyzerEngine  # pyright: ignore[reportMissingImports]
     from presidio_analyzer.nlp_engine import (  # pyright: ignore[reportMissingImports]
         NerModelConfiguration,
         SpacyNlpEngine,
     )
 
-    nlp = _pipeline(settings.model or "")
+    nlp = _pipeline(model)
     labels = _names_labels(nlp)
     known = NerModelConfiguration().model_to_presidio_entity_mapping or {}
     told = {label: known[label] for label in labels if label in known}
@@ -75,10 +75,10 @@ def _loaded(settings: Presidio) -> tuple[Any, Any]:
     if not told:
         analyzer.registry.remove_recognizer("SpacyRecognizer")
     has = analyzer.get_supported_entities(nlp.lang)
-    if unknown := [entity for entity in settings.entities if entity not in has]:
+    if unknown := [entity for entity in entities if entity not in has]:
         raise UserError(
-            f"privacy.presidio.entities: neither {settings.model} nor Presidio, in its language ({nlp.lang}), finds"
-            f" {unknown[0]}; they find {', '.join(sorted(set(has) - settings.OURS.keys()))}"
+            f"privacy.presidio.entities: neither {model} nor Presidio, in its language ({nlp.lang}), finds"
+            f" {unknown[0]}; they find {', '.join(sorted(set(has) - Presidio.OURS.keys()))}"
         )
     return analyzer, nlp
 

@@ -56,7 +56,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_pipeline(folder: Path, *names: str) -> str:
     """A spaCy pipeline on disk whose only component tells these names: spaCy's own, without a trained model."""
-    import spacy
+    import spacy  # pyright: ignore[reportMissingImports]
 
     nlp = spacy.blank("en")
     if names:
@@ -190,7 +190,7 @@ def test_a_score_that_a_weak_shape_has_not_leaves_it(named: PrivacySettings) -> 
 
 @needs_presidio
 def test_a_pipeline_that_is_not_there_is_told_and_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    import spacy.cli
+    import spacy.cli  # pyright: ignore[reportMissingImports]
 
     monkeypatch.setattr(spacy.cli, "download", lambda *_: pytest.fail("downloads"))
     with pytest.raises(UserError, match=r"privacy\.presidio\.model no_such_pipeline: no spaCy pipeline can be loaded"):

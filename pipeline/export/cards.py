@@ -90,10 +90,10 @@ def personal_section(run_dir: RunDir, handed_on: str = "") -> str:
         if dropped := screening[what].get("dropped_personal"):
             found = f"found in {dropped}, which were left out"
         lines.append(f"- {what.capitalize()}: {found}")
-    settings = (answers or prompts or {}).get("privacy", {})
+    settings = (answers or prompts or {"privacy": {"kinds": []}})["privacy"]
     return f"""## Personal data
 
-Looked for, by shape and check digit: {", ".join(settings.get("kinds", ())) or "nothing"}. {_presidio(settings)}
+Looked for, by shape and check digit: {", ".join(settings["kinds"]) or "nothing"}. {_presidio(settings)}
 A person may be known from what is left.
 
 {chr(10).join(lines)}
