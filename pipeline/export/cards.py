@@ -90,10 +90,11 @@ def personal_section(run_dir: RunDir, handed_on: str = "") -> str:
         if dropped := screening[what].get("dropped_personal"):
             found = f"found in {dropped}, which were left out"
         lines.append(f"- {what.capitalize()}: {found}")
-    settings = (answers or prompts or {"privacy": {"kinds": []}})["privacy"]
+    looked_for = answers or prompts or {"privacy": {"kinds": []}}
+    sought = ", ".join(looked_for["privacy"]["kinds"])
     return f"""## Personal data
 
-Looked for, by shape and check digit: {", ".join(settings["kinds"]) or "nothing"}. {_presidio(settings)}
+Looked for, by shape and check digit: {sought or "nothing"}. {_presidio(looked_for["privacy"])}
 A person may be known from what is left.
 
 {chr(10).join(lines)}
@@ -101,8 +102,8 @@ A person may be known from what is left.
 
 
 def _presidio(settings: Row) -> str:
-    found_by = settings.get("presidio") or {"model": None}
-    if found_by["model"] is None:
+    found_by = settings.get("presidio")
+    if not found_by or found_by["model"] is None:
         return "Names, street addresses and other things without a shape\nwere not looked for."
     return (
         f"By Microsoft Presidio, with the spaCy pipeline\n{found_by['model']}, from a score of"
