@@ -30,7 +30,17 @@ from pipeline.config.data import (
     synthesis_files,
 )
 from pipeline.config.evaluation import Evaluate, Export, Tasks
-from pipeline.config.filters import PII_KINDS, Filter, LanguageCode, Learnability, PiiKind, Privacy, Safety, Selection
+from pipeline.config.filters import (
+    PII_KINDS,
+    Filter,
+    LanguageCode,
+    Learnability,
+    PiiKind,
+    Presidio,
+    Privacy,
+    Safety,
+    Selection,
+)
 from pipeline.config.judge import Grader, Judge
 from pipeline.config.models import Server, Student, Teacher, layer_indices
 from pipeline.config.section import EngineArgs, Fraction, Limit, Positive, Section, runtime
@@ -59,6 +69,7 @@ __all__ = [
     "PiiKind",
     "Positive",
     "Prepare",
+    "Presidio",
     "Privacy",
     "Safety",
     "Section",
@@ -266,6 +277,7 @@ def check_files(config: Config) -> None:
             raise UserError(f"train.report_to: {tracker} is not installed: pip install {tracker}")
     if config.train.lora and config.train.lora.bits and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("train.lora.bits: bitsandbytes is not installed: pip install bitsandbytes")
+    config.privacy.presidio.check_installed()
     check_counts(config.train, config.generate.support)
     if config.student.keep_layers is not None:
         layer_indices(config.student.keep_layers)

@@ -1,12 +1,14 @@
 """Sections about which answers are kept: rules, selection, learnability, privacy and safety."""
 
-from typing import Annotated, Literal
+import importlib.util
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.data import EvaluationSet, NearDuplicates
 from pipeline.config.judge import Grader
 from pipeline.config.section import Fraction, Limit, Positive, Section, base_urls, is_base_url, runtime
+from pipeline.errors import UserError
 
 LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 
@@ -202,8 +204,49 @@ class Filter(Section):
         return self
 
 
+class Presidio(Section):
+    """Microsoft Presidio, for what `privacy.kinds` has not: names above all. An extra: pip install -e ".[presidio]"."""
+
+    OURS: ClassVar[dict[str, str]] = {  # EMAIL_ADDRESS of Presidio asks the network for the list of domains
+        "EMAIL_ADDRESS": "email",
+        "IBAN_CODE": "iban",
+        "CREDIT_CARD": "card",
+        "IP_ADDRESS": "ip",
+        "PHONE_NUMBER": "phone",
+    }
+
+    model: str | None = Field(
+        default=None,
+        description="A spaCy pipeline that tells names: a folder, or an installed package such as en_core_web_sm, never"
+        " downloaded; or blank:en, for Presidio's patterns alone. Its language is the one looked for. null: off.",
+    )
+    entities: tuple[str, ...] = Field(
+        default=("PERSON", "CRYPTO", "MEDICAL_LICENSE", "US_SSN", "US_ITIN", "US_PASSPORT", "US_DRIVER_LICENSE"),
+        description="What is looked for, as Presidio names it; the US_ ones in English alone. PERSON takes the names in"
+        " history and novels out too, LOCATION every country.",
+        min_length=1,
+    )
+    min_score: Fraction = Field(
+        default=0.4,
+        description="Least of Presidio's scores: 0.4 is a weak shape with a word beside it that tells what it is, 0.85"
+        " a name, 1 a check digit.",
+    )
+
+    @field_validator("entities")
+    @classmethod
+    def _not_ours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if ours := [entity for entity in value if entity in cls.OURS]:
+            raise ValueError(f"privacy.kinds has {ours[0]} already: {cls.OURS[ours[0]]}")
+        return value
+
+    def check_installed(self) -> None:
+        """Raises UserError where it is on, and not installed."""
+        if self.model and importlib.util.find_spec("presidio_analyzer") is None:
+            raise UserError('privacy.presidio.model: Presidio is not installed: pip install -e ".[presidio]"')
+
+
 class Privacy(Section):
-    """privacy: personal data and secrets, told by their shape; names and street addresses have none."""
+    """privacy: personal data and secrets, told by their shape; names have none, and need `presidio`."""
 
     kinds: tuple[PiiKind, ...] = Field(
         default=PII_KINDS,
@@ -215,6 +258,7 @@ class Privacy(Section):
         description="Countries (ISO 3166) whose numbers are found without a +, as written there; more find more, take"
         " longer, and take more other numbers for telephones. None: numbers with a + alone.",
     )
+    presidio: Presidio = Field(default=Presidio(), description="Names and more, by Microsoft Presidio.")
     prompts: Literal["redact", "drop", "off"] = Field(
         default="redact",
         description="In prompts, and in answers to be scored: a placeholder such as <EMAIL> before the teacher reads"

@@ -90,14 +90,25 @@ def personal_section(run_dir: RunDir, handed_on: str = "") -> str:
         if dropped := screening[what].get("dropped_personal"):
             found = f"found in {dropped}, which were left out"
         lines.append(f"- {what.capitalize()}: {found}")
-    sought = ", ".join((answers or prompts or {"privacy": {"kinds": []}})["privacy"]["kinds"])
+    looked_for = answers or prompts or {"privacy": {"kinds": []}}
+    sought = ", ".join(looked_for["privacy"]["kinds"])
     return f"""## Personal data
 
-Looked for, by shape and check digit: {sought or "nothing"}. Names, street addresses and other things without a shape
-were not looked for. A person may be known from what is left.
+Looked for, by shape and check digit: {sought or "nothing"}. {_presidio(looked_for["privacy"])}
+A person may be known from what is left.
 
 {chr(10).join(lines)}
 {f"- {handed_on}{chr(10)}" if handed_on else ""}"""
+
+
+def _presidio(settings: Row) -> str:
+    found_by = settings.get("presidio")
+    if not found_by or found_by["model"] is None:
+        return "Names, street addresses and other things without a shape\nwere not looked for."
+    return (
+        f"By Microsoft Presidio, with the spaCy pipeline\n{found_by['model']}, from a score of"
+        f" {found_by['min_score']:g} on: {', '.join(found_by['entities'])}."
+    )
 
 
 PROMPTS = {

@@ -120,7 +120,7 @@ def origin_of(source: Source) -> str:
 
 def fingerprint(config: Config) -> Row:
     """The settings that decide about prompts; those about answers are filter's."""
-    settings = {"privacy": output_settings(config.privacy), "safety": safety.fingerprint(config.safety)}
+    settings = {"privacy": privacy.fingerprint(config.privacy), "safety": safety.fingerprint(config.safety)}
     return {
         f"{section}.{key}": value
         for section, values in settings.items()

@@ -1,7 +1,6 @@
 """What filter decided, with the answers themselves: why one was kept or dropped, and examples of each reason."""
 
 import random
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,9 +79,6 @@ def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
     """
     settings = Privacy.model_validate(run_dir.manifest("filter").get("screening", {}).get("privacy", {}))
 
-    def clean(text: str) -> str:
-        return text if settings.answers == "off" else privacy.redact(text, settings, Counter())
-
     chosen: dict[str, list[Place]] = {}
     for place, reasons in _decided(run_dir):
         for reason in reasons:
@@ -94,8 +90,8 @@ def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
         reason: [
             {
                 "response_id": by_place[place]["response_id"],
-                "prompt": _cut(clean(by_place[place]["prompt"]), max_chars),
-                "text": _cut(clean(by_place[place]["text"]), max_chars),
+                "prompt": _cut(privacy.shown(by_place[place]["prompt"], settings), max_chars),
+                "text": _cut(privacy.shown(by_place[place]["text"], settings), max_chars),
             }
             for place in places
         ]
