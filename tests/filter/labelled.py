@@ -4,9 +4,10 @@
 
 labelled.jsonl: one answer a line, with `category`, `prompt`, `answer`, `reasons` (none: a good answer) and, where they
 differ from the usual, `system`, `finish_reason`, `special_tokens` (so many before the end), filter's `settings`,
-`token_ids` with `token_logprobs` for answers that a teacher wrote, and `end_prob`: the probability of an end-of-turn that
-the demo teacher gave to the place where an answer was cut off. Rules of one family say the same thing in several ways,
-so a rule that drops an answer for which another of its family is named is right; to its recall count those that name it.
+`token_ids` with `token_logprobs` for answers that a teacher wrote, and `end_prob`: the probability of an end-of-turn
+that the demo teacher gave to the place where an answer was cut off. Rules of one family say the same thing in several
+ways, so a rule that drops an answer for which another of its family is named is right; to its recall count those that
+name it.
 """
 
 import json
