@@ -127,6 +127,11 @@ def test_nothing_is_fetched(dom: Dom) -> None:
     assert [target for target in dom.fetched if not target.startswith("#")] == []
 
 
+def test_prompts_are_shown_by_source_and_licence(dom: Dom) -> None:
+    texts = [" ".join(text.split()) for text in dom.texts]
+    assert {"Prompts by source", "bad rows 2", "apache-2.0"} <= set(texts)
+
+
 def test_style_sheet_fetches_nothing(html: str) -> None:
     style = html[html.index("<style>") : html.index("</style>")]
     assert not re.search(r"url\(|@import|@font-face", style)
