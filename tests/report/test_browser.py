@@ -138,9 +138,10 @@ def test_style_sheet_fetches_nothing(html: str) -> None:
 
 
 def test_print_opens_everything_and_fits_charts_to_paper(html: str, dom: Dom, tmp_path: Path) -> None:
-    assert dom.open.count(False) == 8  # three breakdowns, two rules' examples, two items and the config
+    # three breakdowns, two rules' examples, in each the earlier messages, two items and the config
+    assert dom.open.count(False) == 10
     printing = dumped(POLICY.sub("", html).replace("</body>", f"{PRINTING}</body>"), tmp_path)
-    assert printing.open == [True] * 14
+    assert printing.open == [True] * 16
     assert printing.widths == {"640"}
 
 
