@@ -91,11 +91,11 @@ class Tally:
 
 def run(config: Config, run_dir: RunDir) -> None:
     """Write filter/decisions-*.parquet, one file per shard of responses. Raises UserError where nothing is kept."""
-    settings = config.filter
+    settings, weights = config.filter, learnability.fingerprint(config)
     fingerprint = {
         **{f"filter.{key}": value for key, value in output_settings(settings).items()},
         "input.generate": run_dir.output_hash("generate"),
-        **learnability.fingerprint(config),
+        **weights,
         **screen.fingerprint(config),
         **comparison.fingerprint(config, run_dir),
     }
@@ -103,7 +103,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     if stage.complete:
         return
     facts, tally, selector, files = _facts(run_dir, settings), Tally(), Selector(settings.selection), []
-    learnable = Learnability(config, run_dir)
+    learnable = Learnability(config, run_dir, weights.get("filter.learnability.weights"))
     screening, others = (
         screen.Screen(config, models.teacher_of(run_dir).tokenizer()),
         Comparison(config, run_dir, stage),

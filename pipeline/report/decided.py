@@ -76,8 +76,8 @@ def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
     """The first `num` answers that each reason dropped: `response_id`, `text`, and what it answered.
 
     That is in `turns` from the last thing the user said on, and in `earlier` before it: each message's `role` and
-    `text`. All texts are cut to `max_chars`. Personal data that filter looked for is left out of them: a report is passed on. Of the answers only the files that
-    hold an example are read.
+    `text`. All texts are cut to `max_chars`. Personal data that filter looked for is left out of them: a report is
+    passed on. Of the answers only the files that hold an example are read.
     """
     settings = Privacy.model_validate(run_dir.manifest("filter").get("screening", {}).get("privacy", {}))
 
