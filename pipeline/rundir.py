@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -138,6 +138,21 @@ class RunDir:
         for later in STAGES[STAGES.index(stage) :]:
             _discard(self.stage_path(later))
         (self.path / "report.html").unlink(missing_ok=True)
+
+    def check_accept(self, stages: Sequence[str]) -> None:
+        """Raises UserError for an accepted key that these stages have no setting by, naming those that they have."""
+        sections = {section.partition(".")[0] for stage in stages for section in SECTIONS.get(stage, (stage,))}
+        known = {name for name, _ in config_module.fields() if name.partition(".")[0] in sections}
+        for stage in stages:
+            known |= set((_earlier(self.stage_path(stage)) or {"fingerprint": ()})["fingerprint"])
+        settings = {_setting(key) for key in known}
+        for key in self.accept:
+            if _setting(key) not in settings:
+                alike = [name for name in settings if name.partition(".")[0] == key.partition(".")[0]]
+                raise UserError(
+                    f"--accept {key}: no such setting of {', '.join(stages)}; there are"
+                    f" {', '.join(sorted(alike or settings))}"
+                )
 
     def begin(self, stage: str, config: Config, fingerprint: dict[str, Any], in_one_piece: bool = False) -> "Stage":
         """Open a stage to be done, gone on with, or found complete.
@@ -461,6 +476,11 @@ def _changes(old: dict[str, Any], new: dict[str, Any], accepted: list[dict[str, 
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and (key, new.get(key)) not in known
     ]
+
+
+def _setting(key: str) -> str:
+    """The setting of a fingerprint's key: `prepare.file` of prepare.file.prompts.jsonl."""
+    return ".".join(key.split(".")[:2])
 
 
 def _refusal(path: Path, stage: str, changes: list[dict[str, Any]], is_whole: bool) -> str:

@@ -342,6 +342,28 @@ def accepting(run_dir: RunDir, *keys: str) -> RunDir:
     return RunDir(run_dir.path, accept=keys)
 
 
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("generate.temprature", "; there are generate.draw, "),
+        ("filter.min_tokens", "; there are "),
+        ("temperature", "; there are "),
+    ],
+)
+def test_what_a_stage_has_no_setting_by_can_not_be_accepted(finished: RunDir, key: str, known: str) -> None:
+    with pytest.raises(UserError, match=rf"--accept {key}: no such setting of generate{known}.*generate\.temperature"):
+        accepting(finished, key).check_accept(["generate"])
+
+
+@pytest.mark.parametrize(
+    "key", ["generate.temperature", "generate.file.new.jsonl", "filter.min_tokens", "teacher.model"]
+)
+def test_settings_of_any_of_the_stages_can_be_accepted(run_dir: RunDir, config: Config, key: str) -> None:
+    stage = run_dir.begin("generate", config, {**SETTINGS, "generate.file.old.jsonl": "a"})
+    stage.finish([], {})
+    accepting(run_dir, key).check_accept(["generate", "filter"])
+
+
 def test_an_accepted_change_is_recorded_and_not_asked_for_again(finished: RunDir, config: Config) -> None:
     changed = {**SETTINGS, "generate.temperature": 1.0}
     assert accepting(finished, "generate.temperature").begin("generate", config, changed).complete

@@ -248,9 +248,7 @@ def check_files(config: Config) -> None:
     words = config.safety.words
     if words and words != "shipped" and not Path(words).is_file():
         raise UserError(f"{words}: no such word list (safety.words; `shipped` is Retort's own, null for none)")
-    for path in synthesis_files(config.prepare.synthesis):
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
+    synthesis_files(config.prepare.synthesis)
     if config.evaluate.chat_set:
         chat_set.load(Path(config.evaluate.chat_set), None)
     for name in ("pairwise", "single") if config.evaluate.judge.url else ():

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pipeline import models
 from pipeline.config import Config, Filter, output_settings
+from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.filter import comparison, learnability, screen, selection
 from pipeline.filter.comparison import Comparison
@@ -102,6 +103,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage = run_dir.begin("filter", config, fingerprint, in_one_piece=True)
     if stage.complete:
         return
+    _check_best_of(settings, run_dir)
     facts, tally, selector, files = _facts(run_dir, settings), Tally(), Selector(settings.selection), []
     learnable = Learnability(config, run_dir, weights.get("filter.learnability.weights"))
     screening, others = (
@@ -137,6 +139,14 @@ def run(config: Config, run_dir: RunDir) -> None:
         limits=limits,
         screening=screening.facts(),
     )
+
+
+def _check_best_of(settings: Filter, run_dir: RunDir) -> None:
+    """Say so where there is nothing to choose from."""
+    num, answers = settings.selection.best_of, run_dir.manifest("generate")["fingerprint"].get("generate.num_samples")
+    if num is not None and answers is not None and answers <= num:
+        each = "1 answer" if answers == 1 else f"{answers} answers"
+        say(f"filter: selection.best_of={num} drops nothing: each prompt has {each} (generate.num_samples)")
 
 
 def _thresholds(settings: Filter) -> Row:

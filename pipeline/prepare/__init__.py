@@ -210,9 +210,6 @@ def _synthesis_fingerprint(config: Config, teacher: models.Model) -> dict[str, A
     if settings.num_prompts is None:
         return {}
     paths = synthesis_files(settings)
-    for path in paths:
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
     folders = [s.dataset for s in settings.documents if s.dataset and Path(s.dataset).is_dir()]
     is_server = bool(config.teacher.server.urls)
     return {
