@@ -334,7 +334,8 @@ def _check_held_out(run_dir: RunDir) -> None:
     if not counts["held_out"]:
         raise UserError(
             f"{run_dir.path}: none of its {counts['prompts']} prompts is held out, and evaluate needs some;"
-            " give more, or raise prepare.held_out_frac and run with --fresh (a corpus alone: retort generate)"
+            " give more, or raise prepare.held_out_frac and run with --fresh (a corpus alone:"
+            f" {run_dir.command('generate')})"
         )
 
 

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,17 @@ class RunDir:
     def stage_path(self, stage: str) -> Path:
         return self.path / stage
 
+    def command(self, stage: str, *arguments: str) -> str:
+        """What does a stage of this run, to be pasted; CONFIG where the run does not remember its settings."""
+        path = self.path / "config.yaml"
+        try:
+            made_in = config_module.load(path).run_path
+        except UserError:  # none yet, or damaged
+            return shlex.join(["retort", stage, "CONFIG", *arguments])
+        here = self.path.resolve()
+        where = [] if made_in.resolve() == here else [f"name={here.name}", f"runs_dir={here.parent}"]  # a copy
+        return shlex.join(["retort", stage, str(path), *where, *arguments])
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Only one process works on a run. Raises UserError where another does."""
@@ -106,7 +118,7 @@ class RunDir:
     def manifest(self, stage: str) -> dict[str, Any]:
         """The manifest of a complete stage. Raises UserError where the stage has not finished."""
         if not self.is_done(stage):
-            raise UserError(f"{self.path}: {stage} has not finished; run it first: retort {stage} CONFIG")
+            raise UserError(f"{self.path}: {stage} has not finished; run it first: {self.command(stage)}")
         return read_json(self.stage_path(stage) / "manifest.json", Manifest)
 
     def lost_files(self, stage: str) -> list[str]:
@@ -123,7 +135,7 @@ class RunDir:
         if not path.is_file() or path.stat().st_size != record["bytes"] or file_hash(path) != record["sha256"]:
             what, first = ("damaged (it is not the", "delete it and ") if path.exists() else ("missing (it is a", "")
             raise UserError(
-                f"{path}: {what} file that {stage} wrote); {first}do `retort {stage} CONFIG` again:"
+                f"{path}: {what} file that {stage} wrote); {first}do `{self.command(stage)}` again:"
                 " only what is missing is made anew"
             )
         return path
@@ -323,8 +335,8 @@ def read_shards(run: RunDir, stage: str, columns: list[str] | None = None) -> It
             path = run._check_file(stage, record)
             if lacking := set(columns or []) - set(pq.read_schema(path).names):
                 raise UserError(
-                    f"{path}: has no {min(lacking)}: another version of Retort made it; do `retort {stage} CONFIG"
-                    " --fresh` and what follows, or use that version"
+                    f"{path}: has no {min(lacking)}: another version of Retort made it; do"
+                    f" `{run.command(stage, '--fresh')}` and what follows, or use that version"
                 )
             yield pq.read_table(path, columns=columns)
 
@@ -353,7 +365,7 @@ def read_answers(run: RunDir, columns: list[str]) -> Iterator[tuple[pa.Table, pa
     if run.manifest("filter")["fingerprint"]["input.generate"] != run.output_hash("generate"):
         raise UserError(
             f"{run.path}: filter decided about other answers than generate has now; filter again:"
-            " retort filter CONFIG --fresh"
+            f" {run.command('filter', '--fresh')}"
         )
     decisions = read_shards(run, "filter", ["kept", "masked_spans"])
     for answers, decided in zip(read_shards(run, "generate", columns), decisions, strict=True):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -246,8 +247,20 @@ def test_the_config_of_a_run_that_was_copied_names_the_copy(run_dir: RunDir, con
 
 
 def test_a_stage_that_has_not_finished_is_named_with_the_command(stage: Stage, run_dir: RunDir) -> None:
-    with pytest.raises(UserError, match=r"trial: generate has not finished; run it first: retort generate CONFIG"):
+    told = rf"generate has not finished; run it first: retort generate {run_dir.path}/config\.yaml$"
+    with pytest.raises(UserError, match=told):
         run_dir.manifest("generate")
+
+
+def test_the_command_is_of_this_run_even_where_it_is_a_copy(stage: Stage, run_dir: RunDir, tmp_path: Path) -> None:
+    finish(stage)
+    copied = RunDir(tmp_path / "other place" / "again")
+    shutil.copytree(run_dir.path, copied.path)
+    said = shlex.split(copied.command("filter", "--fresh"))
+    assert (said[:2], said[-1]) == (["retort", "filter"], "--fresh")
+    assert config_module.load(Path(said[2]), said[3:-1]).run_path == copied.path
+    (copied.path / "config.yaml").write_text("[")
+    assert copied.command("filter") == RunDir(tmp_path / "none").command("filter") == "retort filter CONFIG"
 
 
 def test_a_damaged_manifest_is_named_with_how_to_mend_it(finished: RunDir, config: Config) -> None:

@@ -208,7 +208,7 @@ def _privacy(run_dir: RunDir) -> Privacy:
     if screening is None:
         raise UserError(
             f"{run_dir.path}: another version of Retort filtered it, which looked for no personal data; filter again:"
-            " retort filter CONFIG --fresh"
+            f" {run_dir.command('filter', '--fresh')}"
         )
     return Privacy.model_validate(screening["privacy"])
 

@@ -272,7 +272,7 @@ def _answers(run_dir: RunDir, settings: Filter, facts: Run) -> Iterator[list[tup
             if asked is None:
                 raise UserError(
                     f"{run_dir.path}: prepare has other prompts now than those that were answered; generate again:"
-                    " retort generate CONFIG --fresh"
+                    f" {run_dir.command('generate', '--fresh')}"
                 )
             answers.append((row, asked, _candidate(row, asked, logprobs, facts)))
         yield answers
