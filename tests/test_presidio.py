@@ -145,7 +145,7 @@ def test_cards_say_what_presidio_looked_for(tmp_path: Path) -> None:
     screened = {**SCREENED, "privacy": {**SCREENED["privacy"], "presidio": by}, "personal": {}, "labels": {}}
     told(run_dir, "filter", screening={**screened, "answers": {"personal": 0}})
     text = cards.personal_section(run_dir)
-    assert "spaCy pipeline\nen_core_web_sm, from a score of 0.4 on: PERSON, US_SSN." in text
+    assert "spaCy pipeline en_core_web_sm, from a score of 0.4 on: PERSON, US_SSN." in text
     assert "were not looked for" not in text
 
 

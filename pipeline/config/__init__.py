@@ -261,9 +261,7 @@ def check_files(config: Config) -> None:
     words = config.safety.words
     if words and words != "shipped" and not Path(words).is_file():
         raise UserError(f"{words}: no such word list (safety.words; `shipped` is Retort's own, null for none)")
-    for path in synthesis_files(config.prepare.synthesis):
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
+    synthesis_files(config.prepare.synthesis)
     if config.evaluate.chat_set:
         chat_set.load(Path(config.evaluate.chat_set), None)
     for judge in (config.filter.selection.judge, config.evaluate.judge):
@@ -291,7 +289,9 @@ def _explain(error: Any) -> str:
         elsewhere = [name for name, _ in fields() if name.rpartition(".")[2] == location[-1]]
         meant = elsewhere or [".".join([*location[:-1], nearest[0]]) for _ in nearest]
         return f"unknown key {key}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
-    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, such as [a, b]")
+    message = error["msg"].removeprefix("Value error, ")
+    is_of_files = location[-1:] and location[-1] in ("sources", "documents", "decontaminate")
+    message = message.replace("a valid tuple", f"a list, such as {'[{path: a.jsonl}]' if is_of_files else '[a, b]'}")
     message = message.replace("a valid dictionary or instance of Source", "a mapping, such as {path: prompts.jsonl}")
     message = re.sub(r"a valid dictionary or instance of \w+", "a mapping of settings", message)
     value = error["input"]

@@ -75,7 +75,8 @@ class Filter(Section):
     drop_truncated: bool = Field(default=True, description="Drop answers that hit max_tokens.")
     min_end_prob: Fraction | None = Field(
         default=None,
-        description="Where those are kept: least probability that one cut off could have ended there; 0.1, say.",
+        description="Where those are kept: least probability that one cut off could have ended there;"
+        " 0.001, say: within a sentence it is below a millionth.",
     )
     drop_control_tokens: bool = Field(default=True, description="Drop answers with special tokens before their end.")
     drop_template_markup: bool = Field(

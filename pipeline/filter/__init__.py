@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pipeline import models
 from pipeline.config import Config, Filter, Selection, output_settings
+from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.filter import comparison, grading, learnability, screen, selection
 from pipeline.filter.comparison import Comparison
@@ -91,20 +92,21 @@ class Tally:
 
 def run(config: Config, run_dir: RunDir) -> None:
     """Write filter/decisions-*.parquet, one file per shard of responses. Raises UserError where nothing is kept."""
-    settings = config.filter
+    settings, weights = config.filter, learnability.fingerprint(config)
     fingerprint = {
         **{f"filter.{key}": value for key, value in _values(settings).items()},
         **grading.fingerprint(settings.selection),
         "input.generate": run_dir.output_hash("generate"),
-        **learnability.fingerprint(config),
+        **weights,
         **screen.fingerprint(config),
         **comparison.fingerprint(config, run_dir),
     }
     stage = run_dir.begin("filter", config, fingerprint, in_one_piece=True)
     if stage.complete:
         return
+    _check_best_of(settings, run_dir)
     facts, tally, selector, files = _facts(run_dir, settings), Tally(), Selector(settings.selection), []
-    learnable = Learnability(config, run_dir)
+    learnable = Learnability(config, run_dir, weights.get("filter.learnability.weights"))
     screening, others = (
         screen.Screen(config, models.teacher_of(run_dir).tokenizer()),
         Comparison(config, run_dir, stage),
@@ -140,6 +142,14 @@ def run(config: Config, run_dir: RunDir) -> None:
         screening=screening.facts(),
         graded=graded,
     )
+
+
+def _check_best_of(settings: Filter, run_dir: RunDir) -> None:
+    """Say so where there is nothing to choose from."""
+    num, answers = settings.selection.best_of, run_dir.manifest("generate")["fingerprint"].get("generate.num_samples")
+    if num is not None and answers is not None and answers <= num:
+        each = "1 answer" if answers == 1 else f"{answers} answers"
+        say(f"filter: selection.best_of={num} drops nothing: each prompt has {each} (generate.num_samples)")
 
 
 def _thresholds(settings: Filter) -> Row:
@@ -302,7 +312,7 @@ def _with_prompts(run_dir: RunDir, columns: list[str]) -> Iterator[tuple[pa.Tabl
             if asked is None:
                 raise UserError(
                     f"{run_dir.path}: prepare has other prompts now than those that were answered; generate again:"
-                    " retort generate CONFIG --fresh"
+                    f" {run_dir.command('generate', '--fresh')}"
                 )
             of_shard.append(asked)
         yield shard, of_shard
