@@ -2,6 +2,7 @@
 
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 
@@ -23,10 +24,14 @@ def sketch(text: str, core: str, more: str = "") -> Sketch:
     return module.sketch(words(text), words(core), more)
 
 
+def empty(threshold: float = THRESHOLD) -> NearDuplicates:
+    return NearDuplicates(threshold, sqlite3.connect(":memory:"), "text")
+
+
 def index(*texts: Sketch) -> NearDuplicates:
-    made = NearDuplicates(THRESHOLD)
-    for text in texts:
-        made.add(text)
+    made = empty()
+    for number, text in enumerate(texts):
+        made.add(text, f"text {number}")
     return made
 
 
@@ -54,10 +59,10 @@ def test_each_light_edit_of_200_texts_is_found_with_its_twin(edit: Edit) -> None
 
 
 def test_shipped_prompts_are_no_duplicates_of_one_another() -> None:
-    held = NearDuplicates(THRESHOLD)
+    held = empty()
     for seed in SEEDS:
         assert held.twins(asked(seed)) == [], seed
-        held.add(asked(seed))
+        held.add(asked(seed), seed)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +150,7 @@ def test_below_the_threshold_no_twin_is_told() -> None:
     draw = random.Random(7)
     one = prose(draw, 200)
     other = " ".join(one.split()[:140]) + " " + prose(draw, 60)  # a Jaccard of about 0.54
-    assert NearDuplicates(0.72).twins(sketch(other, other)) == index(sketch(one, one)).twins(sketch(other, other)) == []
+    assert empty(0.72).twins(sketch(other, other)) == index(sketch(one, one)).twins(sketch(other, other)) == []
 
 
 def test_rows_are_counted_on_where_the_arrays_grow() -> None:
@@ -165,7 +170,7 @@ def test_twins_are_told_in_the_order_they_were_added() -> None:
 def test_a_sketch_is_the_same_in_every_process() -> None:
     program = (
         "from pipeline.duplicates import sketch; s = sketch('why is the sky blue today'.split(), ['why']);"
-        "print(s.slots_S.tolist(), s.core_slots_S.tolist())"
+        "print(s.bands, s.slots_2S.tolist())"
     )
     told = {
         subprocess.run(
