@@ -57,7 +57,7 @@ class NearDuplicates:
     """Texts by their sketches, in which those that are nearly another are looked up.
 
     They are held in tables of a database (scratch.database) that start with `table`: 0.8 kB a text on disk, and in
-    memory the database's cache. Texts that share a band are found by its hash, as an in-memory LSH index would.
+    memory the database's cache. Texts that share a band are found by its hash, as in an LSH index in memory.
     """
 
     def __init__(self, threshold: float, database: sqlite3.Connection, table: str) -> None:
