@@ -10,17 +10,20 @@ they and their cores are alike, and they name the same numbers. So "Yes." may an
 stand before several questions, and a sum may be set with other figures.
 """
 
+import hashlib
 import re
+import sqlite3
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from rensa import RMinHash, RMinHashLSH  # pyright: ignore[reportAttributeAccessIssue]: it has no stubs
+from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]: it has no stubs
 
 NGRAM_WORDS = 5
 NUM_BANDS, BAND_SLOTS = 16, 7
 NUM_SLOTS = NUM_BANDS * BAND_SLOTS
 SEED = 0
+READ_ROWS = 1024  # sketches in memory at a time
 _NUMBER = re.compile(r"\d+")
 
 
@@ -28,9 +31,8 @@ _NUMBER = re.compile(r"\d+")
 class Sketch:
     """All that is held of a text."""
 
-    signature: RMinHash
-    slots_S: npt.NDArray[np.uint16]  # the low halves of the signature's slots
-    core_slots_S: npt.NDArray[np.uint16]
+    bands: tuple[int, ...]  # a hash of each whole band of its signature, 64 bits
+    slots_2S: npt.NDArray[np.uint16]  # the low halves of the slots of its signature, and of its core's
     exact: int  # hash of what must be the same in a duplicate: the numbers that stand in it, in order, and more
 
 
@@ -39,66 +41,70 @@ class Twin:
     """A text among those before that is nearly this one."""
 
     row: int  # from 0, in the order they were added
+    name: str  # that it was added by
     jaccard: float  # of the two texts, estimated
     is_duplicate: bool  # whether the cores are as near, and what must be the same is
 
 
 def sketch(words: list[str], core_words: list[str], more: str = "") -> Sketch:
     """The sketch of a text and its core, given their words; duplicates of it also have the same `more`."""
-    whole, core = (_signature(each) for each in (words, core_words))
-    return Sketch(whole, _slots(whole), _slots(core), hash((more, *_NUMBER.findall(" ".join(words)))))
+    slots_2S = np.array([_signature(each) for each in (words, core_words)], np.uint32)
+    exact = hash((more, *_NUMBER.findall(" ".join(words))))
+    return Sketch(_bands(slots_2S[0]), slots_2S.astype(np.uint16), exact)
 
 
 class NearDuplicates:
     """Texts by their sketches, in which those that are nearly another are looked up.
 
-    Memory: 456 bytes a text here (twice that while the arrays grow) and about 1,400 in the index (more while its tables
-    grow): 2 to 3.4 GiB a million.
+    They are held in tables of a database (scratch.database) that start with `table`: 0.8 kB a text on disk, and in
+    memory the database's cache. Texts that share a band are found by its hash, as in an LSH index in memory.
     """
 
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
-        self._index = RMinHashLSH(threshold, NUM_SLOTS, NUM_BANDS)
+    def __init__(self, threshold: float, database: sqlite3.Connection, table: str) -> None:
+        self._threshold, self._execute = threshold, database.execute
         self._num = 0
-        self._slots_NS = np.empty((1024, NUM_SLOTS), np.uint16)
-        self._core_slots_NS = np.empty((1024, NUM_SLOTS), np.uint16)
-        self._exact_N = np.empty(1024, np.int64)
+        self._execute(f"CREATE TABLE {table} (row INTEGER PRIMARY KEY, name TEXT, exact INTEGER, slots BLOB)")
+        self._execute(f"CREATE TABLE {table}_band (hash INTEGER, row INTEGER, PRIMARY KEY (hash, row)) WITHOUT ROWID")
+        # S608 warns of injected SQL: all that is put in is the name of a table, which is the caller's code's own
+        alike = f"SELECT row FROM {table}_band WHERE hash IN ({', '.join('?' * NUM_BANDS)})"  # noqa: S608
+        self._look_up = f"SELECT row, name, exact, slots FROM {table} WHERE row IN ({alike}) ORDER BY row"  # noqa: S608
+        self._add_text = f"INSERT INTO {table} VALUES (?, ?, ?, ?)"  # noqa: S608
+        self._add_bands = f"INSERT OR IGNORE INTO {table}_band VALUES {', '.join(['(?, ?)'] * NUM_BANDS)}"  # noqa: S608
 
     def __len__(self) -> int:
         return self._num
 
     def twins(self, text: Sketch) -> list[Twin]:
-        """The texts added before whose similarity with this one is estimated at the threshold or above."""
-        rows_C = np.asarray(self._index.query(text.signature), np.int64)
-        jaccards_C = (self._slots_NS[rows_C] == text.slots_S).mean(1)
-        near = np.flatnonzero(jaccards_C >= self._threshold)
-        rows_C, jaccards_C = rows_C[near], jaccards_C[near]
-        core_jaccards_C = (self._core_slots_NS[rows_C] == text.core_slots_S).mean(1)
-        same_C = (core_jaccards_C >= self._threshold) & (self._exact_N[rows_C] == text.exact)
-        found = zip(rows_C.tolist(), jaccards_C.tolist(), same_C.tolist(), strict=True)
-        return [Twin(*each) for each in sorted(found)]
+        """The texts added before whose similarity with this one is estimated at the threshold or above, in order."""
+        proposed, found = self._execute(self._look_up, text.bands), []
+        while read := proposed.fetchmany(READ_ROWS):
+            slots_C2S = np.frombuffer(b"".join(slots for *_, slots in read), np.uint16).reshape(-1, 2, NUM_SLOTS)
+            jaccards_C2 = (slots_C2S == text.slots_2S).mean(2).tolist()
+            for (row, name, exact, _), (jaccard, of_core) in zip(read, jaccards_C2, strict=True):
+                if jaccard >= self._threshold:
+                    is_duplicate = of_core >= self._threshold and exact == text.exact
+                    found.append(Twin(row, name, jaccard, is_duplicate))
+        return found
 
-    def add(self, text: Sketch) -> None:
+    def add(self, text: Sketch, name: str) -> None:
         """Hold a text; its row is the number of those before."""
-        if self._num == len(self._exact_N):
-            self._slots_NS, self._core_slots_NS, self._exact_N = (
-                np.concatenate([each, np.empty_like(each)])
-                for each in (self._slots_NS, self._core_slots_NS, self._exact_N)
-            )
-        self._index.insert(self._num, text.signature)
-        self._slots_NS[self._num] = text.slots_S
-        self._core_slots_NS[self._num] = text.core_slots_S
-        self._exact_N[self._num] = text.exact
+        self._execute(self._add_text, (self._num, name, text.exact, text.slots_2S.tobytes()))
+        self._execute(self._add_bands, [value for band in text.bands for value in (band, self._num)])
         self._num += 1
 
 
-def _signature(words: list[str]) -> RMinHash:
-    """Of the 5-grams of words; of fewer words, of all as one, so that only the same words are like it."""
+def _signature(words: list[str]) -> list[int]:
+    """Of the 5-grams of words; of fewer words, of all as one, so that only the same words are like it. 32-bit slots."""
     signature = RMinHash(num_perm=NUM_SLOTS, seed=SEED)
     num = max(1, len(words) - NGRAM_WORDS + 1)
     signature.update([" ".join(words[n : n + NGRAM_WORDS]) for n in range(num)])
-    return signature
+    return signature.digest()
 
 
-def _slots(signature: RMinHash) -> npt.NDArray[np.uint16]:
-    return np.array(signature.digest(), np.uint32).astype(np.uint16)
+def _bands(slots_S: npt.NDArray[np.uint32]) -> tuple[int, ...]:
+    """A hash of each band and its number, as SQLite's integers are: 64 bits with a sign."""
+    digests = (
+        hashlib.blake2b(band_S.tobytes(), digest_size=8, salt=number.to_bytes(1)).digest()
+        for number, band_S in enumerate(slots_S.reshape(NUM_BANDS, BAND_SLOTS))
+    )
+    return tuple(np.frombuffer(b"".join(digests), np.int64).tolist())

@@ -424,7 +424,8 @@ def user_disk_errors(path: Path) -> Iterator[None]:
     except Exception as error:  # torch and safetensors have exceptions of their own for a failed write
         free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
         by_number = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        by_text = "No space left" in str(error) or ("write" in str(error) and free < FULL_DISK_BYTES)
+        by_text = any(part in str(error) for part in ("No space left", "disk is full"))  # the latter: SQLite's
+        by_text = by_text or ("write" in str(error) and free < FULL_DISK_BYTES)
         if isinstance(error, UserError) or not (by_number or by_text):
             raise
         raise UserError(

@@ -2,16 +2,19 @@
 
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import EDITS, SEEDS, Edit, prose
+from rensa import RMinHash, RMinHashLSH  # pyright: ignore[reportAttributeAccessIssue]: it has no stubs
 
 from pipeline import duplicates as module
-from pipeline.duplicates import NearDuplicates, Sketch
+from pipeline.duplicates import NearDuplicates, Sketch, Twin
 from pipeline.texts import ask, words
 
 THRESHOLD = 0.72
@@ -23,10 +26,14 @@ def sketch(text: str, core: str, more: str = "") -> Sketch:
     return module.sketch(words(text), words(core), more)
 
 
+def empty(threshold: float = THRESHOLD) -> NearDuplicates:
+    return NearDuplicates(threshold, sqlite3.connect(":memory:"), "text")
+
+
 def index(*texts: Sketch) -> NearDuplicates:
-    made = NearDuplicates(THRESHOLD)
-    for text in texts:
-        made.add(text)
+    made = empty()
+    for number, text in enumerate(texts):
+        made.add(text, f"text {number}")
     return made
 
 
@@ -54,10 +61,10 @@ def test_each_light_edit_of_200_texts_is_found_with_its_twin(edit: Edit) -> None
 
 
 def test_shipped_prompts_are_no_duplicates_of_one_another() -> None:
-    held = NearDuplicates(THRESHOLD)
+    held = empty()
     for seed in SEEDS:
         assert held.twins(asked(seed)) == [], seed
-        held.add(asked(seed))
+        held.add(asked(seed), seed)
 
 
 @pytest.mark.parametrize(
@@ -145,27 +152,87 @@ def test_below_the_threshold_no_twin_is_told() -> None:
     draw = random.Random(7)
     one = prose(draw, 200)
     other = " ".join(one.split()[:140]) + " " + prose(draw, 60)  # a Jaccard of about 0.54
-    assert NearDuplicates(0.72).twins(sketch(other, other)) == index(sketch(one, one)).twins(sketch(other, other)) == []
+    assert empty(0.72).twins(sketch(other, other)) == index(sketch(one, one)).twins(sketch(other, other)) == []
 
 
-def test_rows_are_counted_on_where_the_arrays_grow() -> None:
-    draw = random.Random(2)
-    texts = [prose(draw, 40) for _ in range(2500)]
-    held = index(*(sketch(text, text) for text in texts))
-    assert len(held) == 2500
-    for row in (0, 1023, 1024, 2047, 2048, 2499):
-        assert [twin.row for twin in held.twins(sketch(texts[row], texts[row]))] == [row]
+def test_twins_are_told_in_the_order_they_were_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ_ROWS", 2)
+    held = index(*[sketch(PASSAGE, PASSAGE)] * 5)
+    expected = [Twin(row, f"text {row}", 1, True) for row in range(5)]
+    assert held.twins(sketch(PASSAGE, PASSAGE)) == expected
+    assert len(held) == 5
 
 
-def test_twins_are_told_in_the_order_they_were_added() -> None:
-    held = index(*[sketch(PASSAGE, PASSAGE)] * 3)
-    assert [(twin.row, twin.jaccard) for twin in held.twins(sketch(PASSAGE, PASSAGE))] == [(0, 1), (1, 1), (2, 1)]
+def likenesses(draw: random.Random, num: int) -> list[list[str]]:
+    """The words of texts; each is an earlier one of which none to two fifths of the words are replaced."""
+    made = [[f"w{draw.randrange(10**6)}" for _ in range(120)]]
+    while len(made) < num:
+        other = list(draw.choice(made))
+        start, length = draw.randrange(120), draw.randrange(48)
+        other[start : start + length] = [f"x{draw.randrange(10**6)}" for _ in other[start : start + length]]
+        made.append(other)
+    return made
+
+
+def test_the_texts_proposed_are_those_of_an_lsh_index_in_memory() -> None:
+    """That of rensa; a threshold of 0 lets through whatever shares a band."""
+    lsh, held, nums = RMinHashLSH(THRESHOLD, module.NUM_SLOTS, module.NUM_BANDS), empty(0), []
+    for row, pieces in enumerate(likenesses(random.Random(11), 400)):
+        signature = RMinHash(num_perm=module.NUM_SLOTS, seed=module.SEED)
+        signature.update([" ".join(pieces[n : n + module.NGRAM_WORDS]) for n in range(116)])
+        made = module.sketch(pieces, pieces)
+        proposed = [twin.row for twin in held.twins(made)]
+        assert proposed == sorted(lsh.query(signature))
+        nums.append(len(proposed))
+        lsh.insert(row, signature)
+        held.add(made, "")
+    assert 0 < sum(nums) < 400 * 399 / 2 * 0.9  # some were, others not
+
+
+def test_a_band_counts_in_its_own_place_alone() -> None:
+    slots_2S = np.arange(224, dtype=np.uint32).reshape(2, 112)
+    other_2S = np.roll(slots_2S, module.BAND_SLOTS, axis=1)
+    one, other = (Sketch(module._bands(each[0]), each.astype(np.uint16), 0) for each in (slots_2S, other_2S))
+    held = empty(0)
+    held.add(one, "one")
+    assert held.twins(other) == []
+    assert [twin.name for twin in held.twins(one)] == ["one"]
+
+
+SLOTS = st.lists(st.sampled_from([1, 2, 1 + (1 << 16)]), min_size=112, max_size=112)  # 1 and the last: low halves equal
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(SLOTS, st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 0.72, 0.9]))
+def test_twins_are_those_of_a_search_through_all_pairs(base: list[int], seed: int, threshold: float) -> None:
+    draw, held, before = random.Random(seed), empty(threshold), []
+    for row in range(12):
+        pairs = [list(base), list(base)]
+        for slots in pairs:
+            for _ in range(draw.randrange(40)):
+                slots[draw.randrange(112)] = draw.choice([1, 2, 1 + (1 << 16), draw.randrange(1 << 32)])
+        exact = draw.randrange(2)
+        whole_and_core = np.array(pairs, np.uint32)
+        text = Sketch(module._bands(whole_and_core[0]), whole_and_core.astype(np.uint16), exact)
+        expected = []
+        for number, (others, other_exact) in enumerate(before):
+            shares_band = any(pairs[0][n : n + 7] == others[0][n : n + 7] for n in range(0, 112, 7))
+            alike = [
+                sum(a % 65536 == b % 65536 for a, b in zip(ours, theirs, strict=True)) / 112
+                for ours, theirs in zip(pairs, others, strict=True)
+            ]
+            if shares_band and alike[0] >= threshold:
+                is_duplicate = alike[1] >= threshold and exact == other_exact
+                expected.append(Twin(number, str(number), alike[0], is_duplicate))
+        assert held.twins(text) == expected
+        held.add(text, str(row))
+        before.append((pairs, exact))
 
 
 def test_a_sketch_is_the_same_in_every_process() -> None:
     program = (
         "from pipeline.duplicates import sketch; s = sketch('why is the sky blue today'.split(), ['why']);"
-        "print(s.slots_S.tolist(), s.core_slots_S.tolist())"
+        "print(s.bands, s.slots_2S.tolist())"
     )
     told = {
         subprocess.run(

@@ -2,8 +2,8 @@
 
 Two passes over the answers, a shard at a time: the first finds the run's limit of mean NLL, the second decides. Then
 what is known only when all are counted drops more of them: selection, and the cap on refusals. What grows with the
-corpus: 4 bytes an answer in the first; in the second about 150 bytes an answer that is no duplicate of
-an earlier one (its key), 400 bytes a refusal, and what `comparison` and `grading` hold.
+corpus: 4 bytes an answer in the first; in the second 400 bytes a refusal, and what `selection` and `grading` hold.
+What answers are compared with is on disk (`scratch`).
 """
 
 import hashlib
@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import models
+from pipeline import models, scratch
 from pipeline.config import Config, Filter, Selection, output_settings
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.filter import comparison, grading, learnability, screen, selection
-from pipeline.filter.comparison import Comparison
+from pipeline.filter.comparison import Comparison, ExactDuplicates
 from pipeline.filter.learnability import Learnability
 from pipeline.filter.rules import REFUSAL, RULES, Candidate, Run, confidence
 from pipeline.filter.selection import Selector
@@ -61,7 +61,6 @@ class Tally:
     first: Counter[str] = field(default_factory=Counter)  # answers by the first reason they were dropped for
     alone: Counter[str] = field(default_factory=Counter)  # answers that each rule says no to, whatever others say
     marked: list[Marked] = field(default_factory=list)
-    seen: dict[bytes, bool] = field(default_factory=dict)  # keys of answers, and whether one of them was kept
 
     def add(self, row: Row, decision: Row, refused: list[str], file: str) -> None:
         """Count a decision; `refused` are the rules that say no to it, whether or not it is dropped for them."""
@@ -107,22 +106,21 @@ def run(config: Config, run_dir: RunDir) -> None:
     _check_best_of(settings, run_dir)
     facts, tally, selector, files = _facts(run_dir, settings), Tally(), Selector(settings.selection), []
     learnable = Learnability(config, run_dir, weights.get("filter.learnability.weights"))
-    screening, others = (
-        screen.Screen(config, models.teacher_of(run_dir).tokenizer()),
-        Comparison(config, run_dir, stage),
-    )
-    for number, answers in enumerate(_answers(run_dir, settings, facts)):
-        name = f"decisions-{number:05d}.parquet"
-        judged = [_decide(row, answer, settings, tally.seen) for row, _, answer in answers]
-        decisions = [decision for decision, _ in judged]
-        learnable.decide(number, decisions)
-        screening.decide([row for row, _, _ in answers], decisions)
-        for (row, asked, answer), (decision, refused) in zip(answers, judged, strict=True):
-            others.decide(row, asked["messages"], decision)
-            tally.add(row, decision, refused, name)
-            selector.add(row, answer.token_logprobs, decision["kept"])
-        stage.commit(pa.Table.from_pylist(decisions, schema=DECISIONS), name)
-        files.append(stage.path / name)
+    screening = screen.Screen(config, models.teacher_of(run_dir).tokenizer())
+    with scratch.database(stage.path) as database:
+        others, exact = Comparison(config, run_dir, stage, database), ExactDuplicates(database)
+        for number, answers in enumerate(_answers(run_dir, settings, facts)):
+            name = f"decisions-{number:05d}.parquet"
+            judged = [_decide(row, answer, settings, exact) for row, _, answer in answers]
+            decisions = [decision for decision, _ in judged]
+            learnable.decide(number, decisions)
+            screening.decide([row for row, _, _ in answers], decisions)
+            for (row, asked, answer), (decision, refused) in zip(answers, judged, strict=True):
+                others.decide(row, asked["messages"], decision)
+                tally.add(row, decision, refused, name)
+                selector.add(row, answer.token_logprobs, decision["kept"])
+            stage.commit(pa.Table.from_pylist(decisions, schema=DECISIONS), name)
+            files.append(stage.path / name)
     graded = _grade(run_dir, settings.selection, selector)
     _select(stage, tally, selector, files)
     _cap_refusals(stage, tally, settings)
@@ -174,7 +172,7 @@ def duplicate_key(prompt_id: str, text: str) -> bytes:
     return hashlib.sha256(f"{prompt_id} {' '.join(text.lower().split())}".encode()).digest()[:16]
 
 
-def _decide(row: Row, answer: Candidate, settings: Filter, seen: dict[bytes, bool]) -> tuple[Row, list[str]]:
+def _decide(row: Row, answer: Candidate, settings: Filter, exact: ExactDuplicates) -> tuple[Row, list[str]]:
     """One row of DECISIONS as the rules have it, and the rules that say no.
 
     A duplicate is one only of an answer that was kept; refusals are kept for now.
@@ -185,12 +183,12 @@ def _decide(row: Row, answer: Candidate, settings: Filter, seen: dict[bytes, boo
     reasons = [name for name in refused if name != REFUSAL]
     if settings.drop_exact_duplicates:
         key = duplicate_key(row["prompt_id"], row["text"])
-        of_kept = seen.get(key)
+        of_kept = exact.of_kept(key)
         refused += [DUPLICATE] if of_kept is not None else []
         if not reasons:
             scores[DUPLICATE] = float(of_kept or False)
             reasons += [DUPLICATE] if of_kept else []
-        seen[key] = of_kept or not reasons
+        exact.hold(key, of_kept or not reasons)
     decision = {
         "response_id": row["response_id"],
         "kept": not reasons,

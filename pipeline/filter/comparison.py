@@ -1,5 +1,6 @@
 """What an answer is held against beyond its own text: evaluation items, and the answers that were kept before it."""
 
+import sqlite3
 from typing import Any
 
 from pipeline import contamination, duplicates, privacy
@@ -35,17 +36,16 @@ def fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
 class Comparison:
     """Evaluation items, and the answers kept so far; of two that are alike the first stays, whichever side it is on.
 
-    Memory: duplicates.NearDuplicates, and 75 bytes for each kept answer's id.
+    The answers are held in the database: duplicates.NearDuplicates.
     """
 
-    def __init__(self, config: Config, run_dir: RunDir, stage: Stage) -> None:
+    def __init__(self, config: Config, run_dir: RunDir, stage: Stage, database: sqlite3.Connection) -> None:
         self._stage, self._privacy = stage, config.privacy
         self._items = contamination.load(
             [*prepared_sets(config, run_dir), *config.filter.decontaminate], config.privacy
         )
         threshold = config.filter.near_duplicates
-        self._kept = None if threshold is None else duplicates.NearDuplicates(threshold)
-        self._ids: list[str] = []  # of the answers kept, by row of the index
+        self._kept = None if threshold is None else duplicates.NearDuplicates(threshold, database, "kept")
         for path in stage.notes():  # of a stage that lost a file and is done again
             path.unlink()
 
@@ -88,9 +88,24 @@ class Comparison:
         twins = [twin for twin in kept.twins(sketch) if twin.is_duplicate]
         if twins:
             nearest = max(twins, key=lambda twin: twin.jaccard)
-            found = {"twin_id": self._ids[nearest.row], "jaccard": round(nearest.jaccard, 3)}
+            found = {"twin_id": nearest.name, "jaccard": round(nearest.jaccard, 3)}
             self._stage.note(NEAR_DUPLICATES, {"response_id": response_id, **found})
             return nearest.jaccard, False
-        kept.add(sketch)
-        self._ids.append(response_id)
+        kept.add(sketch, response_id)
         return 0.0, True
+
+
+class ExactDuplicates:
+    """Keys of answers, and whether one that has it was kept; held in the database, 40 bytes a key."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._execute = database.execute
+        self._execute("CREATE TABLE exact (key BLOB PRIMARY KEY, kept INTEGER) WITHOUT ROWID")
+
+    def of_kept(self, key: bytes) -> bool | None:
+        """Whether an answer of this key was kept; None where there was none of it."""
+        held = self._execute("SELECT kept FROM exact WHERE key = ?", (key,)).fetchone()
+        return None if held is None else bool(held[0])
+
+    def hold(self, key: bytes, kept: bool) -> None:
+        self._execute("INSERT OR REPLACE INTO exact VALUES (?, ?)", (key, kept))

@@ -1,6 +1,7 @@
 """prepare: prompts in, and answers where they are to be scored. Rows of every source become conversations with stable
 ids, rendered as the teacher sees them. Where more prompts are wanted, the teacher writes them (synthesis.py)."""
 
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import contamination, corpora, hardware, licences, models
+from pipeline import contamination, corpora, hardware, licences, models, scratch
 from pipeline.config import Config, output_settings, synthesis_files
 from pipeline.console import console, say
 from pipeline.corpora import BadRowError
@@ -34,12 +35,13 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage = run_dir.begin("prepare", config, fingerprint, in_one_piece=not has_drafts)
     if stage.complete:
         return
-    prompts = _Prompts(config, stage, Renderer(config, teacher, tokenizer, context))
     pool, is_grown = Pool(), config.prepare.synthesis.num_prompts is not None
-    for row in prompts.of_sources():
-        if is_grown:
-            pool.add(row)
-    facts = prompts.grow(teacher, tokenizer, pool) if is_grown else {}
+    with scratch.database(stage.path) as database:
+        prompts = _Prompts(config, stage, Renderer(config, teacher, tokenizer, context), database)
+        for row in prompts.of_sources():
+            if is_grown:
+                pool.add(row)
+        facts = prompts.grow(teacher, tokenizer, pool) if is_grown else {}
     counts = prompts.counts
     if counts["prompts"] == counts["held_out"]:
         raise UserError(
@@ -54,9 +56,9 @@ def run(config: Config, run_dir: RunDir) -> None:
 class _Prompts:
     """The prompts of a run: each conversation that is usable, lawful and like no other, once."""
 
-    def __init__(self, config: Config, stage: Stage, renderer: Renderer) -> None:
+    def __init__(self, config: Config, stage: Stage, renderer: Renderer, database: sqlite3.Connection) -> None:
         self._config, self._stage, self._renderer = config, stage, renderer
-        self._others = Comparison(config, stage)
+        self._others = Comparison(config, stage, database)
         self.screened = screening.Screening(config)
         self.shards = _Shards(stage, config.prepare.shard_prompts)
         self.counts: Counter[str] = Counter(

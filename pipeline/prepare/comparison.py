@@ -1,6 +1,7 @@
 """Prompts that are left out for what they are like: an evaluation item, or a prompt before them."""
 
 import json
+import sqlite3
 
 from pipeline import contamination, duplicates
 from pipeline.config import Config
@@ -20,14 +21,15 @@ class Comparison:
     and one whose answer is to be scored to have nearly the same answer. The lists of what was left out name the twins.
     """
 
-    def __init__(self, config: Config, stage: Stage) -> None:
+    def __init__(self, config: Config, stage: Stage, database: sqlite3.Connection) -> None:
         self._stage = stage
         self._items = contamination.load(contamination.sets_of(config), config.privacy)
         threshold = config.prepare.near_duplicates
         self._prompts, self._answered = (
-            None if threshold is None else duplicates.NearDuplicates(threshold) for _ in range(2)
+            None if threshold is None else duplicates.NearDuplicates(threshold, database, table)
+            for table in ("prompt", "answered")
         )
-        self._taken: list[tuple[str, bool]] = []  # prompt_id, and whether it is held out, by row of the indexes
+        self._held_out: set[str] = set()  # prompt_ids of those that were taken
         for name in (CONTAMINATION, NEAR_DUPLICATES):  # of a stage that stopped, or lost a file, and is done again
             (stage.path / name).unlink(missing_ok=True)
 
@@ -46,24 +48,25 @@ class Comparison:
             calls = json.dumps(asked.completion.get("tool_calls"), ensure_ascii=False)
             answer = words(asked.completion["content"] or calls)
             scored = duplicates.sketch(prompt_words + answer, answer, tools)
-        if twin := self._twin(alone, scored, is_held_out):
-            twin_id, twin_held_out = self._taken[twin.row]
-            found = {"twin_id": twin_id, "jaccard": round(twin.jaccard, 3)}
-            self._stage.note(NEAR_DUPLICATES, {**noted, **found, "across_split": twin_held_out != is_held_out})
+        if twin := self._twin(prompt_id, alone, scored, is_held_out):
+            found = {"twin_id": twin.name, "jaccard": round(twin.jaccard, 3)}
+            across_split = (twin.name in self._held_out) != is_held_out
+            self._stage.note(NEAR_DUPLICATES, {**noted, **found, "across_split": across_split})
             return "near_duplicates"
-        self._taken.append((prompt_id, is_held_out))
+        if is_held_out:
+            self._held_out.add(prompt_id)
         return None
 
-    def _twin(self, asked: Sketch, scored: Sketch | None, held_out: bool) -> Twin | None:
+    def _twin(self, prompt_id: str, asked: Sketch, scored: Sketch | None, held_out: bool) -> Twin | None:
         """A prompt taken before that this one can't stand beside; where there is none, this one is taken."""
         if self._prompts is None or self._answered is None:
             return None
         alike = self._prompts.twins(asked)
-        twins = [twin for twin in alike if self._taken[twin.row][1] != held_out]
+        twins = [twin for twin in alike if (twin.name in self._held_out) != held_out]
         twins += [twin for twin in (self._answered.twins(scored) if scored else alike) if twin.is_duplicate]
         if twins:
             return twins[0]
-        self._prompts.add(asked)
+        self._prompts.add(asked, prompt_id)
         if scored:
-            self._answered.add(scored)
+            self._answered.add(scored, prompt_id)
         return None

@@ -6,11 +6,13 @@ A run is made on disk: prompts of 25 words and answers of 150, about 200 tokens,
 50,000 words by Zipf's law; one answer in fifty is an earlier one with a word more. `retort filter` then decides in a
 process of its own, as for a user, and that process's memory is read while it does; nothing is generated or trained.
 
-The look-up alone is timed in this process, on one core: words, signatures, query and insertion of as many answers.
+The look-up alone is timed in this process, on one core, in an index that holds as many texts: words, signatures, query
+and insertion.
 
-Figures: `rss_1m_gib` (largest resident memory of the stage; asked: 24 at the most), `rss_bytes_per_row` (what each
-further answer adds), `filter_rows_per_s`, `minhash_per_s` (answers of 200 tokens; asked: 800 with all rules),
-`planted_found_frac`.
+Figures: `rss_1m_gib` (largest resident memory of the stage; asked: 24 at the most), `rss_10_gib`, `rss_50_gib` and
+`rss_100_gib` (when so many per cent were decided), `rss_growth_frac` (what the last nine tenths added to the memory of
+the first; at most FLAT_FRAC is called flat), `filter_rows_per_s`, `minhash_per_s` (answers of 200 tokens; asked: 800
+with all rules), `planted_found_frac`.
 """
 
 import subprocess
@@ -28,8 +30,9 @@ import psutil
 import pyarrow as pa
 
 from pipeline import config as config_module
+from pipeline import scratch
 from pipeline.config import Config
-from pipeline.duplicates import NearDuplicates, sketch
+from pipeline.duplicates import NUM_BANDS, NUM_SLOTS, NearDuplicates, Sketch, sketch
 from pipeline.records import PROMPTS, RESPONSES
 from pipeline.rundir import RunDir, Stage
 from pipeline.texts import words
@@ -40,6 +43,8 @@ PROMPT_WORDS, ANSWER_WORDS, ANSWER_TOKENS = 25, 150, 200
 NUM_WORDS = 50_000
 PLANTED_EVERY = 50
 GIB = 1 << 30
+FLAT_FRAC = 0.1
+TIMED_TEXTS = 20_000
 
 
 class Texts:
@@ -145,19 +150,37 @@ def rss(process: psutil.Process) -> int:
         return 0
 
 
-def minhash_per_s(num: int) -> list[float]:
+def minhash_per_s(num_held: int) -> list[float]:
     """Answers a second of processor time with their prompts, thousand by thousand, from words to insertion."""
-    texts, index, rates = Texts(2), NearDuplicates(0.72), []
-    for _ in range(max(1, num // 1000)):
-        pairs = list(zip(texts.draw(1000, PROMPT_WORDS), texts.draw(1000, ANSWER_WORDS), strict=True))
-        began = time.process_time()
-        for prompt, answer in pairs:
-            prompt_words, answer_words = words(prompt), words(answer)
-            each = sketch(prompt_words + answer_words, answer_words)
-            index.twins(each)
-            index.add(each)
-        rates.append(1000 / (time.process_time() - began))
+    texts, rates = Texts(2), []
+    with tempfile.TemporaryDirectory() as folder, scratch.database(Path(folder)) as database:
+        index = NearDuplicates(0.72, database, "text")
+        for each in random_sketches(num_held - TIMED_TEXTS):
+            index.add(each, "random")
+        for _ in range(TIMED_TEXTS // 1000):
+            pairs = list(zip(texts.draw(1000, PROMPT_WORDS), texts.draw(1000, ANSWER_WORDS), strict=True))
+            began = time.process_time()
+            for prompt, answer in pairs:
+                prompt_words, answer_words = words(prompt), words(answer)
+                each = sketch(prompt_words + answer_words, answer_words)
+                index.twins(each)
+                index.add(each, "drawn")
+            rates.append(1000 / (time.process_time() - began))
     return rates
+
+
+def random_sketches(num: int) -> Iterator[Sketch]:
+    """Of texts that have nothing in common."""
+    rng, any_64 = np.random.default_rng(3), np.iinfo(np.int64)
+    for _ in range(num):
+        bands = tuple(rng.integers(any_64.min, any_64.max, NUM_BANDS).tolist())
+        yield Sketch(bands, rng.integers(0, 1 << 16, (2, NUM_SLOTS), np.uint16), 0)
+
+
+def resident(curve: list[tuple[int, int]], percent: int, num_rows: int) -> int:
+    """The largest resident memory up to the moment when so many per cent of the rows were decided."""
+    first = next((n for n, (decided, _) in enumerate(curve) if 100 * decided >= percent * num_rows), len(curve))
+    return max(each for _, each in curve[: first + 1])
 
 
 def main() -> None:
@@ -167,7 +190,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rows = 20_000
-    figures = {"minhash_per_s": bench.figure(minhash_per_s(min(options.rows, 20_000)), "answers/s")}
+    figures = {"minhash_per_s": bench.figure(minhash_per_s(options.rows), "answers/s")}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         config = config_module.validate({"name": "million", "runs_dir": str(folder)}, "bench")
@@ -176,12 +199,14 @@ def main() -> None:
         path.write_text(config_module.dump(config), encoding="utf-8")
         curve, elapsed_s = filtered(run_dir, path)
         counts = run_dir.manifest("filter")["counts"]
-    early = next((each for each in curve if each[0] >= options.rows // 5), curve[-1])
-    late = (curve[-1][0], max(resident for _, resident in curve))  # at its end the process lets go of all
+    most = {percent: resident(curve, percent, options.rows) for percent in (10, 50, 100)}
+    growth_frac = most[100] / most[10] - 1
+    print(f"{'flat' if growth_frac <= FLAT_FRAC else 'not flat'}: {growth_frac:.1%} more at 100 % than at 10 %")
     planted = sum(n % SHARD_ROWS > 0 for n in range(PLANTED_EVERY, options.rows, PLANTED_EVERY))
     figures |= {
-        "rss_1m_gib": bench.figure([max(resident for _, resident in curve) / GIB], f"GiB at {options.rows} answers"),
-        "rss_bytes_per_row": bench.figure([(late[1] - early[1]) / max(late[0] - early[0], 1)], "bytes"),
+        "rss_1m_gib": bench.figure([max(each for _, each in curve) / GIB], f"GiB at {options.rows} answers"),
+        **{f"rss_{percent}_gib": bench.figure([each / GIB], "GiB") for percent, each in most.items()},
+        "rss_growth_frac": bench.figure([growth_frac], "ratio"),
         "filter_rows_per_s": bench.figure([options.rows / elapsed_s], "answers/s"),
         "planted_found_frac": bench.figure([(counts["responses"] - counts["kept"]) / planted], "ratio"),
     }

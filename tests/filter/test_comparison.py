@@ -11,6 +11,7 @@ import pytest
 from planted import EDITS, ITEMS, SEEDS, change_a_word, prose
 
 from pipeline import filter as filter_stage
+from pipeline import scratch
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.records import PROMPTS, RESPONSES
@@ -147,6 +148,24 @@ def test_the_same_decisions_in_every_run(answered: Answered, tmp_path: Path, tea
     rows = [(prompt, [text, change_a_word(draw, text)]) for prompt in SEEDS[:40] for text in [prose(draw, 30)]]
     again = Answered(tmp_path / "again", teacher)
     assert answered.do(*rows) == again.do(*rows)
+
+
+def test_the_same_decisions_where_next_to_nothing_fits_in_memory(
+    answered: Answered, tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact and near duplicates alike are found on disk, and no file stays of them."""
+    draw = random.Random(9)
+    texts = [prose(draw, 30) for _ in SEEDS[:40]]
+    rows = [
+        (prompt, [text, text.upper(), change_a_word(draw, text)]) for prompt, text in zip(SEEDS, texts, strict=False)
+    ]
+    with_room = answered.do(*rows)
+    monkeypatch.setattr(scratch, "CACHE_BYTES", 16 << 10)
+    assert Answered(tmp_path / "again", teacher).do(*rows) == with_room
+    assert {tuple(each) for each in reasons(with_room).values()} == {("exact_duplicate",), ("near_duplicate",)}
+    folder = tmp_path / "again/trial/filter"
+    listed = {record["name"] for record in RunDir(folder.parent).manifest("filter")["files"]}
+    assert {path.name for path in folder.iterdir()} == {*listed, "manifest.json", "started.json"}
 
 
 # --- evaluation items
