@@ -29,7 +29,7 @@ from pipeline.config.data import (
     Weights,
     synthesis_files,
 )
-from pipeline.config.evaluation import Evaluate, Export, Judge, Tasks
+from pipeline.config.evaluation import Evaluate, Export, Harness, Judge, Tasks
 from pipeline.config.filters import PII_KINDS, Filter, LanguageCode, Learnability, PiiKind, Privacy, Safety, Selection
 from pipeline.config.models import Server, Student, Teacher, layer_indices
 from pipeline.config.section import EngineArgs, Fraction, Limit, Positive, Section, runtime
@@ -48,6 +48,7 @@ __all__ = [
     "Filter",
     "Fraction",
     "Generate",
+    "Harness",
     "Judge",
     "LanguageCode",
     "Learnability",
