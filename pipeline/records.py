@@ -111,5 +111,18 @@ TASKS = pa.schema(
     ]
 )
 
+HARNESS = pa.schema(  # items of lm-evaluation-harness
+    [
+        ("arm", pa.string()),
+        ("task", pa.string()),
+        ("metric", pa.string()),  # its name in scores.json
+        ("doc_id", pa.int64()),
+        ("prompt", pa.string()),
+        ("target", pa.string()),
+        ("answer", pa.string()),  # as JSON: a text, or each choice's log-likelihood and whether it is the greedy one
+        ("value", pa.float64()),  # null where the metric is not of single items
+    ]
+)
+
 ARMS = ("teacher", "student", "sft_only", "untrained")
 STAGES = ("prepare", "generate", "filter", "train", "evaluate", "export")

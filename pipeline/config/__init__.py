@@ -29,7 +29,7 @@ from pipeline.config.data import (
     Weights,
     synthesis_files,
 )
-from pipeline.config.evaluation import Evaluate, Export, Tasks
+from pipeline.config.evaluation import Evaluate, Export, Harness, Tasks
 from pipeline.config.filters import (
     PII_KINDS,
     Filter,
@@ -60,6 +60,7 @@ __all__ = [
     "Fraction",
     "Generate",
     "Grader",
+    "Harness",
     "Judge",
     "LanguageCode",
     "Learnability",

@@ -24,6 +24,19 @@ class Tasks(Section):
     )
 
 
+class Harness(Section):
+    """Tasks of lm-evaluation-harness (the extra `harness`), put to every arm behind vLLM's own HTTP server."""
+
+    tasks: tuple[str, ...] = Field(
+        default=(), description="Names, such as [gsm8k, ifeval]; `lm-eval ls tasks` lists them. Most need the hub."
+    )
+    folder: str | None = Field(default=None, description="Folder with tasks of your own (its --include_path).")
+    num_fewshot: int | None = Field(default=None, description="Examples before each question; null: the task's.", ge=0)
+    limit: Positive | None = Field(default=None, description="At most this many items a task; null: all.")
+    chat_template: bool = Field(default=True, description="Ask in the chat template, as these models were trained.")
+    concurrency: Positive = runtime(8, "Requests in flight.")
+
+
 class Evaluate(Section):
     """evaluate: the student against its teacher."""
 
@@ -52,6 +65,7 @@ class Evaluate(Section):
         description="Hold teacher and student at once and time them in turn (A-B-B-A); null: yes on CPU, no on GPU.",
     )
     judge: Judge = Field(default=Judge(), description="A chat model that says which answers are better.")
+    harness: Harness = Field(default=Harness(), description="Public benchmarks, through lm-evaluation-harness.")
     bootstrap: Positive = Field(default=10_000, description="Bootstrap resamples of the intervals.")
     seed: int = Field(default=0, description="Seed of the bootstrap.", ge=0)
 

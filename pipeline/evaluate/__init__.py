@@ -4,6 +4,7 @@ import gc
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pipeline import chat_set, hardware, models, reasoning, task_set
 from pipeline.config import Config, Evaluate, output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.evaluate import chat, fidelity_figures, forced_texts, judge, preference, speed, tasks, verdict
+from pipeline.evaluate import chat, fidelity_figures, forced_texts, harness, judge, preference, speed, tasks, verdict
 from pipeline.evaluate.fidelity_figures import SumsBySection
 from pipeline.evaluate.statistics import Figure, cluster_sums, exact, ratio
 from pipeline.forced import load
@@ -64,6 +65,9 @@ def run(config: Config, run_dir: RunDir) -> None:
     )
     rows, task_rows, rounds = _serve(config, stage, folders, groups, asked)
     judged = judge.run(config.evaluate, rows, stage.path, config.teacher.model, asked.items)
+    benchmarks = harness.run(
+        config.evaluate, folders, partial(_arm_engine, config=config, asked=asked), asked.template_kwargs, stage
+    )
     sums, preferred = _fidelity(config, run_dir, folders, rows, generated.get("teacher_dtype") or "float32")
     of_arm = {arm: [row for row in task_rows if row["arm"] == arm] for arm in folders}
     scored = {arm: tasks.scores(asked.tasks, answered) for arm, answered in of_arm.items()}
@@ -75,11 +79,13 @@ def run(config: Config, run_dir: RunDir) -> None:
             "speed": speed.figures(rounds[arm]) if arm in rounds else {},
             "cost": _size(folder),
             "judge": judged.arms.get(arm, {}),
+            "harness": benchmarks.arms.get(arm, {}),
         }
         for arm, folder in folders.items()
     }
     comparisons = _comparisons(config, sums, rounds, arms, together) | judged.comparisons | preferred
     compared = tasks.comparisons(scored, config.evaluate.bootstrap, config.evaluate.seed) if asked.tasks else {}
+    compared |= benchmarks.comparisons
     sentences = verdict.sentences(arms, comparisons, compared) + judged.sentences
     stage.commit(pa.Table.from_pylist(rows, schema=SAMPLES), "samples.parquet")
     checked = [row for arm in folders for row in tasks.checked_rows(asked.tasks, of_arm[arm], scored[arm])]
@@ -96,7 +102,8 @@ def run(config: Config, run_dir: RunDir) -> None:
         "arms": len(arms),
     }
     written = [stage.path / name for name in ("scores.json", "samples.parquet", "tasks.parquet")]
-    stage.finish([*written, *judged.files], counts)
+    stage.finish([*written, *judged.files, *benchmarks.files], counts)
+    harness.clear(stage, folders)
     for arm in folders:
         for name in ("answers", "task-answers"):
             _answers_path(stage, name, arm).unlink(missing_ok=True)
@@ -269,6 +276,7 @@ def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
     return {
         **{f"evaluate.{key}": value for key, value in output_settings(config.evaluate).items()},
         "evaluate.judge": judge_fingerprint(config.evaluate.judge),
+        **harness.fingerprint(config.evaluate.harness),
         **hashes,
         "input.generate": run_dir.output_hash("generate"),
         "input.filter": run_dir.output_hash("filter"),

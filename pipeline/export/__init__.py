@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from pipeline import models
 from pipeline.config import Config, output_settings
 from pipeline.console import say
-from pipeline.export import cards
+from pipeline.export import cards, model_index
 from pipeline.rundir import RunDir, read_json, readable
 
 
@@ -54,6 +54,8 @@ def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> M
     origin = made["student.model"] or named
     is_local = Path(origin).expanduser().is_dir()
     data = ModelCardData(
+        model_name=run_dir.path.name,
+        eval_results=model_index.results(scores) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["distillation"],

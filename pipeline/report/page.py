@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from pipeline import models
 from pipeline.records import ARMS, STAGES
-from pipeline.report import charts, decided, figures, judged, prepared
+from pipeline.report import benchmarks, charts, decided, figures, judged, prepared
 from pipeline.rundir import RunDir, read_committed, read_json, write_text
 
 NUM_OPEN_ITEMS = 6
@@ -69,6 +69,7 @@ def render(run_dir: RunDir) -> str:
         ],
         "judge_tables": judged.tables(arms),
         "judge_cost": judged.cost(arms),
+        "benchmark_tables": benchmarks.tables(arms, verdict),
         "judge_model": (manifests["evaluate"]["fingerprint"].get("evaluate.judge") or {}).get("model"),
         "charts": _charts(run_dir, arms, manifests),
         "capture": _capture(manifests),

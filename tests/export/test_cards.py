@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fabricated_run import make, scores
+from huggingface_hub import ModelCard
 
 from pipeline import export
 from pipeline.export import cards
@@ -119,12 +120,34 @@ def test_a_reviews_questions_are_answered_or_left_to_people(run_dir: RunDir, kin
     assert ("MEASURE 2.3" in text) == (kind == "model")
 
 
-def test_the_model_card_has_all_of_it(run_dir: RunDir) -> None:
+def _model_card(run_dir: RunDir, scored: dict[str, Any]) -> str:
     made = {"train.divergence": "forward_kl", "train.alpha": None, "train.beta": None, "train.temperature": 1}
     made |= {"train.targets": "stored", "train.tail": "bucket", "train.ce_weight": 0.5, "train.ce_weight_end": None}
     made |= {"train.kd_weight": 0.5, "train.kd_weight_end": None, "student.model": None, "student.keep_layers": "0-5"}
     trained = {**run_dir.manifest("train"), "fingerprint": made}
-    text = str(export._card(run_dir, scores(), trained))
+    return str(export._card(run_dir, scored, trained))
+
+
+def test_the_model_cards_index_has_the_reports_figures(run_dir: RunDir) -> None:
+    scored = scores()
+    scored["arms"]["student"]["harness"] = {"gsm8k_exact_match": {"value": 0.25, "low": None, "high": None, "num": 9}}
+    index: Any = ModelCard(_model_card(run_dir, scored)).data
+    assert index.model_name == run_dir.path.name
+    found = {result.metric_type: result for result in index.eval_results or []}
+    kl = scored["arms"]["student"]["fidelity"]["forward_kl_nats"]
+    assert found["forward_kl_nats"].metric_value == pytest.approx(kl["value"])
+    assert f"{kl['low']:.4g} to {kl['high']:.4g}" in (found["forward_kl_nats"].metric_name or "")
+    assert found["forward_kl_nats"].dataset_name == "held-out prompts of the run (48)"
+    assert found["task_pass_frac"].metric_value == scored["arms"]["student"]["quality"]["task_pass_frac"]["value"]
+    assert found["gsm8k_exact_match"].metric_value == 0.25
+    assert "interval" not in (found["gsm8k_exact_match"].metric_name or "")
+    scored["arms"]["student"] = {"fidelity": {"forward_kl_nats": None}}
+    bare: Any = ModelCard(_model_card(run_dir, scored)).data
+    assert not bare.eval_results
+
+
+def test_the_model_card_has_all_of_it(run_dir: RunDir) -> None:
+    text = _model_card(run_dir, scores())
     for part in (
         "## Intended use",
         "## Sources and licences",

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from faulty_proxy import LATE_S, FaultyProxy
 
-from pipeline import codec, models
+from pipeline import codec, models, vllm_server
 from pipeline import config as config_module
 from pipeline.errors import UserError
 from pipeline.generate import serve
@@ -87,12 +87,6 @@ class Served:
         assert not alive, f"left after {number.name}: {alive}"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def retort(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*RETORT, *arguments]
     environment = {**os.environ, KEY: SECRET}
@@ -138,10 +132,22 @@ def test_without_a_terminal_a_key_must_be_given(monkeypatch: pytest.MonkeyPatch)
     assert serve._key() == ("mine", False)
 
 
-def test_the_key_is_in_the_environment_and_in_no_flag(demo_teacher: Path) -> None:
+def test_the_key_is_in_the_environment_and_in_no_flag(demo_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_module.load(ROOT / QUICKSTART, ["generate.k=200"])
-    listed = serve.flags(config, models.Model("demo", demo_teacher), 8000)
-    assert serve.environment("k-e-y")["VLLM_API_KEY"] == "k-e-y"
+    started: dict[str, Any] = {}
+
+    class Process:
+        pid = 0
+
+        def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
+            started.update(command=command, env=env)
+
+    monkeypatch.setattr(vllm_server.subprocess, "Popen", Process)
+    monkeypatch.setattr(vllm_server, "_stop", lambda process: None)
+    settings = serve.engine(config, models.Model("demo", demo_teacher))
+    with vllm_server.running("demo", settings, 8000, "k-e-y", 0.1):
+        listed = started["command"]
+    assert started["env"]["VLLM_API_KEY"] == "k-e-y"
     assert "k-e-y" not in " ".join(listed)
     assert {"--host=127.0.0.1", "--served-model-name=demo", "--logprobs-mode=raw_logprobs"} <= set(listed)
     assert "--max-logprobs=201" in listed, "one more than K"
@@ -152,7 +158,7 @@ def test_what_a_killed_server_leaves_is_stopped_too() -> None:
     while not (left := psutil.Process(process.pid).children()):
         time.sleep(0.01)
     process.kill()
-    serve._stop(process)
+    vllm_server._stop(process)
     _, alive = psutil.wait_procs(left, timeout=5)
     assert not alive
 
@@ -178,7 +184,7 @@ def test_vllm_reads_the_flags_as_the_engine_reads_the_settings() -> None:
         "disable_log_stats": True,
     }
     parser = make_arg_parser(FlexibleArgumentParser())
-    arguments = parser.parse_args([*serve.QUIET, *serve.as_flags(settings)])
+    arguments = parser.parse_args([*vllm_server.QUIET, *vllm_server.as_flags(settings)])
     assert arguments is not None
     read = EngineArgs.from_cli_args(arguments)
     direct = EngineArgs(**settings)
@@ -187,7 +193,7 @@ def test_vllm_reads_the_flags_as_the_engine_reads_the_settings() -> None:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    running = Served(free_port())
+    running = Served(vllm_server.free_port())
     yield running
     if running.process.poll() is None:
         running.end(signal.SIGINT)

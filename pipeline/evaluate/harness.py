@@ -1,0 +1,234 @@
+"""Tasks of lm-evaluation-harness, by name: it asks every arm, behind vLLM's own HTTP server, and scores the answers.
+
+Its figure is given as it stands; ours are the intervals, and the comparison of arms, which pairs what it logs per item.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import re
+import secrets
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from math import isclose
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import config, models, vllm_server
+from pipeline.console import progress, say
+from pipeline.errors import UserError
+from pipeline.evaluate import statistics
+from pipeline.evaluate.statistics import Figure
+from pipeline.records import HARNESS
+from pipeline.rundir import Stage, file_hash, write_json
+
+MEMORY_SHARE = 0.4  # of what is free, for the KV cache of a CPU
+INSTALL = "it is not installed; pip install 'retort-distill[harness]', or evaluate.harness.tasks=[]"
+NO_FILTER = "none"
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Measured:
+    """What the tasks found; all empty where none are named."""
+
+    arms: dict[str, dict[str, Figure]] = field(default_factory=dict)  # section `harness` of each arm
+    comparisons: dict[str, Figure | None] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+
+
+def fingerprint(settings: config.Harness) -> dict[str, Any]:
+    """What changes the figures beside the settings: its version, the files of the user's own tasks.
+
+    Raises UserError where lm-evaluation-harness is not installed, or has no such task.
+    """
+    if not settings.tasks:
+        return {}
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError(f"evaluate.harness.tasks needs lm-evaluation-harness: {INSTALL}")
+    folder = Path(settings.folder) if settings.folder else None
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"{folder}: no such folder (evaluate.harness.folder)")
+    _check_names(settings)
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
+    return {
+        "evaluate.harness.version": importlib.metadata.version("lm_eval"),
+        "evaluate.harness.files": {str(path.relative_to(folder)): file_hash(path) for path in files if folder},
+    }
+
+
+def run(
+    settings: config.Evaluate,
+    folders: dict[str, Path],
+    engine_of: Callable[[str, Path], dict[str, Any]],
+    template_kwargs: dict[str, Any],
+    stage: Stage,
+) -> Measured:
+    """Every arm on every task, one arm's server at a time; arms that a stopped try finished are read back.
+
+    Writes harness.parquet: what each item asked, what came, its value. Raises UserError where a server or a task fails.
+    """
+    if not settings.harness.tasks:
+        return Measured()
+    found: dict[str, Any] = {}
+    with progress("arms") as bar:
+        task = bar.add_task(f"lm-evaluation-harness: {', '.join(settings.harness.tasks)}", total=len(folders), note="")
+        for arm, folder in folders.items():
+            path = _path(stage, arm)
+            if not path.exists():
+                write_json(path, _scored(settings, arm, folder, engine_of(arm, folder), template_kwargs))
+            found[arm] = json.loads(path.read_text())
+            bar.update(task, advance=1, note=arm)
+    rows = [{"arm": arm, **row} for arm in found for row in found[arm]["rows"]]
+    stage.commit(pa.Table.from_pylist(rows, schema=HARNESS), "harness.parquet")
+    draws = (settings.bootstrap, settings.seed)
+    values = {arm: _values(found[arm]["rows"]) for arm in found}
+    return Measured(
+        arms={
+            arm: {name: _figure(value, values[arm].get(name), *draws) for name, value in found[arm]["values"].items()}
+            for arm in found
+        },
+        comparisons=_comparisons(values, *draws),
+        files=[stage.path / "harness.parquet"],
+    )
+
+
+def clear(stage: Stage, arms: dict[str, Path]) -> None:
+    """Take away what only a stopped try would need."""
+    for arm in arms:
+        _path(stage, arm).unlink(missing_ok=True)
+
+
+def scored(
+    settings: config.Harness, arm: str, folder: Path, port: int, key: str, context_tokens: int, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """`{"values": {name: figure}, "rows": [...]}` of the model that answers on `port` under the name `arm`."""
+    model = _module("models.openai_completions").LocalCompletionsAPI(
+        model=arm,
+        base_url=f"http://{vllm_server.HOST}:{port}/v1/completions",
+        tokenizer=str(folder),
+        tokenizer_backend="huggingface",
+        header={"Authorization": f"Bearer {key}"},  # an instance: it logs the arguments of one that it makes itself
+        max_length=context_tokens,
+        num_concurrent=settings.concurrency,
+    )
+    model.tokenizer.apply_chat_template = partial(model.tokenizer.apply_chat_template, **kwargs)
+    results = _module("evaluator").simple_evaluate(
+        model=model,
+        tasks=list(settings.tasks),
+        num_fewshot=settings.num_fewshot,
+        limit=settings.limit,
+        apply_chat_template=settings.chat_template,
+        bootstrap_iters=0,  # its standard errors are of unpaired items
+        task_manager=_module("tasks").TaskManager(include_path=settings.folder),
+    )
+    return {"values": _own_values(results), "rows": _rows(results)}
+
+
+def _scored(
+    settings: config.Evaluate, arm: str, folder: Path, engine: dict[str, Any], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    port, key = vllm_server.free_port(), secrets.token_urlsafe(24)
+    say(f"evaluate: starting a vLLM server with {arm} for {', '.join(settings.harness.tasks)}")
+    engine = {"model": str(folder), **engine, "generation_config": "vllm", "seed": settings.seed}
+    with vllm_server.running(arm, engine, port, key, MEMORY_SHARE) as process:
+        if not vllm_server.becomes_healthy(process, port):
+            raise UserError(f"the vLLM server of {arm} ended with code {process.returncode}; see its messages above")
+        context_tokens = engine.get("max_model_len") or models.Model(arm, folder).context_tokens()
+        try:
+            return scored(settings.harness, arm, folder, port, key, context_tokens, kwargs)
+        except Exception as error:  # any of a task's own code, of a data set that can't be had
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"lm-evaluation-harness on {arm}: {first[:300]} (evaluate.harness.tasks)") from error
+
+
+def _module(name: str) -> Any:
+    """A module of lm-evaluation-harness, which takes seconds to import and is an extra; it says errors alone."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return importlib.import_module(f"lm_eval.{name}")
+
+
+def _check_names(settings: config.Harness) -> None:
+    manager = _module("tasks").TaskManager(include_path=settings.folder)
+    if unknown := [name for name in settings.tasks if not manager.match_tasks([name])]:
+        raise UserError(
+            f"evaluate.harness.tasks: lm-evaluation-harness has no task {unknown[0]};"
+            " `lm-eval ls tasks` lists them, evaluate.harness.folder adds your own"
+        )
+
+
+def _name(task: str, metric: str, filter_: str) -> str:
+    """As `retort report --gate` takes it: letters, digits, underscores."""
+    return re.sub(r"\W", "_", "_".join([task, metric] if filter_ == NO_FILTER else [task, metric, filter_]))
+
+
+def _own_values(results: dict[str, Any]) -> dict[str, float]:
+    """Its figures of tasks and groups, by name, of those that are numbers."""
+    values = {}
+    for task, figures in results["results"].items():
+        for name, value in figures.items():
+            metric, _, filter_ = name.partition(",")
+            if filter_ and isinstance(value, int | float) and not metric.endswith("_stderr"):
+                values[_name(task, metric, filter_)] = float(value)
+    return values
+
+
+def _rows(results: dict[str, Any]) -> Rows:
+    """An item's value under each metric, with what was asked and answered."""
+    return [
+        {
+            "task": task,
+            "metric": _name(task, metric, item["filter"]),
+            "doc_id": item["doc_id"],
+            "prompt": str(item["arguments"][0][0]),
+            "target": str(item["target"]),
+            "answer": json.dumps(item["filtered_resps"], ensure_ascii=False, default=str),
+            "value": float(item[metric]) if isinstance(item[metric], int | float | np.number) else None,
+        }
+        for task, items in results["samples"].items()
+        for item in items
+        for metric in item["metrics"]
+    ]
+
+
+def _values(rows: Rows) -> dict[str, dict[int, float]]:
+    """Of each metric whose items have numbers, the number by item."""
+    values: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        if row["value"] is not None:
+            values[row["metric"]][row["doc_id"]] = row["value"]
+    return values
+
+
+def _figure(value: float, of_items: dict[int, float] | None, resamples: int, seed: int) -> Figure:
+    """Its figure, with the interval over items where it is their mean."""
+    if not of_items:
+        return {"value": value, "low": None, "high": None, "num": 0}
+    figure = statistics.mean(np.array(list(of_items.values())), resamples, seed)
+    if not isclose(figure["value"], value, rel_tol=1e-6, abs_tol=1e-9):
+        return {"value": value, "low": None, "high": None, "num": len(of_items)}
+    return {**figure, "value": value}
+
+
+def _comparisons(values: dict[str, dict[str, dict[int, float]]], resamples: int, seed: int) -> dict[str, Figure | None]:
+    """The student against its teacher, paired by item: the difference, and what is retained (None: not defined)."""
+    compared: dict[str, Figure | None] = {}
+    for name, of_student in values["student"].items():
+        of_teacher = values["teacher"].get(name, {})
+        if of_student.keys() != of_teacher.keys():
+            continue  # a metric that is not of every answer
+        student, teacher = (np.array([of[key] for key in of_student]) for of in (of_student, of_teacher))
+        compared[f"harness_{name}_difference_from_teacher"] = statistics.mean(student - teacher, resamples, seed)
+        compared[f"harness_{name}_over_teacher"] = statistics.defined_ratio(student, teacher, resamples, seed)
+    return compared
+
+
+def _path(stage: Stage, arm: str) -> Path:
+    return stage.path / f"harness-{arm}.json"

@@ -1,0 +1,41 @@
+"""The student's figures as a model card's `model-index` lists them, so that a hub can show them."""
+
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from pipeline.report.figures import is_number
+
+Row = dict[str, Any]
+MEASURED = (  # section and figure of scores.json, what it is called, and on what it was measured
+    ("fidelity", "forward_kl_nats", "forward KL to the teacher, nats a token", "held-out prompts of the run"),
+    ("fidelity", "top1_agreement_frac", "same first choice as the teacher", "held-out prompts of the run"),
+    ("fidelity", "acceptance_frac", "tokens that speculative decoding would accept", "held-out prompts of the run"),
+    ("quality", "task_pass_frac", "tasks of which every check passes", "verifiable tasks"),
+    ("quality", "task_chrf", "chrF", "tasks with a reference"),
+)
+
+
+def results(scores: Row) -> list[EvalResult]:
+    """One for each figure of the student that was measured; the interval is told in the metric's name."""
+    student = scores["arms"]["student"]
+    found = [
+        _result(key, name, measured_on, student.get(section, {}).get(key))
+        for section, key, name, measured_on in MEASURED
+    ]
+    found += [_result(key, key, "lm-evaluation-harness", of) for key, of in student.get("harness", {}).items()]
+    return [result for result in found if result is not None]
+
+
+def _result(key: str, name: str, measured_on: str, figure: Row | None) -> EvalResult | None:
+    if not figure or not is_number(figure["value"]):
+        return None
+    interval = f", 95 % interval {figure['low']:.4g} to {figure['high']:.4g}" if is_number(figure["low"]) else ""
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=measured_on.replace(" ", "-"),
+        dataset_name=f"{measured_on} ({figure['num']})",
+        metric_type=key,
+        metric_name=f"{name}{interval}",
+        metric_value=round(figure["value"], 6),
+    )
