@@ -2,6 +2,7 @@
 
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,11 +19,19 @@ class Item(BaseModel):
     turns: tuple[str, ...] = Field(min_length=1)
 
 
+ItemType = TypeVar("ItemType", bound=Item)
+
+
 def load(path: Path, limit: int | None) -> list[Item]:
     """The items, at most `limit`, taken from the categories in turn. Raises UserError with file and line."""
+    return load_as(Item, path, limit, "chat", "evaluate.chat_set")
+
+
+def load_as(kind: type[ItemType], path: Path, limit: int | None, what: str, setting: str) -> list[ItemType]:
+    """The items of a set of this kind, which errors call a `what` set."""
     if not path.is_file():
-        raise UserError(f"{path}: no such chat set (evaluate.chat_set; null for none)")
-    items: list[Item] = []
+        raise UserError(f"{path}: no such {what} set ({setting}; null for none)")
+    items: list[ItemType] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -31,19 +40,19 @@ def load(path: Path, limit: int | None) -> list[Item]:
         if not line.strip():
             continue
         try:
-            items.append(Item.model_validate_json(line))
+            items.append(kind.model_validate_json(line))
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UserError(f"{path}:{number}: not a chat item: {where} {first['msg']}".replace("  ", " ")) from None
+            where, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+            raise UserError(f"{path}:{number}: not a {what} item: {where} {said}".replace("  ", " ")) from None
     if len({item.id for item in items}) < len(items):
         raise UserError(f"{path}: two items have the same id")
     return items if limit is None else _spread(items)[:limit]
 
 
-def _spread(items: list[Item]) -> list[Item]:
+def _spread(items: list[ItemType]) -> list[ItemType]:
     """One item of each category, then the next of each."""
-    groups: dict[str, list[Item]] = {}
+    groups: dict[str, list[ItemType]] = {}
     for item in items:
         groups.setdefault(item.category, []).append(item)
     return [item for layer in zip_longest(*groups.values()) for item in layer if item is not None]

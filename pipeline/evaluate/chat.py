@@ -1,8 +1,9 @@
-"""An arm's answers to the chat set, turn after turn."""
+"""An arm's answers to the chat set, or to the tasks, turn after turn."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from pipeline import models
+from pipeline import models, reasoning
 from pipeline.chat_set import Item
 from pipeline.config import Evaluate
 from pipeline.repetition import duplicate_ngram_frac, longest_sentence_run
@@ -12,8 +13,18 @@ MAX_SENTENCE_RUN = 3
 MAX_DUPLICATE_NGRAM_FRAC = 0.35  # both as filter has them by default
 
 
-def answer(arm: Served, items: list[Item], tokenizer: Any, template_kwargs: dict[str, Any], settings: Evaluate) -> list:
-    """Rows of records.SAMPLES: every turn of every item, each given the arm's own earlier answers."""
+def answer(
+    arm: Served,
+    items: Sequence[Item],
+    tokenizer: Any,
+    template_kwargs: dict[str, Any],
+    settings: Evaluate,
+    reasoning_tags: reasoning.Tags | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of records.SAMPLES: every turn of every item, each given the arm's own earlier answers.
+
+    With the tags, reasoning is left out of an answer's text, and of what the later turns are given.
+    """
     rows: list[dict[str, Any]] = []
     history = {
         item.id: [{"role": "system", "content": item.system}] if item.system else [] for item in items
@@ -37,7 +48,7 @@ def answer(arm: Served, items: list[Item], tokenizer: Any, template_kwargs: dict
             ]
         )
         for item, given in zip(asked, reply["answers"], strict=True):
-            text = tokenizer.decode(given["token_ids"], skip_special_tokens=True).strip()
+            text = reasoning.split(tokenizer, reasoning_tags, prompts[item.id], given["token_ids"]).text
             history[item.id].append({"role": "assistant", "content": text})
             rows.append(
                 {

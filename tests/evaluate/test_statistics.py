@@ -1,8 +1,28 @@
+"""Intervals, tests and what a set can show: against slow references, and by simulation."""
+
+from itertools import product
+from math import comb
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.evaluate import verdict
-from pipeline.evaluate.statistics import Figure, ratio, repeated
+from pipeline.evaluate.statistics import (
+    Figure,
+    cluster_sums,
+    defined_ratio,
+    detectable_difference,
+    gap_closed,
+    holm,
+    mean,
+    ratio,
+    repeated,
+    sign_test,
+)
+
+Vector = np.ndarray
 
 
 def slow_interval(numerators: np.ndarray, denominators: np.ndarray, resamples: int) -> tuple[float, float]:
@@ -59,6 +79,144 @@ def test_one_prompt_has_no_interval() -> None:
         "high": None,
         "num": 1,
     }
+
+
+def pairs(generator: np.random.Generator, num: int, first: float, second: float, same: float) -> np.ndarray:
+    """Binary outcomes of two arms that pass with these chances; in a share of the items one draw decides both."""
+    draws = generator.random((num, 2))
+    together = generator.random(num) < same
+    draws[together, 1] = draws[together, 0]
+    return (draws < [first, second]).astype(np.float64)
+
+
+def covered(figure: Figure | None, truth: float) -> bool:
+    assert figure is not None
+    assert figure["low"] is not None
+    assert figure["high"] is not None
+    return figure["low"] <= truth <= figure["high"]
+
+
+def compared(name: str, student: Vector, teacher: Vector, untrained: Vector, seed: int) -> tuple[Figure | None, float]:
+    """A figure by its name, and what it is in truth."""
+    if name == "mean":
+        return mean(student, 400, seed), 0.4
+    if name == "difference":
+        return mean(student - teacher, 400, seed), -0.1
+    if name == "retained":
+        return defined_ratio(student, teacher, 400, seed), 0.8
+    return gap_closed(student, untrained, teacher, 400, seed), 0.25 / 0.35
+
+
+@pytest.mark.parametrize("name", ["mean", "difference", "retained", "gap"])
+def test_ninety_five_percent_intervals_of_every_comparison_cover_the_truth(name: str) -> None:
+    """Of 150 items that pass with .5 (teacher), .4 (student) and .15 (untrained): 800 trials, so ± 1.5 points."""
+    generator = np.random.default_rng(3)
+    trials, hits = 800, 0
+    for trial in range(trials):
+        teacher, student = pairs(generator, 150, 0.5, 0.4, 0.5).T
+        untrained = (generator.random(150) < 0.15).astype(np.float64)
+        hits += covered(*compared(name, student, teacher, untrained, trial))
+    assert 0.93 <= hits / trials <= 0.97
+
+
+def test_rows_of_one_prompt_count_as_one() -> None:
+    """Ten equal rows a prompt carry one prompt's evidence: the interval is that of the prompts, however many rows."""
+    generator = np.random.default_rng(4)
+    values = generator.random(30)
+    clusters = [f"p{n}" for n in range(30) for _ in range(10)]
+    exploded = np.repeat(values, 10)
+    sums, counts = cluster_sums(clusters, exploded.tolist())
+    by_prompt, alone = ratio(sums, counts, 2000, 0), mean(values, 2000, 0)
+    assert (by_prompt["low"], by_prompt["num"]) == (pytest.approx(alone["low"]), 30)
+    too_narrow = mean(exploded, 2000, 0)
+    widths = [figure["high"] - figure["low"] for figure in (by_prompt, too_narrow) if figure["high"] and figure["low"]]
+    assert widths[0] > 2.5 * widths[1]
+
+
+def test_clusters_may_come_in_any_order() -> None:
+    sums, counts = cluster_sums(["b", "a", "b"], [1.0, 5.0, 2.0])
+    assert (sums.tolist(), counts.tolist()) == ([3, 5], [2, 1])
+
+
+def test_a_paired_interval_is_narrower_than_that_of_unpaired_arms() -> None:
+    difficulty = np.random.default_rng(5).random(100)
+    first, second = difficulty + 0.1, difficulty
+    paired = mean(first - second, 2000, 0)
+    assert paired["low"] == pytest.approx(0.1)
+    assert paired["high"] == pytest.approx(0.1)
+
+
+def test_a_ratio_over_what_may_be_nothing_is_not_defined() -> None:
+    generator = np.random.default_rng(6)
+    teacher, untrained = pairs(generator, 60, 0.3, 0.3, 0).T
+    student = np.ones(60)
+    assert gap_closed(student, untrained, teacher, 2000, 0) is None
+    assert gap_closed(student, np.zeros(60), teacher, 2000, 0) is not None
+    assert defined_ratio(student, np.zeros(60), 2000, 0) is None
+    assert defined_ratio(student[:1], student[:1], 2000, 0) is None  # of one item nothing is known
+
+
+def test_gap_closed_is_one_for_the_teacher_and_nought_for_the_untrained() -> None:
+    generator = np.random.default_rng(7)
+    teacher, untrained = pairs(generator, 80, 0.8, 0.2, 0).T
+    for arm, value in ((teacher, 1), (untrained, 0)):
+        figure = gap_closed(arm, untrained, teacher, 2000, 0)
+        assert figure is not None
+        assert figure == {"value": value, "low": value, "high": value, "num": 80}
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0]), max_size=11))
+def test_the_sign_test_counts_every_way_the_signs_could_have_fallen(values: list[float]) -> None:
+    signs = [np.sign(value) for value in values if value]
+    seen = abs(sum(signs))
+    ways = [abs(sum(way)) >= seen for way in product((-1, 1), repeat=len(signs))]
+    assert sign_test(np.array(values)) == {
+        "value": pytest.approx(sum(ways) / len(ways)),
+        "low": None,
+        "high": None,
+        "num": len(signs),
+    }
+
+
+def test_mcnemar_of_many_pairs_is_the_binomial_tail() -> None:
+    differences = np.array([1.0] * 40 + [-1.0] * 20 + [0.0] * 500)
+    tail = sum(comb(60, k) for k in range(21)) / 2**60
+    assert sign_test(differences)["value"] == pytest.approx(2 * tail)
+    assert sign_test(np.array([1.0] * 6000 + [-1.0] * 6000))["value"] == 1
+
+
+def test_holm_adjusts_step_by_step() -> None:
+    # 3 × .01; 2 × .03; and 1 × .04 may not be below the one before it
+    assert holm({"b": 0.03, "a": 0.01, "c": 0.04}) == pytest.approx({"b": 0.06, "a": 0.03, "c": 0.06})
+    assert holm({"a": 0.5, "b": 0.9}) == {"a": 1, "b": 1}
+    assert holm({}) == {}
+
+
+def test_holm_keeps_false_findings_of_a_family_at_five_percent() -> None:
+    generator = np.random.default_rng(8)
+    found = [min(holm(dict(zip("abc", p, strict=True))).values()) < 0.05 for p in generator.random((4000, 3))]
+    assert 0.04 <= np.mean(found) <= 0.06
+
+
+@pytest.mark.parametrize("discordant", [0.1, 0.3])
+def test_the_detectable_difference_is_found_four_times_in_five(discordant: float) -> None:
+    """With so many discordant pairs, and a difference as large as was said, by McNemar's test without correction."""
+    generator = np.random.default_rng(9)
+    num = 400
+    half = round(num * discordant / 2)
+    observed = np.array([1.0] * half + [-1.0] * half + [0.0] * (num - 2 * half))
+    figure = detectable_difference(observed)
+    assert figure is not None
+    assert figure["value"] == pytest.approx(2.8016 * (discordant / num) ** 0.5, rel=1e-4)
+    ups, downs = (discordant + figure["value"]) / 2, (discordant - figure["value"]) / 2
+    counts = generator.multinomial(num, [ups, downs, 1 - ups - downs], size=20_000)
+    b, c = counts[:, 0], counts[:, 1]
+    found = np.abs(b - c) / np.sqrt(np.maximum(b + c, 1)) > 1.96
+    assert 0.77 <= found.mean() <= 0.86
+
+
+def test_pairs_that_all_agree_say_nothing_of_what_could_be_detected() -> None:
+    assert detectable_difference(np.zeros(50)) is None
 
 
 def test_repeated_measurements_show_their_spread() -> None:
