@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from pipeline import chat_set
+from pipeline import chat_set, probe_set
 from pipeline.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -256,7 +256,7 @@ class Prepare(Section):
         default="error", description="A row without a usable prompt: stop with its place, or skip and count it."
     )
     decontaminate: tuple[EvaluationSet, ...] = Field(
-        default=(EvaluationSet(path="prompts/chat_eval.jsonl"),),
+        default=(EvaluationSet(path="prompts/chat_eval.jsonl"), EvaluationSet(path="prompts/risks.jsonl")),
         description="Evaluation items: a prompt that repeats one (a 13-gram of words, or half of its 8-grams) is left"
         " out and listed in contamination.jsonl; filter checks the answers against the same. Name your benchmarks.",
     )
@@ -745,6 +745,22 @@ class Train(Section):
         return self
 
 
+class Risks(Section):
+    """Probes of risks that a student may carry over: made-up facts, over-refusal, injection, stereotypes, recitation."""
+
+    path: str | None = Field(
+        default="prompts/risks.jsonl",
+        description="Probes, each with how it is judged (pipeline/probe_set.py); null: neither these nor the openings of"
+        " the run's own answers, by which recitation is measured.",
+    )
+    limit: Positive | None = Field(
+        default=None,
+        description="At most this many probes of each kind, and openings of each split; null: all, and 100 openings."
+        " Few probes show large differences alone.",
+    )
+    max_tokens: Positive = Field(default=128, description="Longest answer to a probe, tokens.")
+
+
 class Evaluate(Section):
     """evaluate: the student against its teacher."""
 
@@ -764,12 +780,24 @@ class Evaluate(Section):
         description="Passed to vLLM for evaluation, over teacher.engine: where another machine evaluates.",
     )
     batch_tokens: Positive = runtime(4096, "Tokens per teacher-forced forward pass.")
-    speed_prompts: Positive = Field(default=16, description="Concurrent requests of the throughput test.")
+    risks: Risks = Field(default=Risks(), description="What goes wrong more often than in the teacher.")
+    speed_concurrency: tuple[Positive, ...] = Field(
+        default=(1, 8, 32),
+        description="Requests at once of the throughput tests, ascending; the last is what arms are compared by, and what"
+        " costs are of. One request alone is always timed, for its latency.",
+        min_length=1,
+    )
     speed_tokens: Positive = Field(default=64, description="Output tokens per request of the speed test.")
     speed_rounds: Positive = Field(default=3, description="Rounds of the speed test.")
     interleave_speed: bool | None = Field(
         default=None,
         description="Hold teacher and student at once and time them in turn (A-B-B-A); null: yes on CPU, no on GPU.",
+    )
+    price_per_hour: float | None = Field(
+        default=None,
+        description="What the machine costs an hour, in any currency: evaluate then says what a million output tokens and"
+        " the distillation cost; null: no costs.",
+        ge=0,
     )
     bootstrap: Positive = Field(default=10_000, description="Bootstrap resamples of the intervals.")
     seed: int = Field(default=0, description="Seed of the bootstrap.", ge=0)
@@ -945,6 +973,8 @@ def check_files(config: Config) -> None:
             raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
     if config.evaluate.chat_set:
         chat_set.load(Path(config.evaluate.chat_set), None)
+    if config.evaluate.risks.path:
+        probe_set.load(Path(config.evaluate.risks.path), None)
     for tracker in config.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"train.report_to: {tracker} is not installed: pip install {tracker}")
