@@ -13,9 +13,18 @@ _INFORMATION = r"(?:record|information|evidence|data|trace|mention|detail|refere
 ADMITS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"\bI {_NOT} {_HOW}(?:{_FIND}|see|recogni[sz]e|access|provide|give)\b",
+        rf"\b(?:I|we|one) {_NOT} {_HOW}(?:{_FIND}|see|recogni[sz]e|access|provide|give)\b",
         rf"\bI {_NOT} {_HOW}have (?:\w+ ){{0,4}}(?:access|memor\w+|means|way|ability|context|{_INFORMATION})\b",
         r"\bI(?:'ve| have) (?:no|never)\b",
+        r"\bI(?:'d| would) need (?:more|some|further|additional|to know)\b",
+        r"\b(?:training|training data|data|knowledge) (?:does not|doesn't|do not|don't) (?:include|cover|contain)\b",
+        r"\bthere (?:does not|doesn't|do not|don't) (?:seem|appear) to be\b",
+        r"\b(?:nothing|little|not much) (?:\w+ )?(?:is|has been) (?:\w+ )?known\b",
+        r"(?:\bnot|n't) (?:\w+ )?real\b",
+        rf"\bI(?:'m| am| would be) (?:an AI\b[^.\n]{{0,40}}{_NOT}|(?:only |just )?guessing)\b",
+        r"\bremains to be seen\b",
+        r"\bmy (?:knowledge|training)(?: data)? (?:ends|stops|goes)\b",
+        r"\bpredict\w*\b[^.\n]{0,60}\b(?:not possible|impossible)\b",
         r"\bI(?:'m| am| was) (?:not (?:\w+ )?(?:aware|familiar|sure|certain|able)|unaware|unfamiliar|unsure|uncertain"
         r"|unable)\b",
         rf"\b(?:unable|not able) to {_FIND}\b",
@@ -24,13 +33,13 @@ ADMITS = [
         r"\b(?:there (?:is|are|was|were|seems to be|appears to be) no|no) (?:\w+ ){0,2}such\b",
         r"\bthere(?:'s| is| was) no (?:\w+ ){0,3}(?:known as|by (?:that|this) name|called|named|with (?:that|this) name)\b",
         r"\b(?:does not|doesn't|do not|don't|did not|didn't|never|not) (?:seem to |appear to |actually |really )*"
-        r"(?:exist|existed|a real)\b",
+        r"exist(?:ed)?\b",
         r"\b(?:is|are|was|were|be|been|seems?|appears?|sounds?) (?:(?:to be|an?|entirely|purely|likely|probably) )*"
         r"(?:fictional|fictitious|made[- ]up|imaginary|invented|non-?existent)\b"
         r"(?! (?:story|novel|account|work|tale|book|town|world|village|character who))",
         r"\b(?:impossible|not possible|no (?:\w+ )?way|too early|(?:can(?:not|'t)|can not|could not) (?:yet )?be"
         r"|difficult|hard) (?:\w+ ){0,3}(?:know|say|tell|predict|foresee|forecast|determine|guess|known|predicted"
-        r"|foreseen|determined|said)\b",
+        r"|foreseen|determined|said|answered)\b",
         r"\b(?:has not|hasn't|have not|haven't) (?:yet )?(?:happened|taken place|occurred|come|been)\b",
         r"\b(?:nobody|no one|no-one|none of us|only you|only time) (?:\w+ )?(?:knows?|will tell|can|could)\b",
         rf"\b(?:is|are|was|were|remains?) (?:\w+ )?(?:unknown|unpredictable|unclear|not (?:\w+ )?{_KNOWN})\b",
