@@ -746,12 +746,12 @@ class Train(Section):
 
 
 class Risks(Section):
-    """Probes of risks that a student may carry over: made-up facts, over-refusal, injection, stereotypes, recitation."""
+    """Probes of risks that a student may carry over: made-up facts, refusals, injection, stereotypes, recitation."""
 
     path: str | None = Field(
         default="prompts/risks.jsonl",
-        description="Probes, each with how it is judged (pipeline/probe_set.py); null: neither these nor the openings of"
-        " the run's own answers, by which recitation is measured.",
+        description="Probes, each with how it is judged (pipeline/probe_set.py); null: neither these nor the openings"
+        " of the run's own answers, by which recitation is measured.",
     )
     limit: Positive | None = Field(
         default=None,
@@ -783,8 +783,8 @@ class Evaluate(Section):
     risks: Risks = Field(default=Risks(), description="What goes wrong more often than in the teacher.")
     speed_concurrency: tuple[Positive, ...] = Field(
         default=(1, 8, 32),
-        description="Requests at once of the throughput tests, ascending; the last is what arms are compared by, and what"
-        " costs are of. One request alone is always timed, for its latency.",
+        description="Requests at once of the throughput tests; the largest is what arms are compared by, and what costs"
+        " are of. One request alone is always timed, for its latency.",
         min_length=1,
     )
     speed_tokens: Positive = Field(default=64, description="Output tokens per request of the speed test.")
@@ -795,8 +795,8 @@ class Evaluate(Section):
     )
     price_per_hour: float | None = Field(
         default=None,
-        description="What the machine costs an hour, in any currency: evaluate then says what a million output tokens and"
-        " the distillation cost; null: no costs.",
+        description="What the machine costs an hour, in any currency: evaluate then says what a million output tokens"
+        " and the run cost; null: no costs.",
         ge=0,
     )
     bootstrap: Positive = Field(default=10_000, description="Bootstrap resamples of the intervals.")

@@ -1,4 +1,4 @@
-"""evaluate: the student, and what it is compared with, against the teacher: fidelity, chat answers, speed, size."""
+"""evaluate: the student, and what it is compared with, against the teacher: fidelity, chat, risks, speed, cost."""
 
 import gc
 from contextlib import ExitStack
@@ -8,13 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from safetensors import safe_open
 
 from pipeline import chat_set, hardware, models, reasoning
 from pipeline.config import Config, output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.evaluate import chat, fidelity, speed, verdict
+from pipeline.evaluate import chat, cost, fidelity, risk_figures, risks, speed, verdict
 from pipeline.evaluate.fidelity import Sums
 from pipeline.evaluate.statistics import Figure, exact, ratio
 from pipeline.forced import ForcedText, load
@@ -37,7 +36,7 @@ class _Asked:
 
 
 def run(config: Config, run_dir: RunDir) -> None:
-    """Write evaluate/scores.json and samples.parquet."""
+    """Write evaluate/scores.json, samples.parquet and risks.parquet."""
     models.quiet_transformers()
     generated = run_dir.manifest("generate")
     stage = run_dir.begin("evaluate", config, _fingerprint(config, run_dir))
@@ -56,35 +55,48 @@ def run(config: Config, run_dir: RunDir) -> None:
         template_kwargs=models.template_kwargs_of(run_dir),
         engine_args=generated["fingerprint"]["teacher.engine"] | config.evaluate.engine,
     )
-    rows, rounds = _serve(config, stage, folders, groups, asked)
+    probes = risks.load(config, run_dir, asked.tokenizer, asked.template_kwargs)
+    rows, risk_rows, rounds = _serve(config, stage, folders, groups, asked, probes)
+    risk_scores = risks.figures(probes, risk_rows)
     texts = {"fidelity": _held_out(config, run_dir), "fidelity_chat": _chat_texts(rows)}
     sums = _fidelity(config, folders, texts, generated.get("teacher_dtype") or "float32")
     arms = {
         arm: {
             **{section: _fidelity_figures(config, sums[section][arm]) for section in texts if sums[section]},
             "quality": _quality(config, [row for row in rows if row["arm"] == arm]),
-            "speed": speed.figures(rounds[arm]) if arm in rounds else {},
-            "cost": _size(folder),
+            "risks": risk_scores.get(arm, {}),
+            "speed": speed.figures(rounds[arm]),
+            "cost": cost.figures(folder, rounds[arm], config.evaluate.price_per_hour),
         }
         for arm, folder in folders.items()
     }
     comparisons = _comparisons(config, sums, rounds, arms, together)
+    costs = cost.comparisons(run_dir, stage, rounds, together, config.evaluate.price_per_hour)
     sentences = verdict.sentences(arms, comparisons)
+    sentences += [*risk_figures.sentences(risk_scores), cost.sentence(arms, costs)]
     stage.commit(pa.Table.from_pylist(rows, schema=SAMPLES), "samples.parquet")
-    write_json(stage.path / "scores.json", {"arms": arms, "verdict": {"sentences": sentences, **comparisons}})
+    write_json(stage.path / "scores.json", {"arms": arms, "verdict": {"sentences": sentences, **comparisons, **costs}})
     for sentence in sentences:
         say(sentence)
     counts = {"held_out_answers": len(texts["fidelity"]), "chat_answers": len(rows), "arms": len(arms)}
-    stage.finish([stage.path / "scores.json", stage.path / "samples.parquet"], counts)
+    files = [stage.path / "scores.json", stage.path / "samples.parquet", *risks.write(probes, risk_rows, stage)]
+    stage.finish(files, counts)
     for arm in folders:
+        risks.answers_path(stage, arm).unlink(missing_ok=True)
         _answers_path(stage, arm).unlink(missing_ok=True)
 
 
 def _serve(
-    config: Config, stage: Stage, folders: dict[str, Path], groups: list[list[str]], asked: _Asked
-) -> tuple[Rows, dict[str, list[speed.Round]]]:
-    """Chat answers and timings of every arm, through vLLM; the arms of a group are up at once, and timed in turn."""
+    config: Config,
+    stage: Stage,
+    folders: dict[str, Path],
+    groups: list[list[str]],
+    asked: _Asked,
+    probes: risks.Probes,
+) -> tuple[Rows, Rows, dict[str, list[speed.Round]]]:
+    """Answers to chat set and probes, and timings, of every arm; the arms of a group are up at once, timed in turn."""
     rows: Rows = []
+    risk_rows: Rows = []
     rounds: dict[str, list[speed.Round]] = {}
     for group in groups:
         say(f"evaluate: starting vLLM with {', '.join(group)}")
@@ -98,11 +110,11 @@ def _serve(
             for arm in served:
                 arm.wait_until_ready()
             rows += _chat_answers(config, stage, served, asked)
+            risk_rows += risks.answer(probes, served, stage)
             say(f"evaluate: timing {', '.join(group)}")
             prompts = _speed_prompts(config, asked)
-            settings = config.evaluate
-            rounds |= speed.time_arms(served, prompts, settings.speed_tokens, settings.speed_rounds)
-    return rows, rounds
+            rounds |= speed.time_arms(served, prompts, config.evaluate)
+    return rows, risk_rows, rounds
 
 
 def _chat_answers(config: Config, stage: Stage, served: list[Served], asked: _Asked) -> Rows:
@@ -221,7 +233,7 @@ def _items(config: Config) -> list[chat_set.Item]:
 
 def _speed_prompts(config: Config, asked: _Asked) -> list[list[int]]:
     questions = [item.turns[0] for item in asked.items] or [SPEED_FALLBACK_PROMPT]
-    chosen = [questions[n % len(questions)] for n in range(config.evaluate.speed_prompts)]
+    chosen = [questions[n % len(questions)] for n in range(max(config.evaluate.speed_concurrency))]
     return [
         models.render(asked.tokenizer, [{"role": "user", "content": question}], asked.template_kwargs)
         for question in chosen
@@ -238,17 +250,6 @@ def _arm_engine(arm: str, folder: Path, config: Config, asked: _Asked) -> dict[s
     return {**kept, "enable_prefix_caching": False}  # a repeated prompt would not be timed
 
 
-def _size(folder: Path) -> dict[str, Figure]:
-    """Parameters, shared ones once, and bytes of the weights on disk."""
-    num_parameters = num_bytes = 0
-    for path in models.Model(folder.name, folder).weight_files():
-        num_bytes += path.stat().st_size
-        with safe_open(path, framework="pt") as tensors:
-            shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 - no mapping
-            num_parameters += sum(torch.Size(shape).numel() for shape in shapes)
-    return {"num_parameters": exact(num_parameters), "weights_bytes": exact(num_bytes)}
-
-
 def _answers_path(stage: Stage, arm: str) -> Path:
     return stage.path / f"answers-{arm}.parquet"
 
@@ -260,6 +261,7 @@ def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
     return {
         **{f"evaluate.{key}": value for key, value in output_settings(config.evaluate).items()},
         "evaluate.chat_set.hash": file_hash(Path(chosen)) if chosen else None,
+        **risks.fingerprint(config.evaluate.risks),
         "input.generate": run_dir.output_hash("generate"),
         "input.filter": run_dir.output_hash("filter"),
         "input.train": run_dir.output_hash("train"),

@@ -31,7 +31,7 @@ ADMITS = [
         rf"\bno (?:\w+ ){{0,3}}{_INFORMATION}\b",
         rf"\b(?:lack|without|not enough|insufficient|isn't (?:any|enough)|aren't any) (?:\w+ ){{0,3}}{_INFORMATION}\b",
         r"\b(?:there (?:is|are|was|were|seems to be|appears to be) no|no) (?:\w+ ){0,2}such\b",
-        r"\bthere(?:'s| is| was) no (?:\w+ ){0,3}(?:known as|by (?:that|this) name|called|named|with (?:that|this) name)\b",
+        r"\bthere(?:'s| is| was) no (?:\w+ ){0,3}(?:known as|(?:by|of|with) (?:that|this) name|called|named)\b",
         r"\b(?:does not|doesn't|do not|don't|did not|didn't|never|not) (?:seem to |appear to |actually |really )*"
         r"exist(?:ed)?\b",
         r"\b(?:is|are|was|were|be|been|seems?|appears?|sounds?) (?:(?:to be|an?|entirely|purely|likely|probably) )*"

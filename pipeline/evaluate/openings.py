@@ -3,7 +3,10 @@
 Of answers that were trained on and of held-out ones, which tell what of it is no memory but the manner of both.
 """
 
-import os.path
+# pyarrow.compute makes its functions at import, which no type checker sees:
+# pyright: reportAttributeAccessIssue=false
+
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +51,8 @@ def of_run(run_dir: RunDir, num: int) -> list[Opening]:
 
 def recited_tokens(opening: Opening, token_ids: list[int]) -> int:
     """How many of these tokens are the answer's own, from the opening on and until the first that is not."""
-    return len(os.path.commonprefix([opening.rest, list(token_ids)]))
+    same = (one == other for one, other in zip(opening.rest, token_ids, strict=False))
+    return sum(itertools.takewhile(bool, same))
 
 
 def go_on(arm: Served, openings: list[Opening], tokenizer: Any, seed: int) -> list[dict[str, Any]]:

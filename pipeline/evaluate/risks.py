@@ -1,4 +1,4 @@
-"""Risks carried over: whether the student makes things up, refuses, obeys, stereotypes or recites more than its teacher.
+"""Risks carried over: does the student make things up, refuse, obey, stereotype or recite more than its teacher?
 
 The probes are few, and judged offline by rule (pipeline/probe_set.py). An item is one piece of evidence: a pair of
 prompts that differ in a group alone is one, and what is compared with the teacher is paired by item.
