@@ -367,6 +367,8 @@ def test_a_mistake_about_a_late_stage_is_found_at_once(tmp_path: Path, monkeypat
     mistakes = [
         "evaluate.chat_set=none.jsonl",
         "evaluate.chat_set=README.md",
+        "evaluate.risks.path=none.jsonl",
+        "evaluate.risks.path=prompts/chat_eval.jsonl",
         "student.model=./none",
         "student.keep_layers=3-1",
         "prepare.sources=[{path: none.txt}]",

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from pipeline import models
 from pipeline.records import ARMS, STAGES
-from pipeline.report import charts, decided, figures
+from pipeline.report import charts, decided, figures, risks, served
 from pipeline.rundir import RunDir, read_committed, read_json, write_text
 
 NUM_OPEN_ITEMS = 6
@@ -56,8 +56,11 @@ def render(run_dir: RunDir) -> str:
             "fidelity": figures.table(arms, figures.FIDELITY),
             "fidelity_chat": figures.table(arms, figures.FIDELITY_CHAT),
             "health": figures.table(arms, figures.HEALTH),
-            "speed": figures.table(arms, [*figures.SPEED, *figures.SIZE]),
+            "speed": served.speed(arms),
+            "takes": served.takes(arms),
         },
+        "risk_tables": risks.tables(arms),
+        "num_probes": risks.num_probes(arms),
         "charts": _charts(run_dir, arms, manifests),
         "capture": _capture(manifests),
         "filter": _filter(run_dir, manifests),

@@ -96,6 +96,7 @@ def test_sections_come_verdict_first_and_limits_before_how_to_reproduce(run_dir:
         "training",
         "fidelity",
         "health",
+        "risks",
         "filter",
         "answers",
         "limits",
