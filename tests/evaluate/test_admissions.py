@@ -64,3 +64,9 @@ def test_general_words_correct_any_premise(answer: str, said: bool) -> None:
 def test_it_may_stand_anywhere_and_in_any_case(before: str, after: str) -> None:
     assert admits_ignorance(f"{before}i DON’T know.{after}")
     assert corrects(f"{before}THAT IS A MYTH.{after}", ())
+
+
+@pytest.mark.parametrize(("answer", "said"), [("It has 2.", True), ("It has two spare wheels.", False)])
+def test_an_items_own_pattern_tells_the_correction_from_what_looks_like_it(answer: str, said: bool) -> None:
+    [probe] = [probe for probe in PREMISES.values() if "bicycle" in probe.turns[0]]
+    assert corrects(answer, probe.corrections) is said

@@ -139,16 +139,17 @@ def test_parameters_are_counted_once_and_bytes_are_the_files(tmp_path: Path) -> 
 )
 def test_the_sentence_says_when_or_that_never(even: Any, said: str) -> None:
     hours = {"value": 5400.0, "low": None, "high": None, "num": 1}
-    told = cost.sentence({}, {"distillation_s": hours, "break_even_output_tokens": even})
+    found: Any = {"distillation_s": hours, "break_even_output_tokens": even}
+    told = cost.sentence({}, found)
     assert told.startswith("The run took 1.50 hours of this machine. ")
     assert said in told
 
 
 def test_the_sentence_gives_prices_where_there_is_one() -> None:
     figure = {"value": 2.0, "low": None, "high": None, "num": 1}
-    costs = {"cost": {"cost_per_million_output_tokens": figure}}
+    costs: Any = {"cost": {"cost_per_million_output_tokens": figure}}
     found: Any = {"distillation_s": figure, "break_even_output_tokens": None, "distillation_cost": figure}
-    told = cost.sentence({"student": costs, "teacher": costs}, found)  # type: ignore[dict-item]
+    told = cost.sentence({"student": costs, "teacher": costs}, found)
     assert "at a price of 2; a million output tokens cost 2 (teacher: 2)" in told
 
 
