@@ -147,11 +147,14 @@ class _Index:
 
 
 def sets_of(config: Config) -> tuple[EvaluationSet, ...]:
-    """The sets that prompts are held against: `prepare.decontaminate`, and the run's own chat set; none where empty."""
-    given, own = config.prepare.decontaminate, config.evaluate.chat_set
-    if not given or own is None or any(each.path == own for each in given):
-        return given
-    return (*given, EvaluationSet(path=own))
+    """The sets that prompts are held against: `prepare.decontaminate`, and the run's own chat set and probes.
+
+    None where `prepare.decontaminate` is empty.
+    """
+    given = config.prepare.decontaminate
+    named = {each.path for each in given}
+    own = [path for path in (config.evaluate.chat_set, config.evaluate.risks.path) if path and path not in named]
+    return (*given, *(EvaluationSet(path=path) for path in own)) if given else ()
 
 
 def rows(hits: list[Hit]) -> Iterator[dict[str, Any]]:
