@@ -369,6 +369,8 @@ def test_a_mistake_about_a_late_stage_is_found_at_once(tmp_path: Path, monkeypat
         "evaluate.chat_set=README.md",
         "evaluate.tasks.path=none.jsonl",
         "evaluate.tasks.path=prompts/chat_eval.jsonl",
+        "evaluate.risks.path=none.jsonl",
+        "evaluate.risks.path=prompts/chat_eval.jsonl",
         "student.model=./none",
         "student.keep_layers=3-1",
         "prepare.sources=[{path: none.txt}]",

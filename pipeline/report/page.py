@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from pipeline import models
 from pipeline.records import ARMS, STAGES
-from pipeline.report import charts, decided, figures, judged
+from pipeline.report import charts, decided, figures, judged, risks, served
 from pipeline.rundir import RunDir, read_committed, read_json, write_text
 
 NUM_OPEN_ITEMS = 6
@@ -60,7 +60,8 @@ def render(run_dir: RunDir) -> str:
             "tasks": figures.table(arms, figures.TASKS),
             "task_categories": figures.table(arms, figures.task_categories(arms)),
             "health": figures.table(arms, figures.HEALTH),
-            "speed": figures.table(arms, [*figures.SPEED, *figures.SIZE]),
+            "speed": served.speed(arms),
+            "takes": served.takes(arms),
         },
         "breakdowns": [
             (where, tables)
@@ -70,6 +71,8 @@ def render(run_dir: RunDir) -> str:
         "judge_tables": judged.tables(arms),
         "judge_cost": judged.cost(arms),
         "judge_model": (manifests["evaluate"]["fingerprint"].get("evaluate.judge") or {}).get("model"),
+        "risk_tables": risks.tables(arms),
+        "num_probes": risks.num_probes(arms),
         "charts": _charts(run_dir, arms, manifests),
         "capture": _capture(manifests),
         "filter": _filter(run_dir, manifests),

@@ -28,7 +28,7 @@ token_ids = json.load(open(ids_path))
 arm = model_path.rsplit("/", 1)[-1]
 share = {"student": 0.6, "sft_only": 0.3, "untrained": 0}.get(arm, 0.9)
 turns = {}
-print(json.dumps({"context_tokens": 100000}), flush=True)
+print(json.dumps({"context_tokens": 100000, "start_s": 0.5}), flush=True)
 for line in sys.stdin:
     answers = []
     for request in json.loads(line)["requests"]:
@@ -68,7 +68,8 @@ class Evaluated:
         patch.setattr(served, "COMMAND", command)
 
     def do(self, **settings: Any) -> dict[str, Any]:
-        chosen = {"chat_items": 4, "speed_rounds": 1, "bootstrap": 500, "tasks": {"limit": NUM_TASKS}, **settings}
+        sizes = {"chat_items": 4, "speed_rounds": 1, "bootstrap": 500}
+        chosen = {**sizes, "tasks": {"limit": NUM_TASKS}, "risks": {"limit": 2}, **settings}
         data = {"name": "trial", "runs_dir": str(self.folder), "teacher": {"model": str(self.folder / "teacher")}}
         evaluate.run(config_module.validate({**data, "evaluate": chosen}, "test"), RunDir(self.run_dir.path))
         return json.loads((self.run_dir.stage_path("evaluate") / "scores.json").read_text())
@@ -115,7 +116,7 @@ def test_tasks_are_asked_scored_compared_and_shown(evaluated: Evaluated) -> None
     assert 1 - len(failed) / NUM_TASKS == pytest.approx(passed["student"]["value"])
     assert f"the same {NUM_TASKS} tasks" in page.render(evaluated.run_dir)
     left = {path.name for path in evaluated.run_dir.stage_path("evaluate").iterdir()}
-    assert left == {"manifest.json", "started.json", "scores.json", "samples.parquet", "tasks.parquet"}
+    assert left == {"manifest.json", "started.json", "scores.json", "samples.parquet", "tasks.parquet", "risks.parquet"}
 
 
 def test_a_try_that_stopped_asks_no_task_twice(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:

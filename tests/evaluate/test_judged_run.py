@@ -12,6 +12,7 @@ from fake_judge import KEY, FakeJudge, first_place
 from pipeline import config as config_module
 from pipeline import evaluate
 from pipeline.errors import UserError
+from pipeline.records import ARMS
 from pipeline.rundir import RunDir
 
 
@@ -19,6 +20,7 @@ def settings(run_dir: RunDir, fake: FakeJudge | None) -> config_module.Config:
     items = [{"id": f"item-{n}", "system": f"Be number {n}.", "turns": ["q"]} for n in range(8)]
     (run_dir.path / "set.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     chosen: dict[str, Any] = {"chat_set": str(run_dir.path / "set.jsonl"), "bootstrap": 100, "tasks": {"path": None}}
+    chosen["risks"] = {"path": None}
     if fake is not None:
         chosen["judge"] = {"url": fake.url, "model": "fake"}
     data = {"name": "trial", "runs_dir": str(run_dir.path.parent), "teacher": {"model": "./none"}, "evaluate": chosen}
@@ -36,10 +38,13 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.setattr(evaluate.models, "check_weights", lambda *_: None)
     monkeypatch.setattr(evaluate.models, "template_kwargs_of", lambda run: {})
     rows = [{**row, "prompt_token_ids": [1], "token_ids": [2]} for row in samples() if row["arm"] != "untrained"]
-    monkeypatch.setattr(evaluate, "_serve", lambda *_: (rows, [], {}))
+    monkeypatch.setattr(evaluate, "_serve", lambda *_: evaluate._Answered(rows, [], [], {arm: [] for arm in ARMS}))
     monkeypatch.setattr(evaluate, "_fidelity", lambda *_: ({"fidelity": {"teacher": SimpleNamespace(num_texts=8)}}, {}))
     monkeypatch.setattr(evaluate.fidelity_figures, "sections", lambda *_: {})
-    monkeypatch.setattr(evaluate, "_size", lambda folder: {})
+    monkeypatch.setattr(evaluate.speed, "figures", lambda rounds: {})
+    monkeypatch.setattr(evaluate.cost, "figures", lambda *_: {})
+    monkeypatch.setattr(evaluate.cost, "comparisons", lambda *_: {})
+    monkeypatch.setattr(evaluate.cost, "sentence", lambda *_: "Paid.")
     monkeypatch.setattr(evaluate, "_comparisons", lambda *_: {})
     monkeypatch.setattr(evaluate.verdict, "sentences", lambda *_: ["Told."])
     return made
