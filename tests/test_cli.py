@@ -22,7 +22,7 @@ from pipeline.stage import Order
 
 ROOT = Path(cli.__file__).parent.parent
 QUICKSTART = "configs/quickstart.yaml"
-VERBS = ("run", *STAGES, "plan", "serve", "check", "status", "verify", "show", "sample", "report")
+VERBS = ("run", *STAGES, "plan", "serve", "check", "status", "verify", "show", "sample", "compare", "report")
 SETTINGS = {"generate.temperature": 0.7}
 
 
