@@ -52,6 +52,7 @@ def _instructions(run_dir: RunDir) -> dict[str, str]:
     made = run_dir.manifest("evaluate")["fingerprint"]
     path = Path(made.get("evaluate.chat_set") or "")
     if not path.is_file() or file_hash(path) != made.get("evaluate.chat_set.hash"):
-        say(f"{path}: not the chat set that was asked; instructions that went with a question can't be shown")
+        said = made.get("evaluate.chat_set") or "the chat set"
+        say(f"{said} is no longer here as it was asked: instructions that went with some questions can't be shown")
         return {}
     return {item.id: item.system for item in chat_set.load(path, None) if item.system}

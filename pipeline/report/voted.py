@@ -44,7 +44,7 @@ def _outcome(tally: Tally) -> str:
         return "Neither was preferred in any item: no difference shown." if sum(tally.items.values()) else ""
     told = (
         f"Of the {_counted(share['num'], 'item')} with a preference the student won {percent(share['value'])}"
-        f" ({percent(share['low'])}–{percent(share['high'])}), sign test p = {_p_text(p_value)}: "
+        f" ({percent(share['low'])}–{percent(share['high'])}), sign test p {_p_text(p_value)}: "
     )
     if p_value >= SIGNIFICANCE:
         few = f" (fewer than {LEAST_ITEMS} such items can show none)" if share["num"] < LEAST_ITEMS else ""
@@ -100,4 +100,4 @@ def _counted(num: int, noun: str) -> str:
 
 
 def _p_text(p_value: float) -> str:
-    return f"{p_value:.{3 if p_value < 0.1 else 2}f}" if p_value >= 0.001 else "under 0.001"
+    return f"= {p_value:.{3 if p_value < 0.1 else 2}f}" if p_value >= 0.001 else "< 0.001"
