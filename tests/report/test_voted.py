@@ -28,17 +28,17 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 def cast(run_dir: RunDir, *said: str, voter: str = "") -> None:
     """One vote an item, as `student`, `teacher`, or a choice that prefers neither."""
     for asked, what in zip(draw(run_dir, 0), said, strict=False):
-        vote = Vote(
-            item_id=asked.pair.item_id,
-            turn=0,
-            a=asked.a,
-            b=asked.b,
-            vote={asked.a: "a", asked.b: "b"}.get(what, what),
-            voter=voter,
-            answers_hash=asked.pair.hash,
-            time=now(),
-        )
-        votes.append(run_dir, vote)
+        vote = {
+            "item_id": asked.pair.item_id,
+            "turn": 0,
+            "a": asked.a,
+            "b": asked.b,
+            "vote": {str(asked.a): "a", str(asked.b): "b"}.get(what, what),
+            "voter": voter,
+            "answers_hash": asked.pair.hash,
+            "time": now(),
+        }
+        votes.append(run_dir, Vote.model_validate(vote))
 
 
 def section(run_dir: RunDir) -> str:
