@@ -125,7 +125,7 @@ def test_who_goes_back_sees_the_choice_can_change_it_and_comes_back(site: TestCl
 
 def test_an_open_question_before_is_come_back_to(site: TestClient) -> None:
     for number in range(2, NUM_PAIRS):
-        choose(site, number, "a")
+        assert choose(site, number, "a") == f"questions/{number + 1}"
     assert choose(site, NUM_PAIRS, "a") == "questions/1"
 
 
