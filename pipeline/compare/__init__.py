@@ -48,6 +48,7 @@ def _listening(port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))
+        listener.listen()  # before the address is said: who is quick waits, and is not refused
     except OSError as error:
         listener.close()
         raise UserError(f"port {port} can't be had ({error.strerror}); choose another with --port") from None
