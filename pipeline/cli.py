@@ -264,6 +264,23 @@ def sample(
 
 
 @app.command()
+def compare(
+    run: RunPath,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 for any free one.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Draws the order of the questions, and the sides.")] = 0,
+) -> None:
+    """People compare teacher and student: a page on this machine shows two answers, and not whose they are.
+
+    Votes go to RUN/votes.jsonl, and `retort report` counts them. Ctrl-C stops; the same command goes on.
+
+    Example: retort compare runs/quickstart
+    """
+    from pipeline import compare as comparison
+
+    comparison.run(_existing(run), port, seed)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs.")],
     conditions: Annotated[

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from pipeline import models
 from pipeline.records import ARMS, STAGES
-from pipeline.report import charts, decided, figures, judged, risks, served
+from pipeline.report import charts, decided, figures, judged, risks, served, voted
 from pipeline.rundir import RunDir, read_committed, read_json, write_text
 
 NUM_OPEN_ITEMS = 6
@@ -78,6 +78,7 @@ def render(run_dir: RunDir) -> str:
         "filter": _filter(run_dir, manifests),
         "synthesis": _synthesis(manifests),
         "chat": _chat(run_dir),
+        "votes": voted.summary(run_dir),
         "num_open": NUM_OPEN_ITEMS,
         "num_held_out": figures.num_range(arms, figures.FIDELITY),
         "num_items": figures.num_range(arms, figures.HEALTH),
