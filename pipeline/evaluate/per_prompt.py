@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluate.statistics import MAX_WEIGHTS, Figure, FloatVector
+from pipeline.evaluate.statistics import Figure, FloatVector, resampled_sums
 
 FloatMatrix = npt.NDArray[np.float64]
 
@@ -42,18 +42,13 @@ def intervals(
     for all: a quotient of two columns comes out the same, and figures of one set are paired.
     """
     num = len(sums_PC)
-    drawn: list[FloatMatrix] = []
-    generator = np.random.default_rng(seed)
-    rows = max(1, MAX_WEIGHTS // num)
+    totals_RC = resampled_sums(sums_PC, resamples, seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         values_F = statistics(sums_PC.sum(axis=0, keepdims=True))[0]
-        for start in range(0, resamples if num > 1 else 0, rows):
-            # how often each prompt stands in each resample
-            weights_RP = generator.multinomial(num, np.full(num, 1 / num), size=min(rows, resamples - start))
-            drawn.append(statistics(weights_RP.astype(np.float64) @ sums_PC))
-    if not drawn:
-        return [{"value": float(value), "low": None, "high": None, "num": num} for value in values_F]
-    bounds_2F = np.nanquantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
+        if not len(totals_RC):
+            return [{"value": float(value), "low": None, "high": None, "num": num} for value in values_F]
+        drawn_RF = statistics(totals_RC)
+    bounds_2F = np.nanquantile(drawn_RF, [0.025, 0.975], axis=0)
     return [
         {"value": float(value), "low": float(low), "high": float(high), "num": num}
         for value, low, high in zip(values_F, *bounds_2F, strict=True)

@@ -3,7 +3,7 @@
 Axes: N prompts (or items: whatever is independent), C columns, R resamples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import isfinite
 from statistics import NormalDist
 from typing import TypedDict
@@ -79,16 +79,18 @@ def resampled_sums(values_NC: npt.NDArray[np.float64], resamples: int, seed: int
     The same N, number and seed draw the same rows, so figures made apart are still paired.
     """
     n, num_columns = values_NC.shape
-    if n < 2:
-        return np.empty((0, num_columns))
-    generator = np.random.default_rng(seed)
-    drawn: list[npt.NDArray[np.float64]] = []
-    rows = max(1, MAX_WEIGHTS // n)
-    for start in range(0, resamples, rows):
-        # how often each prompt stands in each resample
-        weights = generator.multinomial(n, np.full(n, 1 / n), size=min(rows, resamples - start))
-        drawn.append(weights.astype(np.float64) @ values_NC)
-    return np.concatenate(drawn)
+    drawn = [weights_RN @ values_NC for weights_RN in resampled_weights(n, resamples, seed, MAX_WEIGHTS // n)]
+    return np.concatenate(drawn) if drawn else np.empty((0, num_columns))
+
+
+def resampled_weights(num: int, resamples: int, seed: int, max_rows: int) -> Iterator[npt.NDArray[np.float64]]:
+    """How often each of `num` prompts stands in each resample: parts of at most `max_rows`, (R, N); none of one prompt.
+
+    However it is parted, the same number and seed draw the same resamples.
+    """
+    generator, rows = np.random.default_rng(seed), max(1, max_rows)
+    for start in range(0, resamples if num > 1 else 0, rows):
+        yield generator.multinomial(num, np.full(num, 1 / num), size=min(rows, resamples - start)).astype(np.float64)
 
 
 def sign_test(differences: FloatVector) -> Figure:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluate import calibration, fidelity
+from pipeline.evaluate import calibration, fidelity, statistics
 from pipeline.evaluate.calibration import NUM_BINS, Bins, ece_frac
 from pipeline.evaluate.fidelity import MEASURES
 from pipeline.evaluate.per_prompt import PerPrompt, intervals
@@ -116,13 +116,12 @@ def test_the_interval_is_over_prompts() -> None:
 
 
 def test_intervals_of_quotients_are_those_of_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.evaluate import per_prompt
 
     generator = np.random.default_rng(0)
     sums = generator.gamma(2, 1, (30, 3))
     wanted = [ratio(sums[:, column], sums[:, 2], 2000, 3) for column in (0, 1)]
     for max_weights in (50_000_000, 30 * 7):  # at once, and in pieces
-        monkeypatch.setattr(per_prompt, "MAX_WEIGHTS", max_weights)
+        monkeypatch.setattr(statistics, "MAX_WEIGHTS", max_weights)
         got = intervals(lambda totals: totals[:, :2] / totals[:, 2:], sums, 2000, 3)
         assert [figure == pytest.approx(other) for figure, other in zip(got, wanted, strict=True)] == [True, True]
     [alone] = intervals(lambda totals: totals[:, :1] / totals[:, 2:], sums[:1], 2000, 3)

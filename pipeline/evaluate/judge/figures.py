@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluate.judge.questions import Choice
-from pipeline.evaluate.statistics import Figure, ratio
+from pipeline.evaluate.statistics import Figure, ratio, resampled_weights
 
 Array = npt.NDArray[np.float64]
 Figures = dict[str, Figure]
@@ -134,11 +134,8 @@ def _at_equal_length(outcomes: list[Outcome], categories: list[str] | None, draw
 
     [values] = rates(np.ones((1, len(outcomes))))
     nums = [len({o.item_id for o, is_in in zip(outcomes, group, strict=True) if is_in}) for group in groups]
-    generator, drawn, rows = np.random.default_rng(draws.seed), [], max(1, CHUNK // len(outcomes))
-    for start in range(0, draws.resamples if len(items) > 1 else 0, rows):
-        size = min(rows, draws.resamples - start)
-        weights_RI = generator.multinomial(len(items), np.full(len(items), 1 / len(items)), size)
-        drawn.append(rates(weights_RI[:, owner_N].astype(np.float64)))
+    resampled = resampled_weights(len(items), draws.resamples, draws.seed, CHUNK // len(outcomes))
+    drawn = [rates(weights_RI[:, owner_N]) for weights_RI in resampled]
     found: list[Figure] = []
     for place, (value, num) in enumerate(zip(values, nums, strict=True)):
         low = high = None
