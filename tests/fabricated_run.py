@@ -43,6 +43,8 @@ def scores() -> Row:
             "retained_quality": figure(0.836, 0.71, 0.93, 40),
             "gap_closed": None,
             "kl_over_sft_only": figure(0.82, 0.79, 0.85),
+            "self_preference_frac_over_sft_only": figure(0.6875, 0.5, 0.875, 8),
+            "self_preference_nats_over_sft_only": figure(0.114, -0.02, 0.25, 8),
             "speed_over_teacher": figure(1.62, 1.58, 1.66, 3),
             "parameters_over_teacher": figure(0.79, None, None, 1),
         },

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from pipeline import models
 from pipeline.records import ARMS, STAGES
-from pipeline.report import charts, decided, figures, judged, risks, served, voted
+from pipeline.report import charts, decided, figures, judged, preferred, risks, served, voted
 from pipeline.rundir import RunDir, read_committed, read_json, write_text
 
 NUM_OPEN_ITEMS = 6
@@ -68,6 +68,7 @@ def render(run_dir: RunDir) -> str:
             for section, where in figures.BROKEN_DOWN.items()
             if (tables := figures.breakdowns(arms, section))
         ],
+        "self_preference": preferred.rows(verdict),
         "judge_tables": judged.tables(arms),
         "judge_cost": judged.cost(arms),
         "judge_model": (manifests["evaluate"]["fingerprint"].get("evaluate.judge") or {}).get("model"),

@@ -154,6 +154,18 @@ def test_own_answers_stand_beside_the_teachers_without_the_teacher(run_dir: RunD
     assert "8 items" in page.render(run_dir)
 
 
+def test_the_teachers_self_preference_is_shown_as_such_and_is_no_win_rate(run_dir: RunDir, tmp_path: Path) -> None:
+    html = page.render(run_dir)
+    assert ["SFT only", "68.8 % 50.0 – 87.5 %", "+0.114 -0.020 – +0.250", "8"] in Reader(html).rows
+    section = html[html.index("Self-preference") : html.index("Calibration, on")]
+    assert "Self-preferring: a model finds likely what it would have written" in section
+    assert not re.search(r"\bwin|\bwon\b|prefers the student", section)
+    scored = scores()
+    for unit in ("frac", "nats"):
+        del scored["verdict"][f"self_preference_{unit}_over_sft_only"]
+    assert "Self-pref" not in page.render(make(tmp_path / "without", scored=scored))
+
+
 def test_calibration_has_a_table(run_dir: RunDir) -> None:
     assert ["SFT only", "70.0 % 68.0 – 72.0 %", "50.0 % 25.0 – 71.0 %", "16.0 % 14.0 – 18.0 %"] in [
         row[:4] for row in page_of(run_dir).rows
