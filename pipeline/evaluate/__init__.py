@@ -27,7 +27,7 @@ from pipeline.evaluate import (
     verdict,
 )
 from pipeline.evaluate.fidelity_figures import SumsBySection
-from pipeline.evaluate.statistics import Figure, cluster_sums, exact, ratio
+from pipeline.evaluate.statistics import Figure, cluster_sums, defined, exact, ratio
 from pipeline.forced import load
 from pipeline.records import ARMS, SAMPLES, TASKS
 from pipeline.rundir import RunDir, Stage, file_hash, read_committed, write_json
@@ -79,7 +79,8 @@ def run(config: Config, run_dir: RunDir) -> None:
     sums, preferred = _fidelity(config, run_dir, folders, answered.chat, generated.get("teacher_dtype") or "float32")
     scored = {arm: tasks.scores(asked.tasks, _of(arm, answered.tasks)) for arm in folders}
     arms = _arms(config, folders, answered, sums, scored, risks.figures(asked.probes, answered.risks), judged)
-    comparisons = _comparisons(config, sums, answered.rounds, arms, together) | judged.comparisons | preferred
+    compared_arms = _comparisons(config, sums, answered.rounds, arms, together)
+    comparisons = defined(compared_arms | judged.comparisons | preferred)
     compared = tasks.comparisons(scored, config.evaluate.bootstrap, config.evaluate.seed) if asked.tasks else {}
     costs = cost.comparisons(run_dir, stage, answered.rounds, together, config.evaluate.price_per_hour)
     sentences = verdict.sentences(arms, comparisons, compared) + judged.sentences
@@ -131,7 +132,7 @@ def _arms(
 ) -> dict[str, Any]:
     """Every figure of each arm, by section."""
     settings = config.evaluate
-    return {
+    found = {
         arm: {
             **fidelity_figures.sections(sums, arm, settings),
             "quality": _quality(config, _of(arm, answered.chat))
@@ -143,6 +144,7 @@ def _arms(
         }
         for arm, folder in folders.items()
     }
+    return defined(found)
 
 
 def _of(arm: str, rows: Rows) -> Rows:

@@ -72,7 +72,7 @@ class Evaluated:
         chosen = {**sizes, "tasks": {"limit": NUM_TASKS}, "risks": {"limit": 2}, **settings}
         data = {"name": "trial", "runs_dir": str(self.folder), "teacher": {"model": str(self.folder / "teacher")}}
         evaluate.run(config_module.validate({**data, "evaluate": chosen}, "test"), RunDir(self.run_dir.path))
-        return json.loads((self.run_dir.stage_path("evaluate") / "scores.json").read_text())
+        return json.loads((self.run_dir.stage_path("evaluate") / "scores.json").read_text(), parse_constant=no_json)
 
     def _model(self, folder: Path, seed: int) -> None:
         torch.manual_seed(seed)
@@ -86,6 +86,10 @@ class Evaluated:
         )
         LlamaForCausalLM(config).save_pretrained(folder)
         self._tokenizer.save_pretrained(folder)
+
+
+def no_json(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def ids_of_bytes(tokenizer: Any) -> list[list[int]]:

@@ -166,6 +166,21 @@ def test_the_teachers_self_preference_is_shown_as_such_and_is_no_win_rate(run_di
     assert "Self-pref" not in page.render(make(tmp_path / "without", scored=scored))
 
 
+def test_figures_that_are_not_defined_are_dashes(tmp_path: Path) -> None:
+    scored = scores()
+    student = scored["arms"]["student"]
+    student["own_over_chat"]["forward_kl_nats"] = student["quality"]["task_chrf"] = None
+    for section in ("fidelity", "fidelity_chat", "fidelity_own"):
+        student["breakdowns"][section]["position"]["1-8"]["forward_kl_nats"] = None
+    scored["verdict"] |= {"kl_over_sft_only": None, "self_preference_nats_over_sft_only": None}
+    reader = page_of(make(tmp_path, scored=scored))
+    [tasks] = [row for row in reader.rows_of("Student") if "51.0 % 20.0 – 70.0 %" in row]
+    assert tasks[-1] == "–"
+    [bucket, *_] = reader.rows_of("1-8")
+    assert "–" in bucket
+    assert ["SFT only", "68.8 % 50.0 – 87.5 %", "–", "8"] in reader.rows
+
+
 def test_calibration_has_a_table(run_dir: RunDir) -> None:
     assert ["SFT only", "70.0 % 68.0 – 72.0 %", "50.0 % 25.0 – 71.0 %", "16.0 % 14.0 – 18.0 %"] in [
         row[:4] for row in page_of(run_dir).rows
