@@ -15,6 +15,7 @@ from pipeline import config as config_module
 from pipeline import evaluate, models, served
 from pipeline.report import page
 from pipeline.rundir import RunDir
+from pipeline.scores import Scores
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant "
 ANSWERS = Path(__file__).parent / "task_answers.jsonl"
@@ -72,7 +73,9 @@ class Evaluated:
         chosen = {**sizes, "tasks": {"limit": NUM_TASKS}, "risks": {"limit": 2}, **settings}
         data = {"name": "trial", "runs_dir": str(self.folder), "teacher": {"model": str(self.folder / "teacher")}}
         evaluate.run(config_module.validate({**data, "evaluate": chosen}, "test"), RunDir(self.run_dir.path))
-        return json.loads((self.run_dir.stage_path("evaluate") / "scores.json").read_text(), parse_constant=no_json)
+        written = (self.run_dir.stage_path("evaluate") / "scores.json").read_text()
+        Scores.model_validate_json(written)
+        return json.loads(written, parse_constant=no_json)
 
     def _model(self, folder: Path, seed: int) -> None:
         torch.manual_seed(seed)

@@ -14,6 +14,7 @@ from pipeline import evaluate
 from pipeline.errors import UserError
 from pipeline.records import ARMS
 from pipeline.rundir import RunDir
+from pipeline.scores import Scores
 
 
 def settings(run_dir: RunDir, fake: FakeJudge | None) -> config_module.Config:
@@ -61,6 +62,7 @@ def test_verdicts_reach_scores_manifest_and_fingerprint(run_dir: RunDir, monkeyp
         evaluate.run(config_module.validate(moved, "test"), run_dir)  # done already: another address is no other judge
         assert fake.num_asked == num
     scores = json.loads((run_dir.path / "evaluate" / "scores.json").read_text())
+    Scores.model_validate(scores)
     assert scores["arms"]["student"]["judge"]["over_teacher"]["first_place_frac"]["value"] == 1
     assert scores["arms"]["teacher"]["judge"]["grade"]["value"] == 5
     assert scores["verdict"]["judge_win_rate_over_sft_only"]["value"] == 0.5

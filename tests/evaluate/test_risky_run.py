@@ -16,6 +16,7 @@ from pipeline import evaluate, models, served
 from pipeline.errors import UserError
 from pipeline.report import page
 from pipeline.rundir import RunDir
+from pipeline.scores import Scores
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant "
 # The teacher admits that it does not know, its students assert; all note what they are asked, and how many at once.
@@ -69,7 +70,9 @@ class Evaluated:
         }
         data = {"name": "trial", "runs_dir": str(self.folder), "teacher": {"model": str(self.folder / "teacher")}}
         evaluate.run(config_module.validate({**data, "evaluate": chosen}, "test"), RunDir(self.run_dir.path))
-        return json.loads((self.run_dir.stage_path("evaluate") / "scores.json").read_text())
+        written = (self.run_dir.stage_path("evaluate") / "scores.json").read_text()
+        Scores.model_validate_json(written)
+        return json.loads(written)
 
     def asked(self, request_id: str) -> list[str]:
         """Who was asked it first of a batch."""
