@@ -7,6 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import UserError
+from pipeline.records import UNCATEGORISED
 
 
 class Item(BaseModel):
@@ -14,7 +15,7 @@ class Item(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str = Field(min_length=1)
-    category: str = "uncategorised"
+    category: str = UNCATEGORISED
     system: str | None = None
     turns: tuple[str, ...] = Field(min_length=1)
 

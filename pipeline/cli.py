@@ -60,6 +60,7 @@ def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False
     Example: retort run configs/quickstart.yaml name=trial train.epochs=3
     """
     loaded = _checked(config, overrides)
+    RunDir(loaded.run_path, accept=tuple(accept or [])).check_accept(RUN_STAGES)
     for stage in RUN_STAGES:
         say(f"── {stage}")
         _do(stage, loaded, "changed" if fresh else "no", accept or [])
@@ -122,7 +123,7 @@ def _stage_command(stage: str, summary: str) -> None:
     def command(
         config: ConfigPath, overrides: Overrides = None, fresh: FreshStage = False, accept: Accept = None
     ) -> None:
-        _do(stage, config_module.load(config, overrides or []), "always" if fresh else "no", accept or [])
+        _one(stage, config, overrides, fresh, accept)
 
     verb = f"{stage} student" if stage == "export" else stage
     command.__doc__ = f"{summary}\n\nExample: retort {verb} configs/quickstart.yaml"
@@ -158,7 +159,7 @@ def filter_answers(
     Example: retort filter runs/quickstart --explain 0123456789abcdef-0
     """
     if not explain:
-        _do("filter", config_module.load(config, overrides or []), "always" if fresh else "no", accept or [])
+        _one("filter", config, overrides, fresh, accept)
         return
     from pipeline.report import decided
 
@@ -368,8 +369,16 @@ def _check_held_out(run_dir: RunDir) -> None:
     if not counts["held_out"]:
         raise UserError(
             f"{run_dir.path}: none of its {counts['prompts']} prompts is held out, and evaluate needs some;"
-            " give more, or raise prepare.held_out_frac and run with --fresh (a corpus alone: retort generate)"
+            " give more, or raise prepare.held_out_frac and run with --fresh (a corpus alone:"
+            f" {run_dir.command('generate')})"
         )
+
+
+def _one(stage: str, config: Path, overrides: list[str] | None, fresh: bool, accept: list[str] | None) -> None:
+    """A stage by its own verb."""
+    loaded = config_module.load(config, overrides or [])
+    RunDir(loaded.run_path, accept=tuple(accept or [])).check_accept([stage])
+    _do(stage, loaded, "always" if fresh else "no", accept or [])
 
 
 def _do(stage: str, config: Config, fresh: Fresh, accept: list[str]) -> None:

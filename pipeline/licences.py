@@ -384,8 +384,12 @@ def _of_source(name: str, licence: str | None) -> _Concern | None:
 def _concern(who: str, licence: str | None, setting: str, is_own: bool) -> _Concern | None:
     entry = terms_of(licence)
     if entry is None:
-        told = "names no licence" if licence in (None, *UNKNOWN) else f"licence {licence!r} is not in Retort's table"
-        return _Concern(f"{who}: {told}; read what it says of training on its texts, and set {setting}", False)
+        if licence in (None, *UNKNOWN):
+            told = f"names no licence; find out which it has, and set {setting}, to mit, say"
+        else:
+            told = f"licence {licence!r} is not in Retort's table; read whether it allows training on its texts, and go"
+            told += " on where it does"
+        return _Concern(f"{who}: {told}", False)
     verdict = verdict_of(entry, is_own)
     if verdict == "free":
         return None

@@ -170,7 +170,7 @@ def check_weights(teacher: Model, run_dir: RunDir) -> None:
     if teacher.weights_hash() != run_dir.manifest("generate")["fingerprint"]["teacher.weights"]:
         raise UserError(
             f"{run_dir.path}: the weights of {teacher.name} are not those that generated the answers; put the old ones"
-            " back (a hub model: pin teacher.revision), or generate again: retort generate CONFIG --fresh"
+            f" back (a hub model: pin teacher.revision), or generate again: {run_dir.command('generate', '--fresh')}"
         )
 
 

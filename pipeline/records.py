@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline import codec
 
 ALIGNMENT = "row t of logprobs: the teacher's distribution given prompt_token_ids + token_ids[:t]; nats, temperature 1"
+UNCATEGORISED = "uncategorised"  # the category of what has none
 
 MESSAGE = pa.struct(
     [

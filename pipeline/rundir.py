@@ -8,9 +8,10 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -80,6 +81,17 @@ class RunDir:
     def stage_path(self, stage: str) -> Path:
         return self.path / stage
 
+    def command(self, stage: str, *arguments: str) -> str:
+        """What does a stage of this run, to be pasted; CONFIG where the run does not remember its settings."""
+        path = self.path / "config.yaml"
+        try:
+            made_in = config_module.load(path).run_path
+        except UserError:  # none yet, or damaged
+            return shlex.join(["retort", stage, "CONFIG", *arguments])
+        here = self.path.resolve()
+        where = [] if made_in.resolve() == here else [f"name={here.name}", f"runs_dir={here.parent}"]  # a copy
+        return shlex.join(["retort", stage, str(path), *where, *arguments])
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Only one process works on a run. Raises UserError where another does."""
@@ -106,7 +118,7 @@ class RunDir:
     def manifest(self, stage: str) -> dict[str, Any]:
         """The manifest of a complete stage. Raises UserError where the stage has not finished."""
         if not self.is_done(stage):
-            raise UserError(f"{self.path}: {stage} has not finished; run it first: retort {stage} CONFIG")
+            raise UserError(f"{self.path}: {stage} has not finished; run it first: {self.command(stage)}")
         return read_json(self.stage_path(stage) / "manifest.json", Manifest)
 
     def lost_files(self, stage: str) -> list[str]:
@@ -123,7 +135,7 @@ class RunDir:
         if not path.is_file() or path.stat().st_size != record["bytes"] or file_hash(path) != record["sha256"]:
             what, first = ("damaged (it is not the", "delete it and ") if path.exists() else ("missing (it is a", "")
             raise UserError(
-                f"{path}: {what} file that {stage} wrote); {first}do `retort {stage} CONFIG` again:"
+                f"{path}: {what} file that {stage} wrote); {first}do `{self.command(stage)}` again:"
                 " only what is missing is made anew"
             )
         return path
@@ -138,6 +150,21 @@ class RunDir:
         for later in STAGES[STAGES.index(stage) :]:
             _discard(self.stage_path(later))
         (self.path / "report.html").unlink(missing_ok=True)
+
+    def check_accept(self, stages: Sequence[str]) -> None:
+        """Raises UserError for an accepted key that these stages have no setting by, naming those that they have."""
+        sections = {section.partition(".")[0] for stage in stages for section in SECTIONS.get(stage, (stage,))}
+        known = {name for name, _ in config_module.fields() if name.partition(".")[0] in sections}
+        for stage in stages:
+            known |= set((_earlier(self.stage_path(stage)) or {"fingerprint": ()})["fingerprint"])
+        settings = {_setting(key) for key in known}
+        for key in self.accept:
+            if _setting(key) not in settings:
+                alike = [name for name in settings if name.partition(".")[0] == key.partition(".")[0]]
+                raise UserError(
+                    f"--accept {key}: no such setting of {', '.join(stages)}; there are"
+                    f" {', '.join(sorted(alike or settings))}"
+                )
 
     def begin(self, stage: str, config: Config, fingerprint: dict[str, Any], in_one_piece: bool = False) -> "Stage":
         """Open a stage to be done, gone on with, or found complete.
@@ -308,8 +335,8 @@ def read_shards(run: RunDir, stage: str, columns: list[str] | None = None) -> It
             path = run._check_file(stage, record)
             if lacking := set(columns or []) - set(pq.read_schema(path).names):
                 raise UserError(
-                    f"{path}: has no {min(lacking)}: another version of Retort made it; do `retort {stage} CONFIG"
-                    " --fresh` and what follows, or use that version"
+                    f"{path}: has no {min(lacking)}: another version of Retort made it; do"
+                    f" `{run.command(stage, '--fresh')}` and what follows, or use that version"
                 )
             yield pq.read_table(path, columns=columns)
 
@@ -338,7 +365,7 @@ def read_answers(run: RunDir, columns: list[str]) -> Iterator[tuple[pa.Table, pa
     if run.manifest("filter")["fingerprint"]["input.generate"] != run.output_hash("generate"):
         raise UserError(
             f"{run.path}: filter decided about other answers than generate has now; filter again:"
-            " retort filter CONFIG --fresh"
+            f" {run.command('filter', '--fresh')}"
         )
     decisions = read_shards(run, "filter", ["kept", "masked_spans"])
     for answers, decided in zip(read_shards(run, "generate", columns), decisions, strict=True):
@@ -462,6 +489,11 @@ def _changes(old: dict[str, Any], new: dict[str, Any], accepted: list[dict[str, 
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and (key, new.get(key)) not in known
     ]
+
+
+def _setting(key: str) -> str:
+    """The setting of a fingerprint's key: `prepare.file` of prepare.file.prompts.jsonl."""
+    return ".".join(key.split(".")[:2])
 
 
 def _refusal(path: Path, stage: str, changes: list[dict[str, Any]], is_whole: bool) -> str:

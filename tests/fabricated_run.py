@@ -215,8 +215,10 @@ def _prepare(run_dir: RunDir, config: Config) -> None:
     counted = {"personal": 0, "labelled": 0, "dropped_personal": 0, "dropped_unsafe": 0}
     sources = [{"source": "prompts/seeds.jsonl", "licence": "apache-2.0", "prompts": 6}]
     licences = {"teacher": {"licence": None, "told_by": "nothing in its folder"}, "sources": sources}
-    counts = {"prompts": 6, "held_out": 1, "duplicates": 0, "bad_rows": 0}
-    stage.finish([path], counts, screening=_screening(config, prompts=counted), licences=licences)
+    counts = {"prompts": 6, "held_out": 1, "duplicates": 0, "bad_rows": 2}
+    left_out = [{"source": "prompts/seeds.jsonl", "reason": "bad_rows", "prompts": 2}]
+    found = _screening(config, prompts=counted)
+    stage.finish([path], counts, screening=found, licences=licences, left_out=left_out)
 
 
 def _screening(config: Config, **counted: Row) -> Row:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,27 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(
     assert main(monkeypatch, "filter", QUICKSTART, "name=trial", f"runs_dir={tmp_path}") == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert Interrupted.waited == 1, "the stage was left running"
+
+
+@pytest.mark.parametrize("name", ["pipeline.cli", "pyarrow"])
+def test_ctrl_c_while_the_verbs_are_imported_is_no_traceback(name: str) -> None:
+    finder = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {name!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    start = "sys.argv = ['retort', 'check', 'configs/quickstart.yaml']\nfrom pipeline.__main__ import main\nmain()\n"
+    command = [sys.executable, "-c", finder + start]
+    stopped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (stopped.returncode, stopped.stdout) == (130, "")
+    assert stopped.stderr == "stopped; the same command goes on from what is committed\n"
+
+
+def test_the_script_is_what_can_be_stopped() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert scripts == {"retort": "pipeline.__main__:main"}
 
 
 def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(

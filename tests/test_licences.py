@@ -113,8 +113,11 @@ def test_a_free_licence_is_nothing_to_speak_of(tmp_path: Path, capsys: pytest.Ca
         ("llama3.1", "begins its name with `Llama`"),
         ("mrl", "research that has no commercial end"),
         ("openai", "compete with OpenAI"),
-        ("acme", "licence 'acme' is not in Retort's table; read what it says of training on its texts, and set"),
-        ("other", "names no licence; read what it says of training on its texts, and set teacher.licence"),
+        (
+            "acme",
+            "licence 'acme' is not in Retort's table; read whether it allows training on its texts, and go on where",
+        ),
+        ("other", "names no licence; find out which it has, and set teacher.licence, to mit, say"),
     ],
 )
 def test_duties_and_restrictions_are_said(

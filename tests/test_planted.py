@@ -36,6 +36,8 @@ TEMPLATE = (
 class Run:
     """A run whose prompts and answers hold the items, and the look-alikes, one in each."""
 
+    look_alikes: tuple[str, ...] = LOOK_ALIKES
+
     def __init__(self, folder: Path, tokenizer: Any, **sections: Any) -> None:
         self.folder, self.tokenizer = folder, tokenizer
         self.teacher = folder / "teacher"
@@ -57,7 +59,7 @@ class Run:
         return validate({**data, **self.sections}, "test")
 
     def prepared(self) -> "Run":
-        texts = [*(item.text for item in self.planted), *LOOK_ALIKES]
+        texts = [*(item.text for item in self.planted), *self.look_alikes]
         lines = [json.dumps({"prompt": f"{number}. What of this? {text}"}) for number, text in enumerate(texts)]
         (self.folder / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
         prepare.run(self.config(), self.run_dir)
@@ -69,7 +71,7 @@ class Run:
 
     def filtered(self) -> "Run":
         """Answers to the prompts in place of generate's, half of the items in the reasoning; then filter."""
-        texts = [*(item.text for item in self.planted), *LOOK_ALIKES]
+        texts = [*(item.text for item in self.planted), *self.look_alikes]
         rows = [self._response(number, prompt, texts[number]) for number, prompt in enumerate(self.prompts())]
         fingerprint = {"teacher.model": str(self.teacher), "teacher.weights": "0", "generate.num_samples": 1}
         fingerprint |= {f"generate.{key}": 0 for key in ("temperature", "top_p", "top_k", "max_tokens", "seed")}

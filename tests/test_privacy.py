@@ -12,7 +12,7 @@ from planted_personal import KINDS, LOOK_ALIKES, NUM, Item, items
 
 from pipeline.config import PII_KINDS, Privacy, validate
 from pipeline.errors import UserError
-from pipeline.privacy import Span, decide, find, masked_tokens, redact, replaced
+from pipeline.privacy import Span, decide, find, masked_tokens, redact, replaced, shown
 
 ALL = Privacy()
 AZURE = "Zm9vYmFyQmF6UXV4MTIzNDU2Nzg5MGFiY2RlZmdoaWo+Lw=="
@@ -139,6 +139,11 @@ def test_a_message_is_redacted_wherever_it_holds_text() -> None:
     assert clean["tool_calls"][0]["function"]["arguments"] == {"host": "<IP>", "port": 80, "more": [None, True]}
     assert counts == {"email": 2, "ip": 1}
     assert message["content"].startswith("Mail ada"), "what was given is as it was"
+
+
+def test_a_text_may_be_shown_as_the_answers_are_dealt_with() -> None:
+    text = "Mail ada@acme.io!"
+    assert [shown(text, Privacy(answers=how)) for how in ("mask", "drop", "off")] == [*["Mail <EMAIL>!"] * 2, text]
 
 
 @pytest.mark.parametrize("item", items()[::7], ids=lambda item: item.kind)
@@ -291,17 +296,21 @@ def test_numbers_and_keys_of_a_call_are_looked_at() -> None:
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize(
-    "text",
+    ("text", "found", "num"),
     [
-        "rule " + "1" * 33 + " # 93.184.216.34",
-        "rule 203.0.113.5 198.51.100.17 => 93.184.216.34 " * 200,
-        "0123456789abcdef" * 6000 + " https://posteo.de",
-        "token" * 20_000,
-        "key=" * 20_000,
+        ("rule " + "1" * 33 + " # 93.184.216.34", "93.184.216.34", 1),
+        ("rule 203.0.113.5 198.51.100.17 => 93.184.216.34 " * 200, "93.184.216.34", 200),
+        ("0123456789abcdef" * 6000 + " https://posteo.de", None, 0),
+        ("0123456789abcdef" * 6000 + " ada@posteo.de", "ada@posteo.de", 1),
+        ("token" * 20_000, None, 0),
+        ("token" * 20_000 + f"={KEY}", KEY, 1),
+        ("key=" * 20_000, None, 0),
+        ("key=" * 20_000 + f" api_key={KEY}", KEY, 1),
     ],
 )
-def test_no_text_takes_long(text: str) -> None:
-    find(text, ALL)
+def test_no_text_takes_long_and_what_is_in_it_is_found(text: str, found: str | None, num: int) -> None:
+    spans = find(text, ALL)
+    assert [text[span.start : span.end] for span in spans] == [found] * num
 
 
 @pytest.mark.parametrize(

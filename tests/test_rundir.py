@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -246,8 +247,20 @@ def test_the_config_of_a_run_that_was_copied_names_the_copy(run_dir: RunDir, con
 
 
 def test_a_stage_that_has_not_finished_is_named_with_the_command(stage: Stage, run_dir: RunDir) -> None:
-    with pytest.raises(UserError, match=r"trial: generate has not finished; run it first: retort generate CONFIG"):
+    told = rf"generate has not finished; run it first: retort generate {run_dir.path}/config\.yaml$"
+    with pytest.raises(UserError, match=told):
         run_dir.manifest("generate")
+
+
+def test_the_command_is_of_this_run_even_where_it_is_a_copy(stage: Stage, run_dir: RunDir, tmp_path: Path) -> None:
+    finish(stage)
+    copied = RunDir(tmp_path / "other place" / "again")
+    shutil.copytree(run_dir.path, copied.path)
+    said = shlex.split(copied.command("filter", "--fresh"))
+    assert (said[:2], said[-1]) == (["retort", "filter"], "--fresh")
+    assert config_module.load(Path(said[2]), said[3:-1]).run_path == copied.path
+    (copied.path / "config.yaml").write_text("[")
+    assert copied.command("filter") == RunDir(tmp_path / "none").command("filter") == "retort filter CONFIG"
 
 
 def test_a_damaged_manifest_is_named_with_how_to_mend_it(finished: RunDir, config: Config) -> None:
@@ -340,6 +353,28 @@ def test_a_refusal_leaves_the_runs_config_as_it_was(finished: RunDir, config: Co
 
 def accepting(run_dir: RunDir, *keys: str) -> RunDir:
     return RunDir(run_dir.path, accept=keys)
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("generate.temprature", "; there are generate.draw, "),
+        ("filter.min_tokens", "; there are "),
+        ("temperature", "; there are "),
+    ],
+)
+def test_what_a_stage_has_no_setting_by_can_not_be_accepted(finished: RunDir, key: str, known: str) -> None:
+    with pytest.raises(UserError, match=rf"--accept {key}: no such setting of generate{known}.*generate\.temperature"):
+        accepting(finished, key).check_accept(["generate"])
+
+
+@pytest.mark.parametrize(
+    "key", ["generate.temperature", "generate.file.new.jsonl", "filter.min_tokens", "teacher.model"]
+)
+def test_settings_of_any_of_the_stages_can_be_accepted(run_dir: RunDir, config: Config, key: str) -> None:
+    stage = run_dir.begin("generate", config, {**SETTINGS, "generate.file.old.jsonl": "a"})
+    stage.finish([], {})
+    accepting(run_dir, key).check_accept(["generate", "filter"])
 
 
 def test_an_accepted_change_is_recorded_and_not_asked_for_again(finished: RunDir, config: Config) -> None:

@@ -29,8 +29,19 @@ from pipeline.config.data import (
     Weights,
     synthesis_files,
 )
-from pipeline.config.evaluation import Evaluate, Export, Judge, Risks, Tasks
-from pipeline.config.filters import PII_KINDS, Filter, LanguageCode, Learnability, PiiKind, Privacy, Safety, Selection
+from pipeline.config.evaluation import Evaluate, Export, Risks, Tasks
+from pipeline.config.filters import (
+    PII_KINDS,
+    Filter,
+    LanguageCode,
+    Learnability,
+    PiiKind,
+    Presidio,
+    Privacy,
+    Safety,
+    Selection,
+)
+from pipeline.config.judge import Grader, Judge
 from pipeline.config.models import Server, Student, Teacher, layer_indices
 from pipeline.config.section import EngineArgs, Fraction, Limit, Positive, Section, runtime
 from pipeline.config.training import Divergence, Lora, Tracker, Train, check_counts
@@ -48,6 +59,7 @@ __all__ = [
     "Filter",
     "Fraction",
     "Generate",
+    "Grader",
     "Judge",
     "LanguageCode",
     "Learnability",
@@ -57,6 +69,7 @@ __all__ = [
     "PiiKind",
     "Positive",
     "Prepare",
+    "Presidio",
     "Privacy",
     "Risks",
     "Safety",
@@ -249,14 +262,13 @@ def check_files(config: Config) -> None:
     words = config.safety.words
     if words and words != "shipped" and not Path(words).is_file():
         raise UserError(f"{words}: no such word list (safety.words; `shipped` is Retort's own, null for none)")
-    for path in synthesis_files(config.prepare.synthesis):
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
+    synthesis_files(config.prepare.synthesis)
     if config.evaluate.chat_set:
         chat_set.load(Path(config.evaluate.chat_set), None)
-    for name in ("pairwise", "single") if config.evaluate.judge.url else ():
-        if not (path := Path(config.evaluate.judge.templates) / f"{name}.jinja").is_file():
-            raise UserError(f"{path}: no such template (evaluate.judge.templates)")
+    for judge in (config.filter.selection.judge, config.evaluate.judge):
+        for name in judge.kinds if judge.url else ():
+            if not (path := Path(judge.templates) / f"{name}.jinja").is_file():
+                raise UserError(f"{path}: no such template ({judge.place}.templates)")
     if config.evaluate.tasks.path:
         task_set.load(Path(config.evaluate.tasks.path), None)
     if config.evaluate.risks.path:
@@ -266,6 +278,7 @@ def check_files(config: Config) -> None:
             raise UserError(f"train.report_to: {tracker} is not installed: pip install {tracker}")
     if config.train.lora and config.train.lora.bits and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("train.lora.bits: bitsandbytes is not installed: pip install bitsandbytes")
+    config.privacy.presidio.check_installed()
     check_counts(config.train, config.generate.support)
     if config.student.keep_layers is not None:
         layer_indices(config.student.keep_layers)
@@ -279,7 +292,9 @@ def _explain(error: Any) -> str:
         elsewhere = [name for name, _ in fields() if name.rpartition(".")[2] == location[-1]]
         meant = elsewhere or [".".join([*location[:-1], nearest[0]]) for _ in nearest]
         return f"unknown key {key}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
-    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, such as [a, b]")
+    message = error["msg"].removeprefix("Value error, ")
+    is_of_files = location[-1:] and location[-1] in ("sources", "documents", "decontaminate")
+    message = message.replace("a valid tuple", f"a list, such as {'[{path: a.jsonl}]' if is_of_files else '[a, b]'}")
     message = message.replace("a valid dictionary or instance of Source", "a mapping, such as {path: prompts.jsonl}")
     message = re.sub(r"a valid dictionary or instance of \w+", "a mapping of settings", message)
     value = error["input"]

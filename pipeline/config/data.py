@@ -1,10 +1,12 @@
 """Sections about prompts and answers: sources, evaluation sets, what the teacher writes, prepare and generate."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.section import Fraction, Positive, Section, runtime
+from pipeline.errors import UserError
 
 METHODS = {  # by which the teacher writes prompts, and the templates of each
     "magpie": ("magpie",),
@@ -209,10 +211,17 @@ class Generate(Section):
 
 
 def synthesis_files(settings: Synthesis) -> list[str]:
-    """The templates and documents that the methods in use read; none where nothing is synthesised."""
+    """The templates and documents that the methods in use read; none where nothing is synthesised.
+
+    Raises UserError for one that is missing.
+    """
     if settings.num_prompts is None:
         return []
     methods = settings.shares()
     templates = [f"{settings.templates}/{name}.jinja" for method in methods for name in METHODS[method]]
     given = [path for source in settings.documents for path in (source.path, source.template) if path]
-    return [*templates, *(given if "documents" in methods else [])]
+    paths = [*templates, *(given if "documents" in methods else [])]
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
+    return paths

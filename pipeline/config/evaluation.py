@@ -1,60 +1,11 @@
-"""Sections about evaluation and export: the judge, tasks, risks, evaluate, export."""
+"""Sections about evaluation and export: tasks, risks, evaluate, export."""
 
-import re
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pipeline.config.section import EngineArgs, Positive, Section, is_base_url, runtime
-
-
-class Judge(Section):
-    """judge: a chat model that compares the arms' answers in both orders, and grades each; its key is never on disk."""
-
-    url: str | None = runtime(
-        None,
-        "OpenAI-compatible address of the judge, to which /chat/completions is added, and /v1 before it where it has no"
-        " path: http://127.0.0.1:8001, https://api.openai.com/v1; null: no judge.",
-    )
-    model: str | None = Field(default=None, description="Name by which url serves it.")
-    key_variable: str = runtime(
-        "RETORT_JUDGE_KEY", "Environment variable that holds its key; unset or empty: it needs none."
-    )
-    templates: str = Field(
-        default="prompts/judge", description="Folder with what it is asked: pairwise.jinja and single.jinja."
-    )
-    max_tokens: Positive = Field(default=512, description="Longest reply of the judge, tokens; the cost cap counts it.")
-    request: dict[str, Any] = Field(
-        default={},
-        description="Put into each request as it stands, over temperature 0 and max_tokens; null takes a field out:"
-        " {max_tokens: null, max_completion_tokens: 4000, temperature: null} for OpenAI's reasoning models.",
-    )
-    retries: int = Field(
-        default=2, description="How often a verdict that can't be read is asked for again; then it is invalid.", ge=0
-    )
-    check_items: Positive = Field(
-        default=20,
-        description="Items of each self-check: the same answer in both places, and answers made worse on purpose.",
-    )
-    concurrency: Positive = runtime(8, "Requests in flight.")
-    timeout_s: float = runtime(120.0, "Longest time that one reply may take, seconds.", gt=0)
-    patience_s: float = runtime(600.0, "How long no reply may come before the stage stops, seconds.", gt=0)
-    price_in: float = runtime(0.0, "Price of a million prompt tokens, in the currency of max_cost.", ge=0)
-    price_out: float = runtime(0.0, "Price of a million tokens of replies.", ge=0)
-    max_cost: float = runtime(10.0, "Refuse to start where the judge may cost more, and stop where it does.", ge=0)
-
-    @model_validator(mode="after")
-    def _usable(self) -> "Judge":
-        # neither URL nor variable is repeated in the message: either may hold a secret, by mistake
-        if self.url is not None and (not is_base_url(self.url) or "@" in self.url):
-            raise ValueError("url: written like http://127.0.0.1:8001, without a name or password")
-        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key_variable):
-            raise ValueError("key_variable: the name of an environment variable, such as RETORT_JUDGE_KEY, not the key")
-        if (self.url is None) != (self.model is None):
-            raise ValueError("url and model go together: where the judge is served, and under which name")
-        if ours := {"model", "messages", "stream", "n", "api_key"} & set(self.request):
-            raise ValueError(f"request: {min(ours)} can't be set there")
-        return self
+from pipeline.config.judge import Judge
+from pipeline.config.section import EngineArgs, Positive, Section, runtime
 
 
 class Tasks(Section):

@@ -1,11 +1,14 @@
 """Sections about which answers are kept: rules, selection, learnability, privacy and safety."""
 
-from typing import Annotated, Literal
+import importlib.util
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.data import EvaluationSet, NearDuplicates
+from pipeline.config.judge import Grader
 from pipeline.config.section import Fraction, Limit, Positive, Section, base_urls, is_base_url, runtime
+from pipeline.errors import UserError
 
 LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 
@@ -21,8 +24,16 @@ class Selection(Section):
 
     best_of: Positive | None = Field(
         default=None,
-        description="Of several answers to a prompt (generate.num_samples) keep so many: those that the teacher itself"
-        " finds likeliest, per token.",
+        description="Of several answers to a prompt (generate.num_samples) keep so many: the best, as best_by says.",
+    )
+    best_by: Literal["likelihood", "judge"] = Field(
+        default="likelihood",
+        description="Which are best: those that the teacher itself finds likeliest, per token; or those with the"
+        " highest grade of a judge, of the same grade the likeliest.",
+    )
+    judge: Grader = Field(
+        default=Grader(),
+        description="A chat model that grades the answers to prompts with more than best_of left, where best_by=judge.",
     )
     max_category_frac: Limit | None = Field(
         default=None, description="Largest share of answers to prompts of one category; those above it are dropped."
@@ -34,6 +45,12 @@ class Selection(Section):
         default=None, description="Largest share of answers of one difficulty: mean NLL in steps of a quarter nat."
     )
     seed: int = Field(default=0, description="Seed of which answers go where a share is too large.", ge=0)
+
+    @model_validator(mode="after")
+    def _judged(self) -> "Selection":
+        if self.best_by == "judge" and (self.best_of is None or self.judge.url is None):
+            raise ValueError("best_by=judge needs best_of, judge.url and judge.model")
+        return self
 
 
 class Learnability(Section):
@@ -58,7 +75,8 @@ class Filter(Section):
     drop_truncated: bool = Field(default=True, description="Drop answers that hit max_tokens.")
     min_end_prob: Fraction | None = Field(
         default=None,
-        description="Where those are kept: least probability that one cut off could have ended there; 0.1, say.",
+        description="Where those are kept: least probability that one cut off could have ended there;"
+        " 0.001, say: within a sentence it is below a millionth.",
     )
     drop_control_tokens: bool = Field(default=True, description="Drop answers with special tokens before their end.")
     drop_template_markup: bool = Field(
@@ -187,8 +205,49 @@ class Filter(Section):
         return self
 
 
+class Presidio(Section):
+    """Microsoft Presidio, for what `privacy.kinds` has not: names above all. An extra: pip install -e ".[presidio]"."""
+
+    OURS: ClassVar[dict[str, str]] = {  # EMAIL_ADDRESS of Presidio asks the network for the list of domains
+        "EMAIL_ADDRESS": "email",
+        "IBAN_CODE": "iban",
+        "CREDIT_CARD": "card",
+        "IP_ADDRESS": "ip",
+        "PHONE_NUMBER": "phone",
+    }
+
+    model: str | None = Field(
+        default=None,
+        description="A spaCy pipeline that tells names: a folder, or an installed package such as en_core_web_sm, never"
+        " downloaded; or blank:en, for Presidio's patterns alone. Its language is the one looked for. null: off.",
+    )
+    entities: tuple[str, ...] = Field(
+        default=("PERSON", "CRYPTO", "MEDICAL_LICENSE", "US_SSN", "US_ITIN", "US_PASSPORT", "US_DRIVER_LICENSE"),
+        description="What is looked for, as Presidio names it; the US_ ones in English alone. PERSON takes the names in"
+        " history and novels out too, LOCATION every country.",
+        min_length=1,
+    )
+    min_score: Fraction = Field(
+        default=0.4,
+        description="Least of Presidio's scores: 0.4 is a weak shape with a word beside it that tells what it is, 0.85"
+        " a name, 1 a check digit.",
+    )
+
+    @field_validator("entities")
+    @classmethod
+    def _not_ours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if ours := [entity for entity in value if entity in cls.OURS]:
+            raise ValueError(f"privacy.kinds has {ours[0]} already: {cls.OURS[ours[0]]}")
+        return value
+
+    def check_installed(self) -> None:
+        """Raises UserError where it is on, and not installed."""
+        if self.model and importlib.util.find_spec("presidio_analyzer") is None:
+            raise UserError('privacy.presidio.model: Presidio is not installed: pip install -e ".[presidio]"')
+
+
 class Privacy(Section):
-    """privacy: personal data and secrets, told by their shape; names and street addresses have none."""
+    """privacy: personal data and secrets, told by their shape; names have none, and need `presidio`."""
 
     kinds: tuple[PiiKind, ...] = Field(
         default=PII_KINDS,
@@ -200,6 +259,7 @@ class Privacy(Section):
         description="Countries (ISO 3166) whose numbers are found without a +, as written there; more find more, take"
         " longer, and take more other numbers for telephones. None: numbers with a + alone.",
     )
+    presidio: Presidio = Field(default=Presidio(), description="Names and more, by Microsoft Presidio.")
     prompts: Literal["redact", "drop", "off"] = Field(
         default="redact",
         description="In prompts, and in answers to be scored: a placeholder such as <EMAIL> before the teacher reads"

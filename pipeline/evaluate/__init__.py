@@ -29,6 +29,7 @@ from pipeline.evaluate import (
 from pipeline.evaluate.fidelity_figures import SumsBySection
 from pipeline.evaluate.statistics import Figure, cluster_sums, defined, exact, ratio
 from pipeline.forced import load
+from pipeline.judge import fingerprint as judge_fingerprint
 from pipeline.records import ARMS, SAMPLES, TASKS
 from pipeline.rundir import RunDir, Stage, file_hash, read_committed, write_json
 from pipeline.served import Served
@@ -304,7 +305,7 @@ def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
         hashes[f"evaluate.{setting}.hash"] = file_hash(Path(chosen)) if chosen else None
     return {
         **{f"evaluate.{key}": value for key, value in output_settings(config.evaluate).items()},
-        "evaluate.judge": judge.fingerprint(config.evaluate.judge),
+        "evaluate.judge": judge_fingerprint(config.evaluate.judge),
         **hashes,
         **risks.fingerprint(config.evaluate.risks),
         "input.generate": run_dir.output_hash("generate"),

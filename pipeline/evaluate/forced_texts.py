@@ -10,10 +10,10 @@ from pipeline import reasoning
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.forced import ForcedText
+from pipeline.records import UNCATEGORISED
 from pipeline.rundir import RunDir, read_answers
 
 COLUMNS = ["conversation_id", "sample", "split", "category", "prompt_token_ids", "token_ids"]
-UNKNOWN = "uncategorised"
 
 
 def held_out(config: Config, run_dir: RunDir) -> Iterator[ForcedText]:
@@ -42,7 +42,7 @@ def of_arm(rows: Iterable[dict[str, Any]], arm: str, vocab_size: int) -> Iterato
     for row in rows:
         token_ids = list(takewhile(lambda token: token < vocab_size, row["token_ids"]))
         if row["arm"] == arm and token_ids:
-            groups = {"turn": str(row["turn"] + 1), "category": row["category"] or UNKNOWN}
+            groups = {"turn": str(row["turn"] + 1), "category": row["category"] or UNCATEGORISED}
             yield ForcedText(row["item_id"], row["prompt_token_ids"], token_ids, groups)
 
 
@@ -51,7 +51,7 @@ def _held_out(run_dir: RunDir, chosen: pc.Expression) -> Iterator[ForcedText]:
     for answers, kept in read_answers(run_dir, [*COLUMNS, "reasoning_tokens", "reasoning_start", "reasoning_end"]):
         for row in answers.filter(kept).filter((pc.field("split") == "held_out") & chosen).to_pylist():
             text = ForcedText(
-                row["conversation_id"], *reasoning.learnt(row, how), {"category": row["category"] or UNKNOWN}
+                row["conversation_id"], *reasoning.learnt(row, how), {"category": row["category"] or UNCATEGORISED}
             )
             if text.token_ids:
                 yield text

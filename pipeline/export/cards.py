@@ -3,14 +3,12 @@ questions of a review. Nothing is claimed that no manifest holds."""
 
 from typing import Any
 
-import yaml
-
-from pipeline import licences, models
-from pipeline.report.figures import Column, cell, lookup, nats, percent, words
+from pipeline import provenance
+from pipeline.report.figures import Column, cell, lookup, nats, percent
 from pipeline.rundir import RunDir
 
 Row = dict[str, Any]
-NOT_RECORDED = "An earlier version of Retort made this run, and did not record it.\n"
+NOT_RECORDED = f"{provenance.NOT_RECORDED}\n"
 USES = {
     "corpus": "To train a small language model on a larger one's answers. It is no source of facts: what a model wrote"
     " was not checked against the world.",
@@ -33,19 +31,12 @@ def intended_use(kind: str) -> str:
 
 def licences_section(run_dir: RunDir) -> str:
     """Teacher and sources, their licences, and what these say of training on their texts."""
-    told = run_dir.manifest("prepare").get("licences")
+    told = provenance.licensed(run_dir)
     if told is None:
         return f"## Sources and licences\n\n{NOT_RECORDED}"
-    found, is_own = _teachers(run_dir, told), _is_own(run_dir)
-    rows = [(f"teacher: {models.described(_teacher(run_dir))}", found["licence"], "", is_own)]
-    rows += [(source["source"], source["licence"], source["prompts"], False) for source in told["sources"]]
+    rows, told_by = told
     lines = [
-        f"| {who} | {licence or 'not known'} | {num} | {_terms(licence, own)} |" for who, licence, num, own in rows
-    ]
-    lines += [
-        f"| written by the teacher ({words(of['method'])}) | {of['licence'] or 'not known'} | {of['prompts']} |"
-        " the teacher's terms, and those of the prompts it was shown |"
-        for of in told.get("written", [])
+        f"| {row.who} | {row.licence} | {'' if row.prompts is None else row.prompts} | {row.terms} |" for row in rows
     ]
     return f"""## Sources and licences
 
@@ -53,63 +44,35 @@ def licences_section(run_dir: RunDir) -> str:
 |---|---|---|---|
 {chr(10).join(lines)}
 
-The teacher's licence was told by {found["told_by"]}. The last column is a reading by people who are
+The teacher's licence was told by {told_by}. The last column is a reading by people who are
 no lawyers: see the licences themselves.
 """
 
 
 def decontamination_section(run_dir: RunDir) -> str:
     """Which evaluation sets prompts and answers were held against, and what was left out for them."""
-    prepared, filtered = run_dir.manifest("prepare"), run_dir.manifest("filter")
-    sets = prepared["fingerprint"].get("prepare.decontaminate")
-    if sets is None:
+    held = provenance.held_against(run_dir)
+    if held is None:
         return f"## Evaluation items\n\n{NOT_RECORDED}"
-    sets = [*sets, *(filtered["fingerprint"].get("filter.decontaminate") or [])]
-    names = ", ".join(dict.fromkeys(each["path"] or each["dataset"] for each in sets)) or "none"
-    prompts = prepared["counts"].get("contaminated", 0)
-    answers = next((row["dropped"] for row in filtered["waterfall"] if row["reason"] == "contaminated"), 0)
+    names = ", ".join(held.sets) or "none"
     return f"""## Evaluation items
 
-Held against: {names}. Left out for repeating an item (a 13-gram of words, or half of its 8-grams): {prompts} prompts,
-{answers} answers.
+Held against: {names}. Left out for repeating an item (a 13-gram of words, or half of its 8-grams):
+{held.prompts} prompts, {held.answers} answers.
 """
 
 
 def personal_section(run_dir: RunDir, handed_on: str = "") -> str:
     """What was looked for, what was found, and what became of it."""
-    prompts, answers = (run_dir.manifest(stage).get("screening") for stage in ("prepare", "filter"))
-    lines = []
-    for what, screening, how in (("prompts", prompts, PROMPTS), ("answers", answers, ANSWERS)):
-        if screening is None:
-            lines.append(f"- {what.capitalize()}: {NOT_RECORDED.strip()}")
-            continue
-        done = screening["privacy"][what]
-        num, kinds = screening[what]["personal"], ", ".join(f"{k} {n}" for k, n in screening["personal"].items())
-        found = f"found in {num} ({kinds}); {how[done]}" if num else how["off"] if done == "off" else "found in none"
-        found += " (of all that filter looked at, whether it was kept or not)" if num and what == "answers" else ""
-        if dropped := screening[what].get("dropped_personal"):
-            found = f"found in {dropped}, which were left out"
-        lines.append(f"- {what.capitalize()}: {found}")
-    sought = ", ".join((answers or prompts or {"privacy": {"kinds": []}})["privacy"]["kinds"])
+    personal = provenance.personal_data(run_dir)
+    lines = [f"- {what.capitalize()}: {text}" for what, text in personal.found.items()]
     return f"""## Personal data
 
-Looked for, by shape and check digit: {sought or "nothing"}. Names, street addresses and other things without a shape
-were not looked for. A person may be known from what is left.
+Looked for, by shape and check digit: {", ".join(personal.kinds) or "nothing"}. {personal.beyond}
+A person may be known from what is left.
 
 {chr(10).join(lines)}
 {f"- {handed_on}{chr(10)}" if handed_on else ""}"""
-
-
-PROMPTS = {
-    "redact": "replaced by placeholders before the teacher read them",
-    "drop": "prompts with any were left out",
-    "off": "not looked for",
-}
-ANSWERS = {
-    "mask": "training has no loss on these tokens, and a corpus has placeholders in their place",
-    "drop": "answers with any were dropped",
-    "off": "not looked for",
-}
 
 
 def safety_section(run_dir: RunDir) -> str:
@@ -179,32 +142,6 @@ def questions(run_dir: RunDir, kind: str) -> str:
 |---|---|---|---|
 {lines}
 """
-
-
-def _teacher(run_dir: RunDir) -> str:
-    return run_dir.manifest("generate")["fingerprint"]["teacher.model"]
-
-
-def _teachers(run_dir: RunDir, told: Row) -> Row:
-    """The teacher's licence: what the run's config says of it by now, else what was found at the time."""
-    config = yaml.safe_load((run_dir.path / "config.yaml").read_text(encoding="utf-8"))
-    later = config.get("teacher", {}).get("licence")
-    return {"licence": later, "told_by": "teacher.licence"} if later else told["teacher"]
-
-
-def _is_own(run_dir: RunDir) -> bool:
-    """Whether the student is made of the teacher's weights; of a corpus it can't be told yet."""
-    if not run_dir.is_done("train"):
-        return False
-    made = run_dir.manifest("train")["fingerprint"]
-    return licences.is_own_family(made.get("student.model"), made.get("student.config"))
-
-
-def _terms(licence: str | None, is_own: bool) -> str:
-    entry = licences.terms_of(licence)
-    if entry is None:
-        return "not in Retort's table: read it"
-    return f"{licences.MEANINGS[licences.verdict_of(entry, is_own)]}. {entry.clause} ({entry.name}: {entry.read})"
 
 
 def _labelled_by(settings: Row) -> str:

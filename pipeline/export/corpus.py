@@ -93,15 +93,9 @@ def push(folder: Path, repo: str, endpoint: str | None = None) -> str:
     return str(url)
 
 
-def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool, personal: dict[str, int]) -> DatasetCard:
-    """What the corpus is, where it comes from, what was left out, and how to read it; all from the manifests.
-
-    `personal` says of how many answers a part was replaced, and how many were left out, for the personal data in them.
-    """
-    generated, filtered = run_dir.manifest("generate"), run_dir.manifest("filter")
-    made = generated["fingerprint"]
-    is_demo = made["teacher.model"] == models.DEMO
-    data = DatasetCardData(
+def _metadata(counts: dict[str, int], is_demo: bool) -> DatasetCardData:
+    """What the hub and `datasets` read of a card."""
+    return DatasetCardData(
         license=models.DEMO_LICENCE if is_demo else None,
         task_categories=["text-generation"],
         tags=["distillation", "synthetic"],
@@ -112,6 +106,16 @@ def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool, personal:
             }
         ],
     )
+
+
+def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool, personal: dict[str, int]) -> DatasetCard:
+    """What the corpus is, where it comes from, what was left out, and how to read it; all from the manifests.
+
+    `personal` says of how many answers a part was replaced, and how many were left out, for the personal data in them.
+    """
+    generated, filtered = run_dir.manifest("generate"), run_dir.manifest("filter")
+    made = generated["fingerprint"]
+    is_demo = made["teacher.model"] == models.DEMO
     sampled = ("temperature", "top_p", "top_k", "max_tokens", "num_samples", "seed")
     sampling = ", ".join(f"{key} {made[f'generate.{key}']}" for key in sampled)
     is_scored = made.get("generate.mode") == "score"
@@ -128,7 +132,7 @@ def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool, personal:
     handed_on = handed_on if any(personal.values()) else ""
     read = DECODE.replace("THIS", run_dir.path.name) if with_logprobs else "Log-probs were left out of this copy."
     return DatasetCard(f"""---
-{data.to_yaml()}
+{_metadata(counts, is_demo).to_yaml()}
 ---
 
 # {run_dir.path.name}
@@ -208,7 +212,7 @@ def _privacy(run_dir: RunDir) -> Privacy:
     if screening is None:
         raise UserError(
             f"{run_dir.path}: another version of Retort filtered it, which looked for no personal data; filter again:"
-            " retort filter CONFIG --fresh"
+            f" {run_dir.command('filter', '--fresh')}"
         )
     return Privacy.model_validate(screening["privacy"])
 

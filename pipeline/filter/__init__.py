@@ -3,12 +3,12 @@
 Two passes over the answers, a shard at a time: the first finds the run's limit of mean NLL, the second decides. Then
 what is known only when all are counted drops more of them: selection, and the cap on refusals. What grows with the
 corpus: 4 bytes an answer in the first; in the second about 150 bytes an answer that is no duplicate of
-an earlier one (its key), 400 bytes a refusal, and what `comparison` holds.
+an earlier one (its key), 400 bytes a refusal, and what `comparison` and `grading` hold.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import models
-from pipeline.config import Config, Filter, output_settings
+from pipeline.config import Config, Filter, Selection, output_settings
+from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.filter import comparison, learnability, screen, selection
+from pipeline.filter import comparison, grading, learnability, screen, selection
 from pipeline.filter.comparison import Comparison
 from pipeline.filter.learnability import Learnability
 from pipeline.filter.rules import REFUSAL, RULES, Candidate, Run, confidence
@@ -91,19 +92,21 @@ class Tally:
 
 def run(config: Config, run_dir: RunDir) -> None:
     """Write filter/decisions-*.parquet, one file per shard of responses. Raises UserError where nothing is kept."""
-    settings = config.filter
+    settings, weights = config.filter, learnability.fingerprint(config)
     fingerprint = {
-        **{f"filter.{key}": value for key, value in output_settings(settings).items()},
+        **{f"filter.{key}": value for key, value in _values(settings).items()},
+        **grading.fingerprint(settings.selection),
         "input.generate": run_dir.output_hash("generate"),
-        **learnability.fingerprint(config),
+        **weights,
         **screen.fingerprint(config),
         **comparison.fingerprint(config, run_dir),
     }
     stage = run_dir.begin("filter", config, fingerprint, in_one_piece=True)
     if stage.complete:
         return
+    _check_best_of(settings, run_dir)
     facts, tally, selector, files = _facts(run_dir, settings), Tally(), Selector(settings.selection), []
-    learnable = Learnability(config, run_dir)
+    learnable = Learnability(config, run_dir, weights.get("filter.learnability.weights"))
     screening, others = (
         screen.Screen(config, models.teacher_of(run_dir).tokenizer()),
         Comparison(config, run_dir, stage),
@@ -120,6 +123,7 @@ def run(config: Config, run_dir: RunDir) -> None:
             selector.add(row, answer.token_logprobs, decision["kept"])
         stage.commit(pa.Table.from_pylist(decisions, schema=DECISIONS), name)
         files.append(stage.path / name)
+    graded = _grade(run_dir, settings.selection, selector)
     _select(stage, tally, selector, files)
     _cap_refusals(stage, tally, settings)
     if not tally.counts["kept_train"]:
@@ -136,16 +140,33 @@ def run(config: Config, run_dir: RunDir) -> None:
         settings=_thresholds(settings) | screen.thresholds(config),
         limits=limits,
         screening=screening.facts(),
+        graded=graded,
     )
+
+
+def _check_best_of(settings: Filter, run_dir: RunDir) -> None:
+    """Say so where there is nothing to choose from."""
+    num, answers = settings.selection.best_of, run_dir.manifest("generate")["fingerprint"].get("generate.num_samples")
+    if num is not None and answers is not None and answers <= num:
+        each = "1 answer" if answers == 1 else f"{answers} answers"
+        say(f"filter: selection.best_of={num} drops nothing: each prompt has {each} (generate.num_samples)")
 
 
 def _thresholds(settings: Filter) -> Row:
     """Filter's settings by the names that the report knows them by."""
-    values = output_settings(settings)
+    values = _values(settings)
     inner = {section: values.pop(section) for section in ("selection", "learnability")}
+    inner["selection"]["best_by"] = settings.selection.best_by
     if settings.learnability.student is None:
         inner["learnability"] = dict.fromkeys(inner["learnability"])
     return values | {f"{section}.{name}": value for section in inner for name, value in inner[section].items()}
+
+
+def _values(settings: Filter) -> Row:
+    """Filter's own settings; what a judge is, and so whether one chooses, is grading's."""
+    values = output_settings(settings)
+    own = {name: value for name, value in values["selection"].items() if name not in ("best_by", "judge")}
+    return values | {"selection": own}
 
 
 def duplicate_key(prompt_id: str, text: str) -> bytes:
@@ -179,20 +200,40 @@ def _decide(row: Row, answer: Candidate, settings: Filter, seen: dict[bytes, boo
     return decision, refused
 
 
+def _grade(run_dir: RunDir, settings: Selection, selector: Selector) -> Row | None:
+    """Have a judge grade the answers that it has to choose between, and tell what came of it; None without a judge."""
+    if settings.best_by != "judge" or settings.best_of is None:
+        return None
+    is_asked_N = selector.contested(settings.best_of)
+    shards = _with_prompts(run_dir, ["response_id", "prompt_id", "category", "text"])
+    answers = (pair for shard, prompts in shards for pair in zip(shard.to_pylist(), prompts, strict=True))
+    grades_N, facts = grading.grades(settings, run_dir.path / grading.VERDICTS, answers, is_asked_N)
+    selector.rank_by(grades_N)
+    return facts
+
+
+def _revise(stage: Stage, name: str, revised: Callable[[Row], Row]) -> None:
+    """Write a file of decisions again, each as `revised` has it."""
+    rows = read_committed(stage.path / name, DECISIONS.names).to_pylist()
+    stage.commit(pa.Table.from_pylist([revised(row) for row in rows], schema=DECISIONS), name)
+
+
 def _select(stage: Stage, tally: Tally, selector: Selector, files: list[Path]) -> None:
     """Drop what selection has no need of; refusals among it are marked no more."""
     if not selector.is_on or not tally.counts["kept_train"]:
         return
     selected, dropped = selector.decisions(), set[str]()
+
+    def revised(row: Row) -> Row:
+        reason, scores = next(selected)
+        row = row | {"scores": row["scores"] + scores}
+        if reason is None:
+            return row
+        dropped.add(row["response_id"])
+        return tally.drop(row, "train", reason)
+
     for path in files:
-        rows = read_committed(path, DECISIONS.names).to_pylist()
-        for number, row in enumerate(rows):
-            reason, scores = next(selected)
-            row["scores"] += scores
-            if reason is not None:
-                rows[number] = tally.drop(row, "train", reason)
-                dropped.add(row["response_id"])
-        stage.commit(pa.Table.from_pylist(rows, schema=DECISIONS), path.name)
+        _revise(stage, path.name, revised)
     tally.alone.update(selector.alone())
     tally.marked = [refusal for refusal in tally.marked if refusal.response_id not in dropped]
 
@@ -203,13 +244,14 @@ def _cap_refusals(stage: Stage, tally: Tally, settings: Filter) -> None:
         return
     num_kept = _num_refusals(tally.counts["kept"] - len(tally.marked), settings.max_refusal_frac)
     over = sorted(tally.marked)[num_kept:]
+    splits = {refusal.response_id: refusal.split for refusal in over}
+
+    def revised(row: Row) -> Row:
+        split = splits.get(row["response_id"])
+        return row if split is None else tally.drop(row, split, REFUSAL)
+
     for name in sorted({refusal.file for refusal in over}):
-        dropped = {refusal.response_id: refusal.split for refusal in over if refusal.file == name}
-        rows = read_committed(stage.path / name, DECISIONS.names).to_pylist()
-        for number, row in enumerate(rows):
-            if row["response_id"] in dropped:
-                rows[number] = tally.drop(row, dropped[row["response_id"]], REFUSAL)
-        stage.commit(pa.Table.from_pylist(rows, schema=DECISIONS), name)
+        _revise(stage, name, revised)
     others = tally.counts["responses"] - tally.alone[REFUSAL]
     tally.alone[REFUSAL] = max(0, tally.alone[REFUSAL] - _num_refusals(others, settings.max_refusal_frac))
 
@@ -247,25 +289,33 @@ def _logprobs(shard: pa.Table) -> list[npt.NDArray[np.float32]]:
 
 
 def _answers(run_dir: RunDir, settings: Filter, facts: Run) -> Iterator[list[tuple[Row, Row, Candidate]]]:
-    """Each shard's answers with what was asked: both stand in the order of the prompts, and are read side by side.
+    """Each shard's answers with what was asked, as rules read them. Raises UserError as `_with_prompts` does."""
+    columns = COLUMNS if settings.min_end_prob is None else [*COLUMNS, "logprobs"]
+    for shard, prompts in _with_prompts(run_dir, columns):
+        rows = shard.drop_columns("token_logprobs").to_pylist()
+        answers = zip(rows, prompts, _logprobs(shard), strict=True)
+        yield [(row, asked, _candidate(row, asked, logprobs, facts)) for row, asked, logprobs in answers]
+
+
+def _with_prompts(run_dir: RunDir, columns: list[str]) -> Iterator[tuple[pa.Table, list[Row]]]:
+    """Each shard's answers with their prompts: both stand in the order of the prompts, and are read side by side.
 
     Raises UserError where prepare has other prompts than were answered.
     """
     prompts = (row for table in read_shards(run_dir, "prepare", ["prompt_id", "messages"]) for row in table.to_pylist())
     asked = next(prompts, None)
-    columns = COLUMNS if settings.min_end_prob is None else [*COLUMNS, "logprobs"]
     for shard in read_shards(run_dir, "generate", columns):
-        answers = []
-        for row, logprobs in zip(shard.drop_columns("token_logprobs").to_pylist(), _logprobs(shard), strict=True):
-            while asked is not None and asked["prompt_id"] != row["prompt_id"]:
+        of_shard = []
+        for prompt_id in shard.column("prompt_id").to_pylist():
+            while asked is not None and asked["prompt_id"] != prompt_id:
                 asked = next(prompts, None)
             if asked is None:
                 raise UserError(
                     f"{run_dir.path}: prepare has other prompts now than those that were answered; generate again:"
-                    " retort generate CONFIG --fresh"
+                    f" {run_dir.command('generate', '--fresh')}"
                 )
-            answers.append((row, asked, _candidate(row, asked, logprobs, facts)))
-        yield answers
+            of_shard.append(asked)
+        yield shard, of_shard
 
 
 def _candidate(row: Row, asked: Row, logprobs: npt.NDArray[np.float32], facts: Run) -> Candidate:

@@ -1,6 +1,5 @@
 """What an answer is held against beyond its own text: evaluation items, and the answers that were kept before it."""
 
-from collections import Counter
 from typing import Any
 
 from pipeline import contamination, duplicates, privacy
@@ -80,13 +79,10 @@ class Comparison:
     def _contaminated(self, response_id: str, parts: dict[str, tuple[str, list[str]]]) -> Verdict:
         found = [(part, text, hit) for part, (text, each) in parts.items() for hit in self._items.hits(each)]
         for part, text in {part: text for part, text, _ in found}.items():
-            told = {"response_id": response_id, "part": part, "text": self._without_personal(text)}
+            told = {"response_id": response_id, "part": part, "text": privacy.shown(text, self._privacy)}
             for row in contamination.rows([hit for of, _, hit in found if of == part]):
                 self._stage.note(CONTAMINATION, {**told, **row})
         return max((hit.covered_frac for _, _, hit in found), default=0.0), not found
-
-    def _without_personal(self, text: str) -> str:
-        return text if self._privacy.answers == "off" else privacy.redact(text, self._privacy, Counter())
 
     def _near_duplicate(self, response_id: str, sketch: duplicates.Sketch, kept: duplicates.NearDuplicates) -> Verdict:
         twins = [twin for twin in kept.twins(sketch) if twin.is_duplicate]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import models
 from pipeline.codec import decode
@@ -44,12 +45,12 @@ def fingerprint(config: Config) -> Row:
 class Learnability:
     """The first student's KL of every answer, and the limits that the run's answers set."""
 
-    def __init__(self, config: Config, run_dir: RunDir) -> None:
+    def __init__(self, config: Config, run_dir: RunDir, weights_hash: str | None) -> None:
         self._settings = config.filter.learnability
         self.limits: dict[str, float | None] = {"min_kl_nats": None, "max_kl_nats": None}
         self._files: list[Path] = []
         if self._settings.student is not None:
-            self._files = _measured(config, run_dir, self._settings.student)
+            self._files = _measured(config, run_dir, self._settings.student, weights_hash)
             self._set_limits()
 
     def decide(self, number: int, decisions: list[Row]) -> None:
@@ -79,12 +80,12 @@ class Learnability:
             self.limits["max_kl_nats"] = float(np.quantile(kl_nats, 1 - most)) if most else None
 
 
-def _measured(config: Config, run_dir: RunDir, name: str) -> list[Path]:
+def _measured(config: Config, run_dir: RunDir, name: str, weights_hash: str | None) -> list[Path]:
     """The files of scores, one for each shard of answers; what is missing is measured."""
     student = _student(run_dir, name)
-    key = text_hash(f"{student.weights_hash()} {run_dir.output_hash('generate')}")[:16]
-    num_shards = len(shard_paths(run_dir, "generate"))
-    files = [run_dir.path / FOLDER / f"{key}-{number:05d}.parquet" for number in range(num_shards)]
+    key = text_hash(f"{weights_hash} {run_dir.output_hash('generate')}")[:16]
+    paths = shard_paths(run_dir, "generate")
+    files = [run_dir.path / FOLDER / f"{key}-{number:05d}.parquet" for number in range(len(paths))]
     if all(path.exists() for path in files):
         return files
     from pipeline.forced import load
@@ -93,8 +94,9 @@ def _measured(config: Config, run_dir: RunDir, name: str) -> list[Path]:
     files[0].parent.mkdir(exist_ok=True)
     dtype = run_dir.manifest("generate").get("teacher_dtype") or "float32"
     model = load(student.path, dtype)
-    with progress("shards") as bar:
-        task = bar.add_task("student's KL", total=num_shards, note="")
+    num_answers = sum(pq.read_metadata(path).num_rows for path in paths)
+    with progress("answers") as bar:
+        task = bar.add_task("student's KL", total=num_answers, note="")
         for path, shard in zip(files, read_shards(run_dir, "generate", COLUMNS), strict=True):
             if not path.exists():
                 rows = [
@@ -102,7 +104,7 @@ def _measured(config: Config, run_dir: RunDir, name: str) -> list[Path]:
                     for row, kl_nats in _scored(model, shard.to_pylist(), config.evaluate.batch_tokens)
                 ]
                 write_table(pa.Table.from_pylist(rows, schema=SCORES), path)
-            bar.update(task, advance=1)
+            bar.update(task, advance=shard.num_rows)
     return files
 
 
@@ -143,8 +145,11 @@ def _mean_kl_nats(model: Any, batch: list[Any], stored: list[tuple[npt.NDArray[A
     with torch.no_grad():
         states_NH, owners_N = answer_states(model, batch, next(model.parameters()).device)
         K, vocab_size = max(ids.shape[1] for ids, _, _ in stored), len(model.get_output_embeddings().weight)
-        ids_NK = np.concatenate([_widened(ids, K, 0) for ids, _, _ in stored])
-        logprobs_NK = np.concatenate([_widened(values, K, -np.inf) for _, values, _ in stored])
+        missing = [((0, 0), (0, K - ids.shape[1])) for ids, _, _ in stored]  # columns; an id repeats one of its row
+        ids_NK = np.concatenate([np.pad(ids, of, "edge") for (ids, _, _), of in zip(stored, missing, strict=True)])
+        logprobs_NK = np.concatenate(
+            [np.pad(nats, of, constant_values=-np.inf) for (_, nats, _), of in zip(stored, missing, strict=True)]
+        )
         tail_N = np.concatenate([tail for _, _, tail in stored])
         kl_N = torch.cat(
             [
@@ -176,14 +181,3 @@ def kl_of_rows(student_NV: "Tensor", ids_NK: "Tensor", logprobs_NK: "Tensor", ta
     else_p_N = tail_N.double().exp() + torch.where(ids_NK == V, p_NK, 0.0).sum(dim=1)
     else_q_N = q_NV.scatter(1, ids_NK, -torch.inf).logsumexp(dim=1)
     return support_N + torch.where(else_p_N > 0, else_p_N * (else_p_N.log() - else_q_N), 0.0)
-
-
-def _widened(rows_NK: npt.NDArray[Any], width: int, value: float) -> npt.NDArray[Any]:
-    """Rows with more columns: ids repeat the row's first, which are entries, log-probs get `value`."""
-    missing = width - rows_NK.shape[1]
-    if not missing:
-        return rows_NK
-    filler = rows_NK[:, :1].repeat(missing, axis=1) if rows_NK.dtype.kind == "i" else None
-    if filler is None:
-        filler = np.full((len(rows_NK), missing), value, rows_NK.dtype)
-    return np.concatenate([rows_NK, filler], axis=1)

@@ -51,7 +51,7 @@ class Screen:
 
 def fingerprint(config: Config) -> Row:
     """The settings that decide about answers; those about prompts were prepare's."""
-    settings = {"privacy": output_settings(config.privacy), "safety": safety.fingerprint(config.safety)}
+    settings = {"privacy": privacy.fingerprint(config.privacy), "safety": safety.fingerprint(config.safety)}
     return {
         f"{section}.{key}": value
         for section, values in settings.items()

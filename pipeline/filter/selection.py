@@ -1,9 +1,10 @@
-"""Which of the answers to train on that the rules kept are enough: the likeliest of several, no bucket above its share.
+"""Which of the answers to train on that the rules kept are enough: the best of several, no bucket above its share.
 
-Axes: N answers, B buckets. Memory: 50 bytes an answer, where anything is asked for.
+Axes: N answers, P prompts, B buckets. Memory: 50 bytes an answer, where anything is asked for.
 """
 
 import hashlib
+import math
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -27,12 +28,14 @@ Floats = npt.NDArray[np.float64]
 DIFFICULTY_STEP_NATS = 0.25  # width of a bucket of difficulty
 
 
-def best_of_n(prompts_N: Ids, mean_nll_nats_N: Floats, num: int) -> Flags:
+def best_of_n(prompts_N: Ids, mean_nll_nats_N: Floats, num: int, grades_N: Floats | None = None) -> Flags:
     """The `num` answers to each prompt that the teacher finds likeliest, per token; ties go to the earlier one.
 
+    With grades those of the highest, and of one grade the likeliest; an answer without a grade (NaN) is below all.
     Likelihood favours the usual over the surprising: it says nothing of whether an answer is right.
     """
-    order_N = np.lexsort((mean_nll_nats_N, prompts_N))
+    merits_N = np.zeros(len(prompts_N)) if grades_N is None else np.nan_to_num(grades_N, nan=-np.inf)
+    order_N = np.lexsort((mean_nll_nats_N, -merits_N, prompts_N))
     sorted_N = prompts_N[order_N]
     is_first_N = np.append(True, sorted_N[1:] != sorted_N[:-1])[: len(sorted_N)]
     starts_N = np.maximum.accumulate(np.where(is_first_N, np.arange(len(sorted_N)), 0))
@@ -83,7 +86,8 @@ class Selector:
 
     def __init__(self, settings: Selection) -> None:
         self._settings = settings
-        self.is_on = any(value is not None for name, value in settings if name != "seed")
+        self.is_on = any(getattr(settings, name) is not None for name in ("best_of", *BALANCES))
+        self._grades_N: Floats | None = None
         self._categories: dict[str, int] = {}
         self._last_prompt = ""
         self._num_prompts = 0
@@ -105,19 +109,30 @@ class Selector:
         self._is_train.append(row["split"] == "train")
         self._is_kept.append(is_kept and row["split"] == "train")
 
+    def contested(self, num: int) -> Flags:
+        """The answers, (N,), to train on that the rules kept, of prompts that have more than `num` of them."""
+        is_kept_N = np.frombuffer(self._is_kept, np.int8).astype(bool)
+        prompts_N = np.frombuffer(self._integers["prompt"], np.int64)
+        num_kept_P = np.bincount(prompts_N[is_kept_N], minlength=self._num_prompts + 1)
+        return is_kept_N & (num_kept_P[prompts_N] > num)
+
+    def rank_by(self, grades_N: Floats) -> None:
+        """Take a judge's grades of all answers, (N,), NaN where there is none: from now on best_of goes by them."""
+        self._grades_N = grades_N
+
     def decisions(self) -> Iterator[tuple[str | None, list[tuple[str, float]]]]:
         """`(reason, scores)` of each answer in turn: what it is dropped for now, None where it is not.
 
-        Scores are of answers to train on that the rules kept: best_of_n's is the mean NLL, a balance's the share of the
-        answer's bucket before it, or before the pass that dropped it. Raises UserError where a share is too small for
-        the buckets that there are.
+        Scores are of answers to train on that the rules kept: best_of_n's is the mean NLL, or the grade where there is
+        one; a balance's the share of the answer's bucket before it, or before the pass that dropped it. Raises
+        UserError where a share is too small for the buckets that there are.
         """
         is_kept_N = np.frombuffer(self._is_kept, np.int8).astype(bool)
         why_N = np.full(len(is_kept_N), -1)
         scores = {}
         if self._settings.best_of is not None:
-            scores[BEST_OF_N] = np.frombuffer(self._nll_nats)
-            self._drop(why_N, is_kept_N, REASONS.index(BEST_OF_N), self._likeliest(is_kept_N, self._settings.best_of))
+            scores[BEST_OF_N] = np.frombuffer(self._nll_nats) if self._grades_N is None else self._grades_N
+            self._drop(why_N, is_kept_N, REASONS.index(BEST_OF_N), self._best(is_kept_N, self._settings.best_of))
         balances = {name: buckets_N for name, buckets_N in self._buckets() if getattr(self._settings, name) is not None}
         for name, buckets_N in balances.items():
             scores[BALANCES[name]] = _shares(buckets_N, is_kept_N)
@@ -130,13 +145,14 @@ class Selector:
                 self._drop(why_N, is_kept_N, REASONS.index(BALANCES[name]), within_N)
         for answer, reached in enumerate(np.frombuffer(self._is_kept, np.int8)):
             given = [(name, float(score_N[answer])) for name, score_N in scores.items()] if reached else []
+            given = [(name, score) for name, score in given if not math.isnan(score)]
             yield REASONS[why_N[answer]] if why_N[answer] >= 0 else None, given
 
     def alone(self) -> dict[str, int]:
         """How many answers each reason would drop if it stood alone, without rules and other reasons."""
         all_N, stays = np.frombuffer(self._is_train, np.int8).astype(bool), {}
         if self._settings.best_of is not None:
-            stays[BEST_OF_N] = self._likeliest(all_N, self._settings.best_of)
+            stays[BEST_OF_N] = self._best(all_N, self._settings.best_of)
         for name, buckets_N in self._buckets():
             if getattr(self._settings, name) is not None:
                 stays[BALANCES[name]] = self._within(name, buckets_N, all_N)
@@ -147,10 +163,13 @@ class Selector:
         yield "max_length_frac", length_buckets(np.frombuffer(self._integers["tokens"], np.int64))
         yield "max_difficulty_frac", difficulty_buckets(np.frombuffer(self._nll_nats))
 
-    def _likeliest(self, is_kept_N: Flags, num: int) -> Flags:
+    def _best(self, is_kept_N: Flags, num: int) -> Flags:
         stays_N = is_kept_N.copy()
         prompts_N = np.frombuffer(self._integers["prompt"], np.int64)
-        stays_N[is_kept_N] = best_of_n(prompts_N[is_kept_N], np.frombuffer(self._nll_nats)[is_kept_N], num)
+        nll_nats_N, grades_N = np.frombuffer(self._nll_nats), self._grades_N
+        stays_N[is_kept_N] = best_of_n(
+            prompts_N[is_kept_N], nll_nats_N[is_kept_N], num, None if grades_N is None else grades_N[is_kept_N]
+        )
         return stays_N
 
     def _within(self, name: str, buckets_N: Ids, is_kept_N: Flags) -> Flags:

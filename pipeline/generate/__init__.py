@@ -31,7 +31,7 @@ ZSTD_LEVEL = 15  # of the shards: 2-5 % smaller than at 3, for up to 20 ms per t
 def run(config: Config, run_dir: RunDir) -> None:
     """Write generate/responses-*.parquet, shard by shard; shards already there are kept."""
     prompts = run_dir.manifest("prepare")
-    _check_mode(config, prompts)
+    _check_mode(config, run_dir, prompts)
     licences.check_run(config, run_dir)
     teacher = models.find(config.teacher.model, config.teacher.revision)
     models.check_support(teacher, config.generate.k)
@@ -116,12 +116,13 @@ def response(row: Row, answer: Answer, tokenizer: Any, vocab_size: int, config: 
     }
 
 
-def _check_mode(config: Config, prompts: Row) -> None:
+def _check_mode(config: Config, run_dir: RunDir, prompts: Row) -> None:
     prepared = prompts["fingerprint"].get("generate.mode", "sample")
     if prepared != config.generate.mode:
+        again = run_dir.command("prepare", f"generate.mode={config.generate.mode}", "--fresh")
         raise UserError(
             f"generate.mode is {config.generate.mode}, but prepare was done for {prepared}: it decides whether answers"
-            " are read; do it again: retort prepare CONFIG --fresh, or give the run a new name"
+            f" are read; do it again: {again}, or give the run a new name"
         )
 
 

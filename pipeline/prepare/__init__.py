@@ -70,15 +70,15 @@ class _Prompts:
         for asked in self.screened.of(self._asked(), lambda: max_prompts and max_prompts - len(seen)):
             identifier = asked.identifier()
             if identifier in seen:
-                self.counts["duplicates"] += 1
+                self._leave_out(asked.origin, "duplicates")
                 continue
             try:
                 rendered = self._renderer.columns(asked)
             except UserError as problem:
-                self._refuse(asked.place, str(problem))
+                self._refuse(asked.origin, asked.place, str(problem))
                 continue
             if fault := self._others.fault(asked, asked.is_held_out(held_out_frac)):
-                self.counts[fault] += 1
+                self._leave_out(asked.origin, fault)
                 continue
             seen.add(identifier)
             yield self._take(asked, rendered)
@@ -129,17 +129,21 @@ class _Prompts:
                     else:
                         pairs = [(sources.prompt_of(row, source, template), None)]
                 except BadRowError as problem:
-                    self._refuse(place, str(problem))
+                    self._refuse(screening.origin_of(source), place, str(problem))
                     continue
                 category = sources.category_of(row, source)
                 given = (screening.origin_of(source), sources.licence_of(row, source))
                 for messages, completion in pairs:
                     yield Asked(place, category, messages, tools, completion, *given, template=digest)
 
-    def _refuse(self, place: str, problem: str) -> None:
+    def _refuse(self, origin: str, place: str, problem: str) -> None:
         if self._config.prepare.bad_rows == "error":
             raise UserError(f"{place}: {problem} (prepare.bad_rows=skip goes on without such rows)")
-        self.counts["bad_rows"] += 1
+        self._leave_out(origin, "bad_rows")
+
+    def _leave_out(self, origin: str, why: str) -> None:
+        self.counts[why] += 1
+        self.screened.left_out[origin, why] += 1
 
 
 def _context_tokens(config: Config, teacher: models.Model) -> int:
@@ -206,9 +210,6 @@ def _synthesis_fingerprint(config: Config, teacher: models.Model) -> dict[str, A
     if settings.num_prompts is None:
         return {}
     paths = synthesis_files(settings)
-    for path in paths:
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
     folders = [s.dataset for s in settings.documents if s.dataset and Path(s.dataset).is_dir()]
     is_server = bool(config.teacher.server.urls)
     return {

@@ -14,11 +14,11 @@ from pipeline.config import METHODS, Config
 from pipeline.errors import UserError
 from pipeline.prepare import passages, sources
 from pipeline.prepare.passages import Passage
+from pipeline.records import UNCATEGORISED
 from pipeline.rundir import text_hash
 
 Row = dict[str, Any]
 NUM_EXAMPLES = 4
-UNCATEGORISED = "uncategorised"
 TURN = re.compile(r"^<<turn>>$", re.MULTILINE)  # stands between the turns of a template: user, assistant, user, ...
 
 

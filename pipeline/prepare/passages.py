@@ -49,10 +49,11 @@ def read(documents: tuple[Source, ...], bad_rows: str, settings: Privacy, licenc
                 continue
             origin = source.path or source.dataset or ""
             licences.check_source(origin, licence, licence_policy)
+            removed: Counter[str] = Counter()
             if settings.prompts != "off":  # before it is cut: a key may have a blank line
-                text = privacy.redact(text, settings, Counter())
+                text = privacy.redact(text, settings, removed)
             for number, passage in enumerate(cut(text), 1):
-                personal = privacy.placeholders(passage) if settings.prompts != "off" else {}
+                personal = privacy.placeholders(passage, removed) if settings.prompts != "off" else {}
                 if not personal or settings.prompts == "redact":
                     found.append(Passage(f"{place}, passage {number}", passage, origin, licence, personal))
     if not found:

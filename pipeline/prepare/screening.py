@@ -26,6 +26,7 @@ class Screening:
         self._prompts: Counter[str] = Counter(personal=0, labelled=0, dropped_personal=0, dropped_unsafe=0)
         self._licences: Counter[tuple[str, str | None]] = Counter()
         self._written: Counter[tuple[str, str | None]] = Counter()  # the same of the teacher's own, by method
+        self.left_out: Counter[tuple[str, str]] = Counter()  # rows by source, and what they were left out for
 
     def of(self, conversations: Iterable[Asked], num_wanted: Callable[[], int | None]) -> Iterator[Asked]:
         """The conversations, redacted and labelled; those that the settings drop are counted and left out.
@@ -34,13 +35,17 @@ class Screening:
         """
         stream = iter(conversations)
         while batch := list(islice(stream, min(BATCH, num_wanted() or BATCH))):
-            clean = [asked for asked in map(self.redacted, batch) if not self.is_personal(asked)]
-            self._prompts["dropped_personal"] += len(batch) - len(clean)
-            for asked in self.labelled(clean):
+            redacted = list(map(self.redacted, batch))
+            self._drop("personal", [asked for asked in redacted if self.is_personal(asked)])
+            for asked in self.labelled([asked for asked in redacted if not self.is_personal(asked)]):
                 if self.is_unsafe(asked):
-                    self._prompts["dropped_unsafe"] += 1
+                    self._drop("unsafe", [asked])
                 else:
                     yield asked
+
+    def _drop(self, why: str, conversations: list[Asked]) -> None:
+        self._prompts[f"dropped_{why}"] += len(conversations)
+        self.left_out.update((asked.origin, why) for asked in conversations)
 
     def redacted(self, asked: Asked) -> Asked:
         """The conversation without personal data, and the answer to be scored, if there is one."""
@@ -110,6 +115,7 @@ class Screening:
                 "prompts": dict(self._prompts),
             },
             "licences": {"teacher": teacher._asdict(), "sources": sources, "written": written},
+            "left_out": [{"source": s, "reason": why, "prompts": num} for (s, why), num in self.left_out.items()],
         }
 
 
@@ -120,7 +126,7 @@ def origin_of(source: Source) -> str:
 
 def fingerprint(config: Config) -> Row:
     """The settings that decide about prompts; those about answers are filter's."""
-    settings = {"privacy": output_settings(config.privacy), "safety": safety.fingerprint(config.safety)}
+    settings = {"privacy": privacy.fingerprint(config.privacy), "safety": safety.fingerprint(config.safety)}
     return {
         f"{section}.{key}": value
         for section, values in settings.items()

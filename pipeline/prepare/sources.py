@@ -10,6 +10,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from pipeline.config import Source
 from pipeline.corpora import BadRowError, Row, utf8
 from pipeline.errors import UserError
+from pipeline.records import UNCATEGORISED
 
 Message = dict[str, Any]  # role and content, and of OPTIONAL what its role may have and this one has
 Messages = list[Message]
@@ -85,7 +86,7 @@ def tools_of(row: Row, source: Source) -> list[Any] | None:
 
 def category_of(row: Row, source: Source) -> str:
     """The row's label, halves of surrogate pairs replaced."""
-    return str(row.get(source.category) or "uncategorised").encode(errors="replace").decode()
+    return str(row.get(source.category) or UNCATEGORISED).encode(errors="replace").decode()
 
 
 def licence_of(row: Row, source: Source) -> str | None:

@@ -79,6 +79,11 @@ def grow(
     """
     settings = config.prepare.synthesis
     missing = max(0, (settings.num_prompts or 0) - len(pool.texts))
+    if not missing:
+        say(
+            f"prepare: the teacher writes no prompt: the sources give {len(pool.texts)}, and"
+            f" prepare.synthesis.num_prompts={settings.num_prompts} counts those too"
+        )
     tallies = {method: Tally(wanted) for method, wanted in shared_out(missing, settings.shares()).items()}
     plan = Plan(config, tokenizer, pool, [method for method, tally in tallies.items() if tally.wanted])
     files: list[Path] = []
@@ -120,7 +125,7 @@ def prompts(files: list[Path]) -> Iterator[Asked]:
     for path in files:
         for row in read_drafts(path):
             if row["reason"] is None:
-                yield Asked(**{**row["prompt"], "parents": tuple(row["prompt"]["parents"])})
+                yield _asked_again(row)
 
 
 def shared_out(total: int, shares: dict[str, float]) -> dict[str, int]:
@@ -260,7 +265,7 @@ class Judge:
     def judge_again(self, row: Row) -> None:
         """Take note of a row of a round that is there already, as when it was made."""
         if row["reason"] in AMONG_OTHERS:
-            asked = Asked(**{**row["prompt"], "parents": tuple(row["prompt"]["parents"])})
+            asked = _asked_again(row)
             self._fault(asked)
             if row["reason"] is None:
                 self._seen.add(_key(asked.messages[0]["content"]))
@@ -310,6 +315,11 @@ def _asked(place: str, of: Instruction, text: str, question: str | None = None) 
         conversation_id=of.conversation_id,
         question=question,
     )
+
+
+def _asked_again(row: Row) -> Asked:
+    """The prompt of a draft's row, as it was written."""
+    return Asked(**{**row["prompt"], "parents": tuple(row["prompt"]["parents"])})
 
 
 def _served(config: Config, teacher: models.Model) -> Served:

@@ -1,7 +1,6 @@
 """What filter decided, with the answers themselves: why one was kept or dropped, and examples of each reason."""
 
 import random
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ from pipeline import privacy
 from pipeline.config import Privacy
 from pipeline.console import escaped
 from pipeline.errors import UserError
-from pipeline.report.figures import NONE, RULE_UNITS, setting_text, words
+from pipeline.report.figures import NONE, rule_unit, setting_text, words
 from pipeline.rundir import RunDir, read_answers, read_shards, shard_paths
 
 Row = dict[str, Any]
@@ -28,10 +27,10 @@ def explain(run_dir: RunDir, response_id: str) -> str:
     """
     manifest = run_dir.manifest("filter")
     decision, answer = _decision(run_dir, response_id)
-    prompt = _questions(run_dir, {answer["prompt_id"]})
+    messages = _conversations(run_dir, {answer["prompt_id"]}).get(answer["prompt_id"], [])
     settings, limits = manifest.get("settings", {}), manifest.get("limits")
     scores = dict(decision["scores"])
-    lines = [f"PROMPT {answer['prompt_id']}", *_indented(prompt.get(answer["prompt_id"], NONE))]
+    lines = [f"PROMPT {answer['prompt_id']}", *_indented(_question(messages))]
     lines += ["", f"ANSWER {response_id}", *_indented(answer["text"]), ""]
     lines += ["FILTER kept" if decision["kept"] else f"FILTER dropped: {_listed(decision['reasons'])}"]
     lines += [f"  {'rule':<20} {'score':>8} {'':<26}  {'verdict':<9}  setting"]
@@ -41,7 +40,7 @@ def explain(run_dir: RunDir, response_id: str) -> str:
             verdict, score = "off" if setting == "off" else "–", ""
         else:
             verdict, score = "drop" if rule in decision["reasons"] else "keep", f"{scores[rule]:.4g}"
-        unit = RULE_UNITS.get(rule, "") if score else ""
+        unit = rule_unit(rule, settings) if score else ""
         lines.append(f"  {words(rule):<20} {score:>8} {unit:<26}  {verdict:<9}  {setting}")
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
@@ -68,20 +67,24 @@ def sample(run_dir: RunDir, reason: str, num: int) -> str:
     lines = [f"{len(chosen)} of {total} answers: {words(reason)}"]
     for row in _rows(run_dir, sorted(chosen)):
         lines += ["", f"{row['response_id']} · {_listed(row['reasons']) or KEPT} · {escaped(row['category'] or NONE)}"]
-        lines += [*_indented(f"Q: {row['prompt']}"), *_indented(f"A: {row['text']}")]
+        lines += [*_indented(f"Q: {_question(row['messages'])}"), *_indented(f"A: {row['text']}")]
     return "\n".join(lines) + "\n"
 
 
 def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
-    """The first `num` answers that each reason dropped: `response_id`, `prompt` and `text`, cut to `max_chars`.
+    """The first `num` answers that each reason dropped: `response_id`, `text`, and what it answered.
 
-    Personal data that filter looked for is left out of them: a report is passed on. Of the answers only the files that
-    hold an example are read.
+    That is in `turns` from the last thing the user said on, and in `earlier` before it: each message's `role` and
+    `text`. All texts are cut to `max_chars`. Personal data that filter looked for is left out of them: a report is
+    passed on. Of the answers only the files that hold an example are read.
     """
     settings = Privacy.model_validate(run_dir.manifest("filter").get("screening", {}).get("privacy", {}))
 
-    def clean(text: str) -> str:
-        return text if settings.answers == "off" else privacy.redact(text, settings, Counter())
+    def shown(text: str) -> str:
+        return _cut(privacy.shown(text, settings), max_chars)
+
+    def turns(messages: list[Row]) -> list[Row]:
+        return [{"role": each["role"], "text": shown(each["content"] or each["tool_calls"] or "")} for each in messages]
 
     chosen: dict[str, list[Place]] = {}
     for place, reasons in _decided(run_dir):
@@ -90,17 +93,16 @@ def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
                 chosen[reason].append(place)
     wanted = sorted({place for places in chosen.values() for place in places})
     by_place = dict(zip(wanted, _rows(run_dir, wanted), strict=True))
-    return {
-        reason: [
-            {
-                "response_id": by_place[place]["response_id"],
-                "prompt": _cut(clean(by_place[place]["prompt"]), max_chars),
-                "text": _cut(clean(by_place[place]["text"]), max_chars),
-            }
-            for place in places
-        ]
-        for reason, places in chosen.items()
-    }
+    told = {}
+    for place, row in by_place.items():
+        last = _last_user(row["messages"]) or 0
+        told[place] = {
+            "response_id": row["response_id"],
+            "earlier": turns(row["messages"][:last]),
+            "turns": turns(row["messages"][last:]),
+            "text": shown(row["text"]),
+        }
+    return {reason: [told[place] for place in places] for reason, places in chosen.items()}
 
 
 def _decision(run_dir: RunDir, response_id: str) -> tuple[Row, Row]:
@@ -122,7 +124,7 @@ def _decided(run_dir: RunDir) -> Iterator[tuple[Place, list[str]]]:
 
 
 def _rows(run_dir: RunDir, places: list[Place]) -> list[Row]:
-    """The answers at these places, in ascending order, each with its prompt and why it was dropped."""
+    """The answers at these places, in ascending order, each with its prompt's messages and why it was dropped."""
     answers, decisions = shard_paths(run_dir, "generate"), shard_paths(run_dir, "filter")
     rows = []
     for number in dict.fromkeys(number for number, _ in places):
@@ -130,19 +132,29 @@ def _rows(run_dir: RunDir, places: list[Place]) -> list[Row]:
         reasons = pq.read_table(decisions[number], columns=["reasons"]).column("reasons")
         for row in (row for file, row in places if file == number):
             rows.append(whole.slice(row, 1).to_pylist()[0] | {"reasons": reasons[row].as_py()})
-    questions = _questions(run_dir, {row["prompt_id"] for row in rows})
-    return [row | {"prompt": questions.get(row["prompt_id"], NONE)} for row in rows]
+    asked = _conversations(run_dir, {row["prompt_id"] for row in rows})
+    return [row | {"messages": asked.get(row["prompt_id"], [])} for row in rows]
 
 
-def _questions(run_dir: RunDir, prompt_ids: set[str]) -> dict[str, str]:
-    """The last thing that each prompt's user said; none where prepare's folder is gone."""
-    found: dict[str, str] = {}
+def _conversations(run_dir: RunDir, prompt_ids: set[str]) -> dict[str, list[Row]]:
+    """The messages of each prompt; none where prepare's folder is gone."""
+    found: dict[str, list[Row]] = {}
     for table in read_shards(run_dir, "prepare", ["prompt_id", "messages"]) if run_dir.is_done("prepare") else ():
         for place, prompt_id in enumerate(table.column("prompt_id").to_pylist()):
             if prompt_id in prompt_ids:
-                messages = table.column("messages")[place].as_py()
-                found[prompt_id] = next((m["content"] or "" for m in reversed(messages) if m["role"] == "user"), NONE)
+                found[prompt_id] = table.column("messages")[place].as_py()
     return found
+
+
+def _last_user(messages: list[Row]) -> int | None:
+    """Where the last thing that the user said stands."""
+    return max((n for n, message in enumerate(messages) if message["role"] == "user"), default=None)
+
+
+def _question(messages: list[Row]) -> str:
+    """The last thing that the user said."""
+    place = _last_user(messages)
+    return NONE if place is None else messages[place]["content"] or ""
 
 
 def _listed(reasons: list[str]) -> str:

@@ -11,7 +11,7 @@ from pipeline import codec, models, reasoning
 from pipeline import config as config_module
 from pipeline.console import escaped
 from pipeline.errors import UserError
-from pipeline.report.figures import NONE, RULE_UNITS, setting_text, words
+from pipeline.report.figures import NONE, rule_unit, setting_text, words
 from pipeline.rundir import RunDir, read_shards
 
 Row = dict[str, Any]
@@ -157,7 +157,7 @@ def _filter_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
     yield f"  {'rule':<20} {'score':>8} {'':<13}  setting"
     for rule, score in decision["scores"]:
         mark = "  ← dropped" if rule in decision["reasons"] else ""
-        unit = RULE_UNITS.get(rule, "")
+        unit = rule_unit(rule, settings)
         yield f"  {words(rule):<20} {score:>8.4g} {unit:<13}  {setting_text(rule, settings, limits)}{mark}"
 
 

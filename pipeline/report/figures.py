@@ -371,6 +371,13 @@ def setting_text(reason: str, settings: dict[str, Any], limits: dict[str, Any] |
     return f"{name} = {value}" + (f": {bound} {limit:.3g}" if is_number(limit) else "")
 
 
+def rule_unit(reason: str, settings: dict[str, Any]) -> str:
+    """What a rule's score counts; `settings` are those of filter's manifest."""
+    if reason == "best_of_n" and settings.get("selection.best_by") == "judge":
+        return "grade, 1-10"
+    return RULE_UNITS.get(reason, "")
+
+
 def words(name: str) -> str:
     """A name of the code as people read it: `too_short` is `too short`."""
     return name.replace("_", " ")

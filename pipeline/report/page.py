@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from pipeline import models
 from pipeline.records import ARMS, STAGES
-from pipeline.report import charts, decided, figures, judged, preferred, risks, served, voted
+from pipeline.report import charts, decided, figures, judged, preferred, prepared, risks, served, voted
 from pipeline.rundir import RunDir, read_committed, read_json, write_text
 
 NUM_OPEN_ITEMS = 6
@@ -77,7 +77,7 @@ def render(run_dir: RunDir) -> str:
         "charts": _charts(run_dir, arms, manifests),
         "capture": _capture(manifests),
         "filter": _filter(run_dir, manifests),
-        "synthesis": _synthesis(manifests),
+        "prompts": prepared.described(run_dir) if "prepare" in manifests else None,
         "chat": _chat(run_dir),
         "votes": voted.summary(run_dir),
         "num_open": NUM_OPEN_ITEMS,
@@ -182,29 +182,6 @@ def _capture(manifests: dict[str, Any]) -> dict[str, Any] | None:
         "tokens_per_s": manifest.get("generated_tokens", 0) / generating_s if generating_s else None,
         "bytes_per_token": counts["bytes"] / max(counts["answer_tokens"], 1),
     }
-
-
-def _synthesis(manifests: dict[str, Any]) -> dict[str, Any] | None:
-    """What the teacher wrote of the prompts, method by method, and how various they are; None where it wrote none."""
-    report = manifests.get("prepare", {}).get("synthesis")
-    if not report:
-        return None
-    methods = []
-    for method, tally in report["methods"].items():
-        needed = tally["drafts"] - tally["reasons"].get("not_needed", 0)
-        reasons = sorted(tally["reasons"].items(), key=lambda item: -item[1])
-        dropped = ", ".join(f"{figures.words(name)} {num}" for name, num in reasons)
-        taken = figures.percent(tally["written"] / max(needed, 1))
-        methods.append({**tally, "name": figures.words(method), "yield": taken, "dropped": dropped or figures.NONE})
-    measured = report["diversity"]
-    shares = ("distinct_1_frac", "distinct_2_frac", "distinct_3_frac", "cluster_coverage_frac")
-    rows = []
-    for name, meaning in (("sources", "Of the sources"), ("written", "Written by the teacher"), ("all", "All")):
-        if measured:
-            of = measured[name]
-            cells = [figures.whole(of["prompts"]), *(figures.percent(of[share]) for share in shares)]
-            rows.append((meaning, [*cells, f"{of['num_clusters_even']:.1f}"]))
-    return {"written": report["written"], "methods": methods, "measured": measured, "diversity": rows}
 
 
 def _filter(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any] | None:

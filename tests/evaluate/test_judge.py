@@ -16,7 +16,7 @@ from pipeline.config import Evaluate, Judge
 from pipeline.errors import UserError
 from pipeline.evaluate import judge
 from pipeline.evaluate.judge import checks
-from pipeline.evaluate.judge.questions import Reply
+from pipeline.judge.questions import Reply
 
 ROOT = Path(pipeline.__file__).parent.parent
 NUM_ITEMS = 40

@@ -44,11 +44,17 @@ class Filtered:
         data = {"name": "trial", "runs_dir": str(self.folder), "teacher": {"model": str(self.teacher)}}
         return validate({**data, "filter": settings}, "test")
 
-    def captured(self, *shards: list[Row], prompts: dict[str, str] | None = None) -> "Filtered":
-        """`prompts`: what was asked, by prompt id, where a test cares; no evaluation set is held against them."""
+    def captured(
+        self, *shards: list[Row], prompts: dict[str, str] | None = None, messages: dict[str, list[Row]] | None = None
+    ) -> "Filtered":
+        """`prompts`: what was asked, by prompt id, where a test cares, or `messages`: all that was said before.
+
+        No evaluation set is held against them.
+        """
         asked = {row["prompt_id"]: f"What of {row['prompt_id']}?" for rows in shards for row in rows} | (prompts or {})
         prepared = [
-            {"prompt_id": name, "messages": [{"role": "user", "content": text}]} for name, text in asked.items()
+            {"prompt_id": name, "messages": (messages or {}).get(name, [{"role": "user", "content": text}])}
+            for name, text in asked.items()
         ]
         self.commit("prepare", {"prepare.decontaminate": []}, "prompts", PROMPTS, prepared)
         made_for = {"teacher.model": str(self.teacher), "teacher.revision": None}

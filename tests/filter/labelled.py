@@ -3,9 +3,11 @@
     .venv/bin/python tests/filter/labelled.py
 
 labelled.jsonl: one answer a line, with `category`, `prompt`, `answer`, `reasons` (none: a good answer) and, where they
-differ from the usual, `system`, `finish_reason`, `special_tokens` (so many before the end), and `token_ids` with
-`token_logprobs` for answers that a teacher wrote. Rules of one family say the same thing in several ways, so a rule
-that drops an answer for which another of its family is named is right; to its recall count those that name it.
+differ from the usual, `system`, `finish_reason`, `special_tokens` (so many before the end), filter's `settings`,
+`token_ids` with `token_logprobs` for answers that a teacher wrote, and `end_prob`: the probability of an end-of-turn
+that the demo teacher gave to the place where an answer was cut off. Rules of one family say the same thing in several
+ways, so a rule that drops an answer for which another of its family is named is right; to its recall count those that
+name it.
 """
 
 import json
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import codec
 from pipeline.config import Filter
 from pipeline.filter.rules import RULES, Candidate, Run
 
@@ -37,7 +40,7 @@ FAMILIES = (
 )
 SPECIAL, PLAIN = 0, 7
 # Mean NLL of the demo teacher's worst hundredth of 452 answers to the seed prompts at temperature 0.7.
-RUN = Run(special_ids=frozenset({SPECIAL}), nll_limit_nats=2.47)
+RUN = Run(special_ids=frozenset({SPECIAL}), stop_ids=frozenset({SPECIAL}), nll_limit_nats=2.47)
 SETTINGS = Filter(max_length_ratio=8)  # as shipped, and the rule that a corpus of many tasks has no use for
 Row = dict[str, Any]
 
@@ -78,13 +81,20 @@ def candidate(row: Row) -> Candidate:
         prompt=row["prompt"],
         system=row.get("system", ""),
         token_logprobs=np.array(row.get("token_logprobs", []), np.float32),
+        logprobs=last_row(row["end_prob"]) if "end_prob" in row else None,
         run=RUN,
     )
 
 
-def dropped(row: Row, settings: Filter = SETTINGS) -> list[str]:
+def last_row(end_prob: float) -> codec.Packed:
+    """Packed log-probs of one token, the end of the turn or another."""
+    logprobs_NK = np.log(np.array([[end_prob, 1 - end_prob]], np.float32))
+    return codec.encode(np.array([[SPECIAL, PLAIN]], np.int32), logprobs_NK, np.array([-np.inf], np.float32))
+
+
+def dropped(row: Row) -> list[str]:
     """The rules that say no."""
-    answer = candidate(row)
+    answer, settings = candidate(row), SETTINGS.model_copy(update=row.get("settings", {}))
     return [name for name, rule in RULES.items() if (verdict := rule(answer, settings)) is not None and not verdict[1]]
 
 

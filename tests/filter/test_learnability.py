@@ -8,7 +8,8 @@ import pytest
 import torch
 from captured import Filtered, Row, reasons, response
 
-from pipeline import codec
+from pipeline import codec, models
+from pipeline.console import progress
 from pipeline.errors import UserError
 from pipeline.filter import learnability
 from pipeline.filter.learnability import kl_of_rows
@@ -165,3 +166,25 @@ def test_a_student_of_this_very_run_and_one_of_other_tokens_are_refused(
         (other / path.name).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="its tokens are not the teacher's"):
         filtered.do(learnability={"student": str(other)}, **OFF)
+
+
+def test_the_students_weights_are_hashed_once_and_answers_are_counted(
+    filtered: Filtered, student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_model, hashed, bars = models.Model.weights_hash, [], []
+
+    class Bar(type(progress(""))):
+        def update(self, task_id: Any, **fields: Any) -> None:
+            super().update(task_id, **fields)
+            bars.append((self.tasks[0].completed, self.tasks[0].total))
+
+    def counted(model: models.Model) -> str:
+        hashed.append(model.name)
+        return of_model(model)
+
+    monkeypatch.setattr(models.Model, "weights_hash", counted)
+    monkeypatch.setattr(learnability, "progress", lambda unit: Bar(unit))
+    rows = answers(student, [0.0, 0.5, 1.0])
+    filtered.captured(rows[:1], rows[1:]).do(learnability={"student": str(student)}, **OFF)
+    assert hashed == [str(student)]
+    assert bars == [(1, 3), (3, 3)]

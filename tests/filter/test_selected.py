@@ -1,5 +1,6 @@
 """Selection in the filter stage: the likeliest of several answers, balance, and what is told of it."""
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -113,3 +114,21 @@ def test_where_no_answer_is_left_the_rules_are_told_and_not_the_shares(filtered:
     filtered.captured([response("a-0", "")])
     with pytest.raises(UserError, match=r"none is kept to train on \(dropped: empty 1\)"):
         filtered.do(selection={"max_category_frac": 0.5}, **OFF)
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [(1, "has 1 answer (generate.num_samples)"), (2, "has 2 answers (generate.num_samples)"), (3, "")],
+)
+def test_best_of_with_nothing_to_choose_from_is_told(
+    filtered: Filtered, capsys: pytest.CaptureFixture[str], samples: int, said: str
+) -> None:
+    filtered.captured([with_nll("a-0", 0.1)])
+    path = filtered.run_dir.stage_path("generate") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["fingerprint"]["generate.num_samples"] = samples
+    path.write_text(json.dumps(manifest))
+    filtered.do(selection={"best_of": 2}, **OFF)
+    told = capsys.readouterr().err
+    assert said in told
+    assert ("drops nothing" in told) == bool(said)

@@ -70,6 +70,29 @@ def test_prompts_with_personal_data_can_be_left_out_or_let_be(prepared: Any, do:
     assert contents(prepared) == ["Mail ada@acme.io", "Hi"]
 
 
+def test_what_was_left_out_is_told_by_source(prepared: Any, tmp_path: Path) -> None:
+    words = " ".join(f"word{n}" for n in range(12))
+    rows = [{"prompt": text} for text in ("Hi", "Hi", "Mail ada@acme.io", "x" * 200, f"Say {words}", f"Say {words}.")]
+    sources = [prepared.lines(*rows, {"no": 1}), prepared.lines({"prompt": "Hi"}, {"prompt": "Bye"}, name="b.jsonl")]
+    phrases = tmp_path / "phrases.yaml"
+    phrases.write_text("both: {harm: {patterns: [bye]}}\n")
+    config = prepared.config(*sources, bad_rows="skip", near_duplicates=0.7, decontaminate=[])
+    data = config.model_dump(mode="json") | {"safety": {"words": str(phrases), "max_prompt_score": 0.1}}
+    data["privacy"]["prompts"] = "drop"
+    prepare.run(validate(data, "test"), prepared.run_dir)
+    manifest = prepared.run_dir.manifest("prepare")
+    first, second = (source["path"] for source in sources)
+    assert {(of["source"], of["reason"]): of["prompts"] for of in manifest["left_out"]} == {
+        (first, "duplicates"): 1,
+        (first, "personal"): 1,
+        (first, "bad_rows"): 2,
+        (first, "near_duplicates"): 1,
+        (second, "duplicates"): 1,
+        (second, "unsafe"): 1,
+    }
+    assert [(of["source"], of["prompts"]) for of in manifest["licences"]["sources"]] == [(first, 2)]
+
+
 def test_tools_and_their_calls_are_looked_at(prepared: Any, do: Do) -> None:
     tools = [{"type": "function", "function": {"name": "mail", "description": "Mails bob@acme.io"}}]
     do({"messages": [{"role": "user", "content": "Hi"}], "tools": tools})

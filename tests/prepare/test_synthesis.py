@@ -216,9 +216,11 @@ def test_the_teachers_reasoning_is_no_part_of_a_prompt(grown: Grown) -> None:
     assert all(row["messages"][0]["content"].startswith("Explain how") for row in grown.rows("evolve"))
 
 
-def test_nothing_is_written_where_the_sources_have_enough(grown: Grown) -> None:
+def test_nothing_is_written_where_the_sources_have_enough(grown: Grown, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = grown.do(num_prompts=24)
     assert teacher.asked == []
+    said = "writes no prompt: the sources give 24, and prepare.synthesis.num_prompts=24 counts those too"
+    assert said in capsys.readouterr().err
     assert grown.prepared.run_dir.manifest("prepare")["counts"]["synthesised"] == 0
     assert grown.report()["diversity"] is None
 

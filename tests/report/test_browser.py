@@ -127,15 +127,21 @@ def test_nothing_is_fetched(dom: Dom) -> None:
     assert [target for target in dom.fetched if not target.startswith("#")] == []
 
 
+def test_prompts_are_shown_by_source_and_licence(dom: Dom) -> None:
+    texts = [" ".join(text.split()) for text in dom.texts]
+    assert {"Prompts by source", "bad rows 2", "apache-2.0"} <= set(texts)
+
+
 def test_style_sheet_fetches_nothing(html: str) -> None:
     style = html[html.index("<style>") : html.index("</style>")]
     assert not re.search(r"url\(|@import|@font-face", style)
 
 
 def test_print_opens_everything_and_fits_charts_to_paper(html: str, dom: Dom, tmp_path: Path) -> None:
-    assert dom.open.count(False) == 8  # three breakdowns, two rules' examples, two items and the config
+    # three breakdowns, two rules' examples, in each the earlier messages, two items and the config
+    assert dom.open.count(False) == 10
     printing = dumped(POLICY.sub("", html).replace("</body>", f"{PRINTING}</body>"), tmp_path)
-    assert printing.open == [True] * 14
+    assert printing.open == [True] * 16
     assert printing.widths == {"640"}
 
 

@@ -77,7 +77,27 @@ def test_examples_of_every_reason_are_cut_to_one_line(run_dir: RunDir) -> None:
     found = decided.examples(run_dir, 2, 12)
     assert set(found) == {reason for reason, dropped in DROPS.items() if dropped}
     [example] = found["truncated"]
-    assert example == {"response_id": "prompt0-0", "prompt": r"Say 0.\x1b[2J…", "text": r"Answer 0: \x1b…"}
+    assert example == {
+        "response_id": "prompt0-0",
+        "earlier": [{"role": "system", "text": "Be brief."}],
+        "turns": [{"role": "user", "text": r"Say 0.\x1b[2J…"}],
+        "text": r"Answer 0: \x1b…",
+    }
+
+
+def test_an_example_has_the_whole_conversation(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = decided._rows
+    call = {"role": "assistant", "content": None, "tool_calls": '[{"function": "look"}]'}
+    said = [("system", "Be kind."), ("user", "One"), ("assistant", "I mailed ada@acme.io."), ("user", "Two")]
+    messages = [{"role": role, "content": text, "tool_calls": None} for role, text in said]
+
+    def talked(*arguments: Any) -> list[dict[str, Any]]:
+        return [row | {"messages": [*messages, call]} for row in taken(*arguments)]
+
+    monkeypatch.setattr(decided, "_rows", talked)
+    [example] = decided.examples(run_dir, 1, 40)["truncated"]
+    assert [each["text"] for each in example["earlier"]] == ["Be kind.", "One", "I mailed <EMAIL>."]
+    assert [each["text"] for each in example["turns"]] == ["Two", '[{"function": "look"}]']
 
 
 def test_personal_data_in_an_example_stays_out_of_the_report(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

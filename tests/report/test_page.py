@@ -98,6 +98,7 @@ def test_sections_come_verdict_first_and_limits_before_how_to_reproduce(run_dir:
         "tasks",
         "health",
         "risks",
+        "prompts",
         "filter",
         "answers",
         "limits",
@@ -407,8 +408,8 @@ def test_a_setting_of_several_limits_and_one_with_the_runs_own() -> None:
     assert figures.setting_text("high_nll", settings, {"nll_limit_nats": None}) == "worst_nll_frac = 0.01"
 
 
-def test_prompts_that_the_teacher_wrote_have_a_section_and_others_none(run_dir: RunDir) -> None:
-    assert "prompts" not in page_of(run_dir).sections
+def test_prompts_that_the_teacher_wrote_are_told_with_how_various_they_are(run_dir: RunDir) -> None:
+    assert not page_of(run_dir).rows_of("self instruct")
     path = run_dir.stage_path("prepare") / "manifest.json"
     figures_of = {
         "prompts": 400,
@@ -427,7 +428,6 @@ def test_prompts_that_the_teacher_wrote_have_a_section_and_others_none(run_dir: 
     }
     write_json(path, {**run_dir.manifest("prepare"), "synthesis": report})
     shown = page_of(run_dir)
-    assert "prompts" in shown.sections
     [row] = shown.rows_of("self instruct")
     assert row[1:] == ["30", "9", "45.0 %", "not needed 10, too short 6, answer like 5"]
     [row] = shown.rows_of("Written by the teacher")

@@ -137,7 +137,9 @@ def test_decisions_that_say_nothing_of_personal_data_are_refused(tmp_path: Path)
     stage = RunDir(run.path, fresh="always").begin("filter", config, {"input.generate": run.output_hash("generate")})
     stage.commit(pa.table({"response_id": ["a", "b", "c"], "kept": [True] * 3}), "decisions-00000.parquet")
     stage.finish([stage.path / "decisions-00000.parquet"], {})
-    with pytest.raises(UserError, match=r"has no masked_spans: another version .* `retort filter CONFIG --fresh`"):
+    with pytest.raises(
+        UserError, match=r"has no masked_spans: another version .* `retort filter .*config\.yaml --fresh`"
+    ):
         kept_answers(run, "train", 20)
 
 

@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import chat_set, config
-from pipeline.config import output_settings
-from pipeline.console import progress, say
-from pipeline.errors import UserError
 from pipeline.evaluate.judge import checks
-from pipeline.evaluate.judge.client import Client, estimated_tokens
 from pipeline.evaluate.judge.figures import Clustered, Figures, Outcome, by_category, compared
-from pipeline.evaluate.judge.ledger import Ledger, Verdict
-from pipeline.evaluate.judge.questions import Asker, Pair, Question, Reply, Rows, pairs, replies, template_hashes
+from pipeline.evaluate.judge.turns import Rows, pairs, replies
 from pipeline.evaluate.statistics import exact
+from pipeline.judge import ask, spent
+from pipeline.judge.ledger import Ledger
+from pipeline.judge.questions import Asker, Pair, Question, Reply
 
 GRADED = ("teacher", "student", "sft_only")
 RIVALS = {"teacher": "the teacher's", "sft_only": "that of the student trained by cross-entropy alone"}
-MESSAGE_TOKENS = 8  # that a chat template puts around a message, about
 VERDICTS = "verdicts.jsonl"
 
 
@@ -62,16 +59,8 @@ def run(
     systems = {item.id: item.system for item in items}
     plan = _plan(settings, [{"system": systems.get(row["item_id"]), **row} for row in rows])
     ledger = Ledger(folder / VERDICTS)
-    _ask(judge, plan, ledger)
+    ask(judge, plan.questions(), ledger, "evaluate.chat_items")
     return _judged(settings, plan, ledger, teacher)
-
-
-def fingerprint(settings: config.Judge) -> dict[str, Any] | None:
-    """The settings and templates that verdicts follow from; None without a judge. Raises UserError as `Asker` does."""
-    if settings.url is None:
-        return None
-    Asker(settings)
-    return {**output_settings(settings), "templates.hash": template_hashes(settings)}
 
 
 def _plan(settings: config.Evaluate, rows: Rows) -> _Plan:
@@ -89,54 +78,6 @@ def _plan(settings: config.Evaluate, rows: Rows) -> _Plan:
         if given:
             plan.graded[arm] = [(reply, asker.single(arm, reply)) for reply in given.values()]
     return plan
-
-
-def _ask(judge: config.Judge, plan: _Plan, ledger: Ledger) -> None:
-    """Ask what the ledger lacks. Raises UserError before the first call where it may be too dear, and while it is."""
-    tries = judge.retries + 1
-    everything = plan.questions()
-    missing = ledger.missing(everything, tries)
-    _check_cost(judge, missing, len({question.key for question in everything}), ledger)
-    if not missing:
-        return
-    with progress("verdicts") as bar:
-        task = bar.add_task("judge", total=len(missing), note="")
-
-        def take(verdict: Verdict) -> None:
-            ledger.add(verdict)
-            spent = _spent(judge, ledger)
-            bar.update(task, advance=1, note=f"cost {spent:.2f}" if judge.price_in or judge.price_out else "")
-            if spent > judge.max_cost:
-                raise UserError(
-                    f"evaluate.judge: its verdicts have cost {spent:.2f}, above evaluate.judge.max_cost="
-                    f"{judge.max_cost:g}; raise it and run the same command again: they are kept"
-                )
-
-        Client(judge).ask(missing, ledger.has_answers, take)
-    if refused := ledger.num_refused(missing):
-        say(f"evaluate: {refused} questions were refused by the judge's server, and are invalid: see {ledger.path}")
-
-
-def _check_cost(judge: config.Judge, missing: list[Question], num_all: int, ledger: Ledger) -> None:
-    """Say what is to come; each reply counts at its longest, each verdict as read at once."""
-    longest = judge.request.get("max_completion_tokens") or judge.request.get("max_tokens") or judge.max_tokens
-    tokens_in = sum(estimated_tokens(question.text) + MESSAGE_TOKENS for question in missing)
-    tokens_out = longest * len(missing)
-    spent = _spent(judge, ledger)
-    cost = spent + _cost(judge, tokens_in, tokens_out)
-    is_priced = judge.price_in or judge.price_out
-    priced = (
-        f": at most {cost:.2f} in all" if is_priced else "; its price is not set (evaluate.judge.price_in, price_out)"
-    )
-    say(
-        f"evaluate: judge {judge.model}: {len(missing)} of {num_all} verdicts to come, about {tokens_in} tokens in and"
-        f" at most {tokens_out} out{priced}" + (f", {spent:.2f} of it spent" if spent else "")
-    )
-    if cost > judge.max_cost:
-        raise UserError(
-            f"evaluate.judge: {len(missing)} verdicts may cost {cost:.2f} in all, above evaluate.judge.max_cost="
-            f"{judge.max_cost:g}; raise it, or ask less: evaluate.chat_items, evaluate.judge.max_tokens"
-        )
 
 
 def _judged(settings: config.Evaluate, plan: _Plan, ledger: Ledger, teacher: str) -> Judged:
@@ -161,7 +102,7 @@ def _judged(settings: config.Evaluate, plan: _Plan, ledger: Ledger, teacher: str
         "verdicts": exact(len({question.key for question in plan.questions()})),
         "prompt_tokens": exact(ledger.prompt_tokens),
         "completion_tokens": exact(ledger.completion_tokens),
-        "cost": exact(_spent(settings.judge, ledger)),
+        "cost": exact(spent(settings.judge, ledger)),
     }
     found.sentences = _sentences(settings.judge, student, teacher)
     return found
@@ -239,11 +180,3 @@ def _family(name: str) -> str:
     """The letters that a model's name begins with: qwen of Qwen/Qwen3-32B."""
     match = re.match(r"[a-z]{3,}", name.rstrip("/").rpartition("/")[2].lower())
     return match[0] if match else ""
-
-
-def _spent(judge: config.Judge, ledger: Ledger) -> float:
-    return _cost(judge, ledger.prompt_tokens, ledger.completion_tokens)
-
-
-def _cost(judge: config.Judge, prompt_tokens: int, completion_tokens: int) -> float:
-    return (prompt_tokens * judge.price_in + completion_tokens * judge.price_out) / 1e6

@@ -6,8 +6,8 @@ from bisect import bisect_right
 from dataclasses import replace
 
 from pipeline.evaluate.judge.figures import Figures, Outcome, wilson
-from pipeline.evaluate.judge.questions import Pair, Reply
 from pipeline.evaluate.statistics import Figure
+from pipeline.judge.questions import Pair, Reply
 
 MIN_SENTENCES = 3  # of an answer that is to be shuffled and halved
 # Below or beyond these the judge should not be believed.

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,6 @@ from pipeline import config
 from pipeline.errors import UserError
 from pipeline.rundir import text_hash
 
-Rows = list[dict[str, Any]]
 Kind = Literal["pairwise", "single"]
 Choice = Literal["A", "B", "tie"] | float
 REMINDER = "Your reply did not end with the line that was asked for. Reply with that line alone, written as shown."
@@ -59,11 +57,11 @@ class Question:
 
 
 class Asker:
-    """Makes questions with the templates of `evaluate.judge`. Raises UserError where one is missing or malformed."""
+    """Makes questions with the templates of `settings`. Raises UserError where one is missing or malformed."""
 
-    def __init__(self, settings: config.Judge) -> None:
+    def __init__(self, settings: config.Grader) -> None:
         self._settings = settings
-        self._templates = {kind: _template(Path(settings.templates) / f"{kind}.jinja") for kind in LINES}
+        self._templates = {kind: _template(settings, kind) for kind in settings.kinds}
 
     def pairwise(self, pair: Pair, order: int) -> Question:
         first, second = (pair.one, pair.other) if order == 0 else (pair.other, pair.one)
@@ -80,13 +78,13 @@ class Asker:
                 system=asked.system, question=asked.question, reference=asked.reference, **shown
             )
         except TemplateError as error:
-            raise UserError(f"{self._settings.templates}/{kind}.jinja: {error} (evaluate.judge.templates)") from None
+            raise UserError(f"{_path(self._settings, kind)}: {error} ({self._settings.place}.templates)") from None
         # the text holds the template, the question, the answers and their order
         key = text_hash(json.dumps([kind, body(self._settings, [text])], sort_keys=True))
         return Question(kind, text, key, about)
 
 
-def body(settings: config.Judge, texts: list[str]) -> dict[str, Any]:
+def body(settings: config.Grader, texts: list[str]) -> dict[str, Any]:
     """A request: the user's texts and the judge's in turn, the user's first."""
     messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
     fields = {"temperature": 0, "max_tokens": settings.max_tokens, **settings.request}
@@ -107,46 +105,28 @@ def read(kind: Kind, reply: str) -> Choice | None:
     return {"a": "A", "b": "B", "tie": "tie"}[verdict]  # pyright: ignore[reportReturnType]
 
 
-def replies(rows: Rows, arm: str) -> dict[tuple[str, int], Reply]:
-    """An arm's answers by item and turn. Rows are as records.SAMPLES has them, and may have `system`, `reference`."""
-    history: dict[str, tuple[tuple[str, str], ...]] = defaultdict(tuple)
-    found: dict[tuple[str, int], Reply] = {}
-    for row in sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["turn"]):
-        item_id = row["item_id"]
-        found[item_id, row["turn"]] = Reply(
-            item_id=item_id,
-            category=row["category"],
-            turn=row["turn"],
-            system=row.get("system"),
-            question=row["question"],
-            reference=row.get("reference"),
-            history=history[item_id],
-            answer=row["answer"],
-        )
-        history[item_id] += ((row["question"], row["answer"]),)
-    return found
-
-
-def pairs(name: str, ones: dict[tuple[str, int], Reply], others: dict[tuple[str, int], Reply]) -> list[Pair]:
-    """The turns that both arms answered."""
-    return [Pair(name, one, others[place]) for place, one in ones.items() if place in others]
-
-
-def template_hashes(settings: config.Judge) -> dict[str, str]:
+def template_hashes(settings: config.Grader) -> dict[str, str]:
     """Of each template's text. Raises UserError where one is missing."""
-    return {kind: text_hash(_text(Path(settings.templates) / f"{kind}.jinja")) for kind in LINES}
+    return {kind: text_hash(_text(settings, kind)) for kind in settings.kinds}
 
 
-def _template(path: Path) -> Template:
+def _template(settings: config.Grader, kind: Kind) -> Template:
     try:
         environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        return environment.from_string(_text(path))
+        return environment.from_string(_text(settings, kind))
     except TemplateError as error:
-        raise UserError(f"{path}: malformed Jinja template: {error} (evaluate.judge.templates)") from None
+        raise UserError(
+            f"{_path(settings, kind)}: malformed Jinja template: {error} ({settings.place}.templates)"
+        ) from None
 
 
-def _text(path: Path) -> str:
+def _text(settings: config.Grader, kind: Kind) -> str:
+    path = _path(settings, kind)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable template ({error}; evaluate.judge.templates)") from None
+        raise UserError(f"{path}: not a readable template ({error}; {settings.place}.templates)") from None
+
+
+def _path(settings: config.Grader, kind: Kind) -> Path:
+    return Path(settings.templates) / f"{kind}.jinja"

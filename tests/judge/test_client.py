@@ -6,9 +6,9 @@ from fake_judge import KEY, FakeJudge, first_place
 
 from pipeline.config import Judge
 from pipeline.errors import UserError
-from pipeline.evaluate.judge.client import Client, estimated_tokens
-from pipeline.evaluate.judge.ledger import Verdict
-from pipeline.evaluate.judge.questions import REMINDER, Question
+from pipeline.judge.client import Client, estimated_tokens
+from pipeline.judge.ledger import Verdict
+from pipeline.judge.questions import REMINDER, Question
 
 LINES = (
     "=== Answer of assistant A ===\nx\n=== End of the answer\n=== Answer of assistant B ===\ny\n=== End of the answer\n"

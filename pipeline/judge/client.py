@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pipeline import config
 from pipeline.errors import UserError
-from pipeline.evaluate.judge.ledger import Verdict
-from pipeline.evaluate.judge.questions import REMINDER, Question, body, read
+from pipeline.judge.ledger import Verdict
+from pipeline.judge.questions import REMINDER, Question, body, read
 
 ATTEMPTS = 5  # at one reply, of a server that answers others
 CONNECT_S = 10.0
@@ -65,7 +65,7 @@ class _AgainError(Exception):
 class Client:
     """Asks the judge of `settings`. `first_pause_s` doubles with each failure, up to `longest_pause_s`."""
 
-    def __init__(self, settings: config.Judge, first_pause_s: float = 0.5, longest_pause_s: float = 30.0) -> None:
+    def __init__(self, settings: config.Grader, first_pause_s: float = 0.5, longest_pause_s: float = 30.0) -> None:
         self._settings, self._pauses_s = settings, (first_pause_s, longest_pause_s)
         self._key = os.environ.get(settings.key_variable, "")
         if not self._key.isascii() or any(c.isspace() or not c.isprintable() for c in self._key):
@@ -146,7 +146,8 @@ class Client:
                 if of_request >= ATTEMPTS or silent_s > self._settings.patience_s:
                     raise UserError(
                         f"{self._url}: the judge does not answer ({failure}; tried {failures} times): see to"
-                        " evaluate.judge.url and its server, then run the same command again: its verdicts are kept"
+                        f" {self._settings.place}.url and its server, then run the same command again: its verdicts"
+                        " are kept"
                     ) from None
                 first_s, longest_s = self._pauses_s
                 pause_s = min(longest_s, first_s * 2 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)  # noqa: S311
@@ -166,15 +167,15 @@ class Client:
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise UserError(
                 f"{self._url}: refuses the key (HTTP {status}); put it into the environment as"
-                f" {self._settings.key_variable} (evaluate.judge.key_variable)"
+                f" {self._settings.key_variable} ({self._settings.place}.key_variable)"
             )
         if status in BUSY or reply.is_server_error:
             raise _AgainError(f"HTTP {status}", status not in BUSY, _retry_after_s(reply))
         if status in UNFIT and self._is_proved:
             raise _Refused(f"(refused with HTTP {status}: {_message(text)})")
         raise UserError(
-            f"{self._url}: refuses {question.about} with HTTP {status}: {_message(text)}; see evaluate.judge.url, model"
-            " and request"
+            f"{self._url}: refuses {question.about} with HTTP {status}: {_message(text)}; see"
+            f" {self._settings.place}.url, model and request"
         )
 
     def _without_key(self, text: str) -> str:

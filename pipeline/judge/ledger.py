@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.console import say
-from pipeline.evaluate.judge.questions import Choice, Kind, Question
+from pipeline.judge.questions import Choice, Kind, Question
 from pipeline.rundir import user_disk_errors
 
 

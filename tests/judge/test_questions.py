@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from pipeline import config as config_module
 from pipeline.config import Judge
 from pipeline.errors import UserError
-from pipeline.evaluate.judge.ledger import Ledger, Verdict
-from pipeline.evaluate.judge.questions import Asker, Kind, Pair, Question, pairs, read, replies
+from pipeline.evaluate.judge.turns import pairs, replies
+from pipeline.judge.ledger import Ledger, Verdict
+from pipeline.judge.questions import Asker, Kind, Pair, Question, read
 
 SETTINGS = Judge(url="http://127.0.0.1:1", model="fake")
 
@@ -200,7 +201,7 @@ def test_settings_that_can_not_be_are_refused_and_no_secret_repeated(judge: dict
 
 
 def test_addresses_and_prices_are_no_part_of_the_fingerprint_and_templates_are(tmp_path: Path) -> None:
-    from pipeline.evaluate import judge
+    from pipeline import judge
 
     (tmp_path / "pairwise.jinja").write_text("{{ question }}")
     (tmp_path / "single.jinja").write_text("{{ question }}")
