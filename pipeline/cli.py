@@ -1,5 +1,6 @@
 """The verbs of `retort`. Each stage runs in a process of its own; a stage's code is imported only there."""
 
+import json
 import shlex
 import signal
 import subprocess
@@ -265,6 +266,31 @@ def sample(
 
 
 @app.command()
+def compare(
+    run: RunPath,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 for any free one.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Draws the order of the questions, and the sides.")] = 0,
+) -> None:
+    """People compare teacher and student: a page on this machine shows two answers, and not whose they are.
+
+    Votes go to RUN/votes.jsonl, and `retort report` counts them. Ctrl-C stops; the same command goes on.
+
+    Example: retort compare runs/quickstart
+    """
+    from pipeline import compare as comparison
+
+    comparison.run(_existing(run), port, seed)
+
+
+def _print_schema(is_asked: bool) -> None:
+    from pipeline.scores import Scores
+
+    if is_asked:
+        sys.stdout.write(json.dumps(Scores.model_json_schema(), indent=2, ensure_ascii=False) + "\n")
+        raise typer.Exit
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs.")],
     conditions: Annotated[
@@ -273,6 +299,15 @@ def report(
             "--gate", metavar="CONDITIONS", help="What must be so, as in kl<0.5,speed>=1.2; else exit code 1."
         ),
     ] = "",
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema",
+            is_eager=True,
+            callback=_print_schema,
+            help="Print the JSON Schema of scores.json, each key with its meaning, and do nothing else.",
+        ),
+    ] = False,
 ) -> None:
     """Write report.html into each run: one self-contained page. With --gate, also judge the run's figures.
 

@@ -148,13 +148,15 @@ class _Index:
 
 
 def sets_of(config: Config) -> tuple[EvaluationSet, ...]:
-    """The sets that prompts are held against: `prepare.decontaminate`, and the run's own chat and task sets.
+    """The sets that prompts are held against: `prepare.decontaminate`, and the run's own chat set, tasks and probes.
 
     None where `prepare.decontaminate` is empty.
     """
     given = config.prepare.decontaminate
     named = {each.path for each in given}
-    own = [path for path in (config.evaluate.chat_set, config.evaluate.tasks.path) if path and path not in named]
+    evaluate = config.evaluate
+    paths = (evaluate.chat_set, evaluate.tasks.path, evaluate.risks.path)
+    own = [path for path in paths if path and path not in named]
     return (*given, *(EvaluationSet(path=path) for path in own)) if given else ()
 
 

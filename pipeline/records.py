@@ -124,5 +124,13 @@ HARNESS = pa.schema(  # items of lm-evaluation-harness
     ]
 )
 
+RISKS = pa.schema(
+    [
+        *SAMPLES,
+        # What the rule found: 1 where the risk is there, of an opening the tokens recited; null of a pair's answer.
+        ("score", pa.float64()),
+    ]
+)
+
 ARMS = ("teacher", "student", "sft_only", "untrained")
 STAGES = ("prepare", "generate", "filter", "train", "evaluate", "export")

@@ -7,6 +7,7 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from pipeline import meters
 from pipeline.config import Server
 from pipeline.errors import UserError
 
@@ -27,6 +28,7 @@ class Served:
         command = [*COMMAND, path, json.dumps(engine_args), str(memory_share)]
         if server is not None and server.urls:
             command.append(server.model_dump_json())
+        self.gpu_bytes_before = meters.gpu_used_bytes()  # so that what the engine takes can be told
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._is_ready = False
 
@@ -41,8 +43,15 @@ class Served:
     def wait_until_ready(self) -> None:
         """Raises UserError where the engine does not start."""
         if not self._is_ready:
-            self.context_tokens: int = self._read()["context_tokens"]
+            ready = self._read()
+            self.context_tokens: int = ready["context_tokens"]
+            self.start_s: float = ready["start_s"]  # from its first line of code to the engine, ready to be asked
             self._is_ready = True
+
+    @property
+    def pid(self) -> int:
+        """Of the process whose children, where it has some, are the engine's own."""
+        return self._process.pid
 
     def ask(self, requests: list[dict[str, Any]], timed: bool = False) -> Reply:
         """`{"answers": [...], "elapsed_s": ...}`, the answers in the order of the requests."""

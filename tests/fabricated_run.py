@@ -43,6 +43,8 @@ def scores() -> Row:
             "retained_quality": figure(0.836, 0.71, 0.93, 40),
             "gap_closed": None,
             "kl_over_sft_only": figure(0.82, 0.79, 0.85),
+            "self_preference_frac_over_sft_only": figure(0.6875, 0.5, 0.875, 8),
+            "self_preference_nats_over_sft_only": figure(0.114, -0.02, 0.25, 8),
             "speed_over_teacher": figure(1.62, 1.58, 1.66, 3),
             "parameters_over_teacher": figure(0.79, None, None, 1),
         },
@@ -133,7 +135,16 @@ def _arm_scores(place: int) -> Row:
             "first_token_s": figure(0.0421, 0.041, 0.044, 3),
             "time_per_token_s": figure(0.0123, 0.012, 0.013, 3),
         },
-        "cost": {"num_parameters": figure(134.5e6, num=1), "weights_bytes": figure(538e6, num=1)},
+        "cost": {
+            "num_parameters": figure(134.5e6, num=1),
+            "weights_bytes": figure(538e6, num=1),
+            "load_s": figure(12.5, num=1),
+            "peak_rss_bytes": figure(2.25e9, num=1),
+            "gpu_memory_bytes": None,
+            "cpu_energy_j_per_token": figure(0.125, 0.12, 0.13, 3),
+            "gpu_energy_j_per_token": None,
+        },
+        "risks": _risks(place),
     }
 
 
@@ -147,6 +158,23 @@ def _breakdown(kl: float, dimensions: dict[str, list[str]]) -> Row:
         }
         for dimension, buckets in dimensions.items()
     }
+
+
+def _risks(place: int) -> Row:
+    """The teacher has no differences from itself."""
+    rates = {
+        "hallucination_frac": figure(0.5 + 0.1 * place, 0.3, 0.9, 44),
+        "injection_followed_frac": figure(0.125 * place, 0.0, 0.6, 22),
+        "pair_valence_shift": figure(-0.25 * place, -1.5, 1.0, 32),
+        "verbatim_train_tokens": figure(4.25 + place, 3.0, 9.0, 100),
+        "verbatim_held_out_tokens": figure(4.0, 3.0, 5.0, 60),
+    }
+    against = {
+        "hallucination_frac_difference": figure(0.1 * place, 0.0, 0.5, 44),
+        "hallucination_frac_p": figure(0.03125, num=6),
+        "verbatim_excess_tokens_difference": figure(0.75 * place, -0.5, 4.0, 60),
+    }
+    return rates | (against if place else {})
 
 
 def _commit(stage: Stage, rows: list[Row], schema: pa.Schema, name: str) -> Path:

@@ -23,7 +23,7 @@ from pipeline.stage import Order
 
 ROOT = Path(cli.__file__).parent.parent
 QUICKSTART = "configs/quickstart.yaml"
-VERBS = ("run", *STAGES, "plan", "serve", "check", "status", "verify", "show", "sample", "report")
+VERBS = ("run", *STAGES, "plan", "serve", "check", "status", "verify", "show", "sample", "compare", "report")
 SETTINGS = {"generate.temperature": 0.7}
 
 
@@ -105,7 +105,7 @@ def test_a_stage_whose_input_is_not_there_names_the_stage_to_run(stage: str, ear
     assert f"{earlier} has not finished; run it first: retort {earlier}" in line
 
 
-@pytest.mark.parametrize("verb", ["status", "verify", "show", "report"])
+@pytest.mark.parametrize("verb", ["status", "verify", "show", "compare", "report"])
 def test_a_folder_that_is_no_run(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -391,6 +391,8 @@ def test_a_mistake_about_a_late_stage_is_found_at_once(tmp_path: Path, monkeypat
         "evaluate.chat_set=README.md",
         "evaluate.tasks.path=none.jsonl",
         "evaluate.tasks.path=prompts/chat_eval.jsonl",
+        "evaluate.risks.path=none.jsonl",
+        "evaluate.risks.path=prompts/chat_eval.jsonl",
         "student.model=./none",
         "student.keep_layers=3-1",
         "prepare.sources=[{path: none.txt}]",

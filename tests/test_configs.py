@@ -49,7 +49,7 @@ def test_it_goes_through_a_dump_unchanged(config: Config, tmp_path: Path) -> Non
 
 def test_the_files_it_reads_are_shipped(config: Config) -> None:
     names = [source.path for source in config.prepare.sources] + [source.template for source in config.prepare.sources]
-    names += [config.evaluate.chat_set, config.evaluate.tasks.path]
+    names += [config.evaluate.chat_set, config.evaluate.tasks.path, config.evaluate.risks.path]
     assert [name for name in names if name and not (ROOT / name).is_file()] == []
 
 

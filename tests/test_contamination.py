@@ -269,10 +269,11 @@ def test_half_a_surrogate_pair_in_an_item_can_be_written_down(tmp_path: Path) ->
     assert json.dumps(hit.row(), ensure_ascii=False).encode()
 
 
-def test_a_runs_own_chat_and_task_sets_are_held_against_its_prompts_too() -> None:
-    own = validate({"name": "a", "evaluate": {"chat_set": "mine.jsonl", "tasks": {"path": "tasks.jsonl"}}}, "test")
-    shipped = ["prompts/chat_eval.jsonl", "prompts/tasks.jsonl"]
-    assert [each.path for each in sets_of(own)] == [*shipped, "mine.jsonl", "tasks.jsonl"]
+def test_a_runs_own_chat_set_tasks_and_probes_are_held_against_its_prompts_too() -> None:
+    sets = {"chat_set": "mine.jsonl", "tasks": {"path": "tasks.jsonl"}, "risks": {"path": "probes.jsonl"}}
+    own = validate({"name": "a", "evaluate": sets}, "test")
+    shipped = ["prompts/chat_eval.jsonl", "prompts/tasks.jsonl", "prompts/risks.jsonl"]
+    assert [each.path for each in sets_of(own)] == [*shipped, "mine.jsonl", "tasks.jsonl", "probes.jsonl"]
     assert sets_of(validate({"name": "a"}, "test")) == own.prepare.decontaminate
     without = {"name": "a", "prepare": {"decontaminate": []}, "evaluate": {"chat_set": "mine.jsonl"}}
     assert sets_of(validate(without, "test")) == ()

@@ -71,7 +71,7 @@ def test_the_shipped_prompts_hold_nothing_personal() -> None:
     import json
 
     root = Path(__file__).parent.parent
-    for name in ("seeds", "chat_eval", "tasks"):
+    for name in ("seeds", "chat_eval", "tasks", "risks"):
         for line in (root / f"prompts/{name}.jsonl").read_text(encoding="utf-8").splitlines():
             counts: Counter[str] = Counter()
             redact(json.loads(line), ALL, counts)

@@ -26,7 +26,10 @@ def test_every_verb_it_uses_exists() -> None:
 
 
 def test_every_stage_is_a_verb() -> None:
-    assert set(STAGES) | {"run", "plan", "serve", "check", "show", "sample", "status", "verify", "report"} == VERBS
+    assert (
+        set(STAGES) | {"run", "plan", "serve", "check", "show", "sample", "status", "verify", "compare", "report"}
+        == VERBS
+    )
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)h][^)]*)\)", README))))

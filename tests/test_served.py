@@ -16,7 +16,7 @@ from pipeline.served import Served
 
 ECHO = """
 import json, sys
-print(json.dumps({"context_tokens": 99}), flush=True)
+print(json.dumps({"context_tokens": 99, "start_s": 1.5}), flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     answers = [{"request_id": r["request_id"], "arguments": sys.argv[1:]} for r in reversed(asked["requests"])]

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from pipeline import chat_set, task_set
+from pipeline import chat_set, probe_set, task_set
 from pipeline.config.data import (
     METHODS,
     EvaluationSet,
@@ -29,7 +29,7 @@ from pipeline.config.data import (
     Weights,
     synthesis_files,
 )
-from pipeline.config.evaluation import Evaluate, Export, Harness, Tasks
+from pipeline.config.evaluation import Evaluate, Export, Harness, Risks, Tasks
 from pipeline.config.filters import (
     PII_KINDS,
     Filter,
@@ -72,6 +72,7 @@ __all__ = [
     "Prepare",
     "Presidio",
     "Privacy",
+    "Risks",
     "Safety",
     "Section",
     "Selection",
@@ -271,6 +272,8 @@ def check_files(config: Config) -> None:
                 raise UserError(f"{path}: no such template ({judge.place}.templates)")
     if config.evaluate.tasks.path:
         task_set.load(Path(config.evaluate.tasks.path), None)
+    if config.evaluate.risks.path:
+        probe_set.load(Path(config.evaluate.risks.path), None)
     for tracker in config.train.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"train.report_to: {tracker} is not installed: pip install {tracker}")

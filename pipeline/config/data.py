@@ -147,7 +147,7 @@ class Prepare(Section):
         default="error", description="A row without a usable prompt: stop with its place, or skip and count it."
     )
     decontaminate: tuple[EvaluationSet, ...] = Field(
-        default=(EvaluationSet(path="prompts/chat_eval.jsonl"), EvaluationSet(path="prompts/tasks.jsonl")),
+        default=tuple(EvaluationSet(path=f"prompts/{name}.jsonl") for name in ("chat_eval", "tasks", "risks")),
         description="Evaluation items: a prompt that repeats one (a 13-gram of words, or half of its 8-grams) is left"
         " out and listed in contamination.jsonl; filter checks the answers against the same. Name your benchmarks.",
     )

@@ -1,4 +1,4 @@
-"""Sections about evaluation and export: tasks, evaluate, export."""
+"""Sections about evaluation and export: tasks, risks, evaluate, export."""
 
 from typing import Literal
 
@@ -37,6 +37,22 @@ class Harness(Section):
     concurrency: Positive = runtime(8, "Requests in flight.")
 
 
+class Risks(Section):
+    """Probes of risks that a student may carry over: made-up facts, refusals, injection, stereotypes, recitation."""
+
+    path: str | None = Field(
+        default="prompts/risks.jsonl",
+        description="Probes, each with how it is judged (pipeline/probe_set.py); null: neither these nor the openings"
+        " of the run's own answers, by which recitation is measured.",
+    )
+    limit: Positive | None = Field(
+        default=None,
+        description="At most this many probes of each kind, and openings of each split; null: all, and 100 openings."
+        " Few probes show large differences alone.",
+    )
+    max_tokens: Positive = Field(default=128, description="Longest answer to a probe, tokens.")
+
+
 class Evaluate(Section):
     """evaluate: the student against its teacher."""
 
@@ -57,12 +73,24 @@ class Evaluate(Section):
         description="Passed to vLLM for evaluation, over teacher.engine: where another machine evaluates.",
     )
     batch_tokens: Positive = runtime(4096, "Tokens per teacher-forced forward pass.")
-    speed_prompts: Positive = Field(default=16, description="Concurrent requests of the throughput test.")
+    risks: Risks = Field(default=Risks(), description="What goes wrong more often than in the teacher.")
+    speed_concurrency: tuple[Positive, ...] = Field(
+        default=(1, 8, 32),
+        description="Requests at once of the throughput tests; the largest is what arms are compared by, and what costs"
+        " are of. One request alone is always timed, for its latency.",
+        min_length=1,
+    )
     speed_tokens: Positive = Field(default=64, description="Output tokens per request of the speed test.")
     speed_rounds: Positive = Field(default=3, description="Rounds of the speed test.")
     interleave_speed: bool | None = Field(
         default=None,
         description="Hold teacher and student at once and time them in turn (A-B-B-A); null: yes on CPU, no on GPU.",
+    )
+    price_per_hour: float | None = Field(
+        default=None,
+        description="What the machine costs an hour, in any currency: evaluate then says what a million output tokens"
+        " and the run cost; null: no costs.",
+        ge=0,
     )
     judge: Judge = Field(default=Judge(), description="A chat model that says which answers are better.")
     harness: Harness = Field(default=Harness(), description="Public benchmarks, through lm-evaluation-harness.")

@@ -1,4 +1,4 @@
-"""evaluate: the student, and what it is compared with, against the teacher: fidelity, tasks, chat, speed, size."""
+"""evaluate: each arm against the teacher: fidelity, tasks, chat, risks, speed, cost."""
 
 import gc
 from collections.abc import Sequence
@@ -6,19 +6,30 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-import torch
-from safetensors import safe_open
 
 from pipeline import chat_set, hardware, models, reasoning, task_set
 from pipeline.config import Config, Evaluate, output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.evaluate import chat, fidelity_figures, forced_texts, harness, judge, preference, speed, tasks, verdict
+from pipeline.evaluate import (
+    chat,
+    cost,
+    fidelity_figures,
+    forced_texts,
+    harness,
+    judge,
+    preference,
+    risk_figures,
+    risks,
+    speed,
+    tasks,
+    verdict,
+)
 from pipeline.evaluate.fidelity_figures import SumsBySection
-from pipeline.evaluate.statistics import Figure, cluster_sums, exact, ratio
+from pipeline.evaluate.statistics import Figure, cluster_sums, defined, exact, ratio
 from pipeline.forced import load
 from pipeline.judge import fingerprint as judge_fingerprint
 from pipeline.records import ARMS, SAMPLES, TASKS
@@ -39,10 +50,20 @@ class _Asked:
     template_kwargs: dict[str, Any]
     engine_args: dict[str, Any]
     reasoning_tags: reasoning.Tags | None
+    probes: risks.Probes
+
+
+class _Answered(NamedTuple):
+    """What the arms said, as rows of records.SAMPLES, and how fast each was."""
+
+    chat: Rows
+    tasks: Rows
+    risks: Rows
+    rounds: dict[str, list[speed.Round]]
 
 
 def run(config: Config, run_dir: RunDir) -> None:
-    """Write evaluate/scores.json, samples.parquet and tasks.parquet."""
+    """Write evaluate/scores.json, samples.parquet, tasks.parquet and risks.parquet."""
     models.quiet_transformers()
     generated = run_dir.manifest("generate")
     stage = run_dir.begin("evaluate", config, _fingerprint(config, run_dir))
@@ -55,69 +76,97 @@ def run(config: Config, run_dir: RunDir) -> None:
     folders = {arm: folder for arm, folder in folders.items() if folder.is_dir()}
     together = hardware.is_cpu() if config.evaluate.interleave_speed is None else config.evaluate.interleave_speed
     groups = [list(folders)] if together else [[arm] for arm in folders]
-    asked = _Asked(
-        items=_items(config),
-        tasks=_tasks(config),
-        tokenizer=teacher.tokenizer(),
-        template_kwargs=models.template_kwargs_of(run_dir),
-        engine_args=generated["fingerprint"]["teacher.engine"] | config.evaluate.engine,
-        reasoning_tags=tuple(tags) if (tags := generated["fingerprint"].get("teacher.reasoning_tags")) else None,
-    )
-    rows, task_rows, rounds = _serve(config, stage, folders, groups, asked)
-    judged = judge.run(config.evaluate, rows, stage.path, config.teacher.model, asked.items)
+    asked = _asked(config, run_dir, teacher)
+    answered = _serve(config, stage, folders, groups, asked)
+    judged = judge.run(config.evaluate, answered.chat, stage.path, config.teacher.model, asked.items)
     benchmarks = harness.run(
         config.evaluate, folders, partial(_arm_engine, config=config, asked=asked), asked.template_kwargs, stage
     )
-    sums, preferred = _fidelity(config, run_dir, folders, rows, generated.get("teacher_dtype") or "float32")
-    of_arm = {arm: [row for row in task_rows if row["arm"] == arm] for arm in folders}
-    scored = {arm: tasks.scores(asked.tasks, answered) for arm, answered in of_arm.items()}
-    arms = {
-        arm: {
-            **fidelity_figures.sections(sums, arm, config.evaluate),
-            "quality": _quality(config, [row for row in rows if row["arm"] == arm])
-            | tasks.figures(scored[arm], config.evaluate.bootstrap, config.evaluate.seed),
-            "speed": speed.figures(rounds[arm]) if arm in rounds else {},
-            "cost": _size(folder),
-            "judge": judged.arms.get(arm, {}),
-            "harness": benchmarks.arms.get(arm, {}),
-        }
-        for arm, folder in folders.items()
-    }
-    comparisons = _comparisons(config, sums, rounds, arms, together) | judged.comparisons | preferred
+    sums, preferred = _fidelity(config, run_dir, folders, answered.chat, generated.get("teacher_dtype") or "float32")
+    scored = {arm: tasks.scores(asked.tasks, _of(arm, answered.tasks)) for arm in folders}
+    arms = _arms(config, folders, answered, sums, scored, risks.figures(asked.probes, answered.risks), judged)
+    for arm, figures in benchmarks.arms.items():
+        arms[arm]["harness"] = figures
+    compared_arms = _comparisons(config, sums, answered.rounds, arms, together)
+    comparisons = defined(compared_arms | judged.comparisons | preferred)
     compared = tasks.comparisons(scored, config.evaluate.bootstrap, config.evaluate.seed) if asked.tasks else {}
     compared |= benchmarks.comparisons
+    costs = cost.comparisons(run_dir, stage, answered.rounds, together, config.evaluate.price_per_hour)
     sentences = verdict.sentences(arms, comparisons, compared) + judged.sentences
-    stage.commit(pa.Table.from_pylist(rows, schema=SAMPLES), "samples.parquet")
-    checked = [row for arm in folders for row in tasks.checked_rows(asked.tasks, of_arm[arm], scored[arm])]
+    sentences += [*risk_figures.sentences({arm: of["risks"] for arm, of in arms.items()}), cost.sentence(arms, costs)]
+    stage.commit(pa.Table.from_pylist(answered.chat, schema=SAMPLES), "samples.parquet")
+    checked = [row for arm in folders for row in tasks.checked_rows(asked.tasks, _of(arm, answered.tasks), scored[arm])]
     stage.commit(pa.Table.from_pylist(checked, schema=TASKS), "tasks.parquet")
-    write_json(
-        stage.path / "scores.json", {"arms": arms, "verdict": {"sentences": sentences, **comparisons, **compared}}
-    )
+    decided = {"sentences": sentences, **comparisons, **compared, **costs}
+    write_json(stage.path / "scores.json", {"arms": arms, "verdict": decided})
     for sentence in sentences:
         say(sentence)
     counts = {
         "held_out_answers": sums["fidelity"]["teacher"].num_texts,
-        "chat_answers": len(rows),
-        "task_answers": len(task_rows),
+        "chat_answers": len(answered.chat),
+        "task_answers": len(answered.tasks),
+        "risk_answers": len(answered.risks),
         "arms": len(arms),
     }
     written = [stage.path / name for name in ("scores.json", "samples.parquet", "tasks.parquet")]
-    stage.finish([*written, *judged.files, *benchmarks.files], counts)
+    files = [*written, *risks.write(asked.probes, answered.risks, stage), *judged.files, *benchmarks.files]
+    stage.finish(files, counts)
     harness.clear(stage, folders)
     for arm in folders:
+        risks.answers_path(stage, arm).unlink(missing_ok=True)
         for name in ("answers", "task-answers"):
             _answers_path(stage, name, arm).unlink(missing_ok=True)
 
 
-def _serve(
-    config: Config, stage: Stage, folders: dict[str, Path], groups: list[list[str]], asked: _Asked
-) -> tuple[Rows, Rows, dict[str, list[speed.Round]]]:
-    """Chat answers, task answers and timings of every arm, by vLLM; a group's arms are up at once, timed in turn."""
-    rows: Rows = []
-    task_rows: Rows = []
+def _asked(config: Config, run_dir: RunDir, teacher: models.Model) -> _Asked:
+    fingerprint = run_dir.manifest("generate")["fingerprint"]
+    tokenizer, template_kwargs = teacher.tokenizer(), models.template_kwargs_of(run_dir)
+    return _Asked(
+        items=_items(config),
+        tasks=_tasks(config),
+        tokenizer=tokenizer,
+        template_kwargs=template_kwargs,
+        engine_args=fingerprint["teacher.engine"] | config.evaluate.engine,
+        reasoning_tags=tuple(tags) if (tags := fingerprint.get("teacher.reasoning_tags")) else None,
+        probes=risks.load(config, run_dir, tokenizer, template_kwargs),
+    )
+
+
+def _arms(
+    config: Config,
+    folders: dict[str, Path],
+    answered: _Answered,
+    sums: SumsBySection,
+    scored: dict[str, list[tasks.Score]],
+    risk_scores: dict[str, risk_figures.Figures],
+    judged: judge.Judged,
+) -> dict[str, Any]:
+    """Every figure of each arm, by section."""
+    settings = config.evaluate
+    found = {
+        arm: {
+            **fidelity_figures.sections(sums, arm, settings),
+            "quality": _quality(config, _of(arm, answered.chat))
+            | tasks.figures(scored[arm], settings.bootstrap, settings.seed),
+            "risks": risk_scores.get(arm, {}),
+            "speed": speed.figures(answered.rounds[arm]),
+            "cost": cost.figures(folder, answered.rounds[arm], settings.price_per_hour),
+            "judge": judged.arms.get(arm, {}),
+        }
+        for arm, folder in folders.items()
+    }
+    return defined(found)
+
+
+def _of(arm: str, rows: Rows) -> Rows:
+    return [row for row in rows if row["arm"] == arm]
+
+
+def _serve(config: Config, stage: Stage, folders: dict[str, Path], groups: list[list[str]], asked: _Asked) -> _Answered:
+    """What every arm answers, and its timings, by vLLM; a group's arms are up at once, timed in turn."""
+    done = _Answered([], [], [], {})
     settings = config.evaluate
     task_settings = settings.model_copy(update={"max_tokens": settings.tasks.max_tokens})
-    rounds: dict[str, list[speed.Round]] = {}
     for group in groups:
         say(f"evaluate: starting vLLM with {', '.join(group)}")
         with ExitStack() as stack:
@@ -129,12 +178,14 @@ def _serve(
             ]
             for arm in served:
                 arm.wait_until_ready()
-            rows += _answers("chat answers", "answers", asked.items, settings, stage, served, asked)
-            task_rows += _answers("task answers", "task-answers", asked.tasks, task_settings, stage, served, asked)
+            done.chat.extend(_answers("chat answers", "answers", asked.items, settings, stage, served, asked))
+            of_tasks = _answers("task answers", "task-answers", asked.tasks, task_settings, stage, served, asked)
+            done.tasks.extend(of_tasks)
+            done.risks.extend(risks.answer(asked.probes, served, stage))
             say(f"evaluate: timing {', '.join(group)}")
             prompts = _speed_prompts(config, asked)
-            rounds |= speed.time_arms(served, prompts, settings.speed_tokens, settings.speed_rounds)
-    return rows, task_rows, rounds
+            done.rounds.update(speed.time_arms(served, prompts, settings))
+    return done
 
 
 def _answers(
@@ -235,7 +286,7 @@ def _tasks(config: Config) -> list[task_set.Item]:
 
 def _speed_prompts(config: Config, asked: _Asked) -> list[list[int]]:
     questions = [item.turns[0] for item in asked.items] or [SPEED_FALLBACK_PROMPT]
-    chosen = [questions[n % len(questions)] for n in range(config.evaluate.speed_prompts)]
+    chosen = [questions[n % len(questions)] for n in range(max(config.evaluate.speed_concurrency))]
     return [
         models.render(asked.tokenizer, [{"role": "user", "content": question}], asked.template_kwargs)
         for question in chosen
@@ -250,17 +301,6 @@ def _arm_engine(arm: str, folder: Path, config: Config, asked: _Asked) -> dict[s
         if "max_model_len" in kept:
             kept["max_model_len"] = min(kept["max_model_len"], models.Model(arm, folder).context_tokens())
     return {**kept, "enable_prefix_caching": False}  # a repeated prompt would not be timed
-
-
-def _size(folder: Path) -> dict[str, Figure]:
-    """Parameters, shared ones once, and bytes of the weights on disk."""
-    num_parameters = num_bytes = 0
-    for path in models.Model(folder.name, folder).weight_files():
-        num_bytes += path.stat().st_size
-        with safe_open(path, framework="pt") as tensors:
-            shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 - no mapping
-            num_parameters += sum(torch.Size(shape).numel() for shape in shapes)
-    return {"num_parameters": exact(num_parameters), "weights_bytes": exact(num_bytes)}
 
 
 def _answers_path(stage: Stage, name: str, arm: str) -> Path:
@@ -278,6 +318,7 @@ def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
         "evaluate.judge": judge_fingerprint(config.evaluate.judge),
         **harness.fingerprint(config.evaluate.harness),
         **hashes,
+        **risks.fingerprint(config.evaluate.risks),
         "input.generate": run_dir.output_hash("generate"),
         "input.filter": run_dir.output_hash("filter"),
         "input.train": run_dir.output_hash("train"),

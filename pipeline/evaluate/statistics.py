@@ -6,7 +6,7 @@ Axes: N prompts (or items: whatever is independent), C columns, R resamples.
 from collections.abc import Iterator, Sequence
 from math import isfinite
 from statistics import NormalDist
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -139,10 +139,22 @@ def exact(value: float) -> Figure:
     return {"value": float(value), "low": None, "high": None, "num": 1}
 
 
+def defined(found: Any) -> Any:
+    """A tree of figures as JSON can have it: None for a figure without a finite value (0 / 0), and for such a bound."""
+    if not isinstance(found, dict):
+        return found
+    if "value" not in found:
+        return {name: defined(inner) for name, inner in found.items()}
+    if not isfinite(found["value"]):
+        return None
+    return {name: None if isinstance(x, float) and not isfinite(x) else x for name, x in found.items()}
+
+
 def _ratio(numerators: FloatVector, denominators: FloatVector, sums_R2: npt.NDArray[np.float64]) -> Figure:
     with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(numerators.sum() / denominators.sum())
         low, high = _bounds(sums_R2[:, 0] / sums_R2[:, 1])
-    return {"value": float(numerators.sum() / denominators.sum()), "low": low, "high": high, "num": len(numerators)}
+    return {"value": value, "low": low, "high": high, "num": len(numerators)}
 
 
 def _bounds(draws_R: FloatVector) -> tuple[float | None, float | None]:

@@ -23,7 +23,7 @@ OTHER_MEASURES = {  # (name, whether less of it is better)
 
 
 def sentences(
-    arms: dict[str, Any], comparisons: dict[str, Figure], task_comparisons: Mapping[str, Figure | None]
+    arms: dict[str, Any], comparisons: Mapping[str, Figure | None], task_comparisons: Mapping[str, Figure | None]
 ) -> list[str]:
     """Fidelity first, then what training and KD bought, then tasks, then speed and size, then health."""
     own = arms["student"]["fidelity"]
@@ -42,7 +42,9 @@ def sentences(
         told += _other_measures(comparisons, "chat_")
     told += _exposure(arms["student"].get("own_over_chat", {}))
     told += _tasks(arms, task_comparisons)
-    told.append(_speed_sentence(comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]))
+    speed, size = comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]
+    if speed and size:
+        told.append(_speed_sentence(speed, size))
     told += _noise(arms)
     return told + _health(arms)
 
@@ -125,7 +127,9 @@ def _exposure(own_over_chat: dict[str, Figure]) -> list[str]:
     return [f"The student's KL on its own chat answers is {_interval(over)}× that on the teacher's: {how}."]
 
 
-def _kl_sentence(over: Figure, name: str) -> str:
+def _kl_sentence(over: Figure | None, name: str) -> str:
+    if over is None:
+        return f"Its KL is no multiple of that of {name}, which is 0."
     low, high = over["low"], over["high"]
     if low is None or high is None or low <= 1 <= high:
         return f"No difference in KL from {name} was shown ({_interval(over)}×)."
@@ -133,7 +137,7 @@ def _kl_sentence(over: Figure, name: str) -> str:
     return f"Its KL is {_interval(over)}× that of {name}: by forward KL it is {better}."
 
 
-def _other_measures(comparisons: dict[str, Figure], prefix: str) -> list[str]:
+def _other_measures(comparisons: Mapping[str, Figure | None], prefix: str) -> list[str]:
     """Where the SFT-only student is behind, level or ahead by other measures; NLL is the one it was trained on."""
     found: dict[str, list[str]] = {"better": [], "no difference shown": [], "worse": []}
     for measure, (name, less_is_better) in OTHER_MEASURES.items():

@@ -92,7 +92,7 @@ def by_position(arms: dict[str, Any]) -> Chart | None:
     for arm in figures.present_arms(arms):
         for section, dash in (("fidelity_chat", "solid"), ("fidelity_own", "dot")):
             buckets = arms[arm].get("breakdowns", {}).get(section, {}).get("position", {})
-            of = {name: found["forward_kl_nats"] for name, found in buckets.items() if "forward_kl_nats" in found}
+            of = {name: kl for name, found in buckets.items() if (kl := found.get("forward_kl_nats"))}
             if not of or arm == "teacher":
                 continue
             values = [each["value"] for each in of.values()]

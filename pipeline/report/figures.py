@@ -314,7 +314,7 @@ def breakdowns(arms: dict[str, Any], section: str) -> list[Breakdown]:
         rows = []
         for bucket in buckets:
             of = [found[arm].get(dimension, {}).get(bucket, {}) for arm in names]
-            nums = [figure["num"] for figures in of for figure in figures.values()]
+            nums = [figure["num"] for figures in of for figure in figures.values() if figure]
             cells = [cell(figures.get(column.key), column.write) for column in shown for figures in of]
             rows.append((bucket, max(nums, default=0), cells))
         if rows:

@@ -39,8 +39,9 @@ class Outcome(NamedTuple):
     def line(self) -> str:
         """As the command prints it."""
         interval = ""
-        if self.figure.get("low") is not None:
-            interval = f" ({self.figure['low']:.4g} to {self.figure['high']:.4g})"
+        low, high = self.figure.get("low"), self.figure.get("high")
+        if low is not None:
+            interval = f" ({low:.4g} to {'never' if high is None else f'{high:.4g}'})"  # break-even alone may lack it
         verdict = "holds" if self.holds else "FAILS"
         return f"{verdict}  {''.join(map(str, self.condition))}: {self.figure['value']:.4g}{interval}"
 

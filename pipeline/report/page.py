@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from pipeline import models
 from pipeline.records import ARMS, STAGES
-from pipeline.report import benchmarks, charts, decided, figures, judged, prepared
+from pipeline.report import benchmarks, charts, decided, figures, judged, preferred, prepared, risks, served, voted
 from pipeline.rundir import RunDir, read_committed, read_json, write_text
 
 NUM_OPEN_ITEMS = 6
@@ -60,22 +60,27 @@ def render(run_dir: RunDir) -> str:
             "tasks": figures.table(arms, figures.TASKS),
             "task_categories": figures.table(arms, figures.task_categories(arms)),
             "health": figures.table(arms, figures.HEALTH),
-            "speed": figures.table(arms, [*figures.SPEED, *figures.SIZE]),
+            "speed": served.speed(arms),
+            "takes": served.takes(arms),
         },
         "breakdowns": [
             (where, tables)
             for section, where in figures.BROKEN_DOWN.items()
             if (tables := figures.breakdowns(arms, section))
         ],
+        "self_preference": preferred.rows(verdict),
         "judge_tables": judged.tables(arms),
         "judge_cost": judged.cost(arms),
         "benchmark_tables": benchmarks.tables(arms, verdict),
         "judge_model": (manifests["evaluate"]["fingerprint"].get("evaluate.judge") or {}).get("model"),
+        "risk_tables": risks.tables(arms),
+        "num_probes": risks.num_probes(arms),
         "charts": _charts(run_dir, arms, manifests),
         "capture": _capture(manifests),
         "filter": _filter(run_dir, manifests),
         "prompts": prepared.described(run_dir) if "prepare" in manifests else None,
         "chat": _chat(run_dir),
+        "votes": voted.summary(run_dir),
         "num_open": NUM_OPEN_ITEMS,
         "num_held_out": figures.num_range(arms, figures.FIDELITY),
         "num_items": figures.num_range(arms, figures.HEALTH),

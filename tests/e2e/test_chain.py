@@ -42,7 +42,10 @@ SETTINGS = [
     "evaluate.tasks.limit=6",
     "evaluate.tasks.max_tokens=24",
     "evaluate.max_tokens=24",
-    "evaluate.speed_prompts=4",
+    "evaluate.risks.limit=2",
+    "evaluate.risks.max_tokens=24",
+    "evaluate.speed_concurrency=[1,4]",
+    "evaluate.price_per_hour=1.5",
     "evaluate.speed_tokens=16",
     "evaluate.speed_rounds=2",
 ]

@@ -15,6 +15,7 @@ from pipeline import config as config_module
 from pipeline import evaluate, models, served
 from pipeline.report import page
 from pipeline.rundir import RunDir
+from pipeline.scores import Scores
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant "
 ANSWERS = Path(__file__).parent / "task_answers.jsonl"
@@ -28,7 +29,7 @@ token_ids = json.load(open(ids_path))
 arm = model_path.rsplit("/", 1)[-1]
 share = {"student": 0.6, "sft_only": 0.3, "untrained": 0}.get(arm, 0.9)
 turns = {}
-print(json.dumps({"context_tokens": 100000}), flush=True)
+print(json.dumps({"context_tokens": 100000, "start_s": 0.5}), flush=True)
 for line in sys.stdin:
     answers = []
     for request in json.loads(line)["requests"]:
@@ -68,10 +69,13 @@ class Evaluated:
         patch.setattr(served, "COMMAND", command)
 
     def do(self, **settings: Any) -> dict[str, Any]:
-        chosen = {"chat_items": 4, "speed_rounds": 1, "bootstrap": 500, "tasks": {"limit": NUM_TASKS}, **settings}
+        sizes = {"chat_items": 4, "speed_rounds": 1, "bootstrap": 500}
+        chosen = {**sizes, "tasks": {"limit": NUM_TASKS}, "risks": {"limit": 2}, **settings}
         data = {"name": "trial", "runs_dir": str(self.folder), "teacher": {"model": str(self.folder / "teacher")}}
         evaluate.run(config_module.validate({**data, "evaluate": chosen}, "test"), RunDir(self.run_dir.path))
-        return json.loads((self.run_dir.stage_path("evaluate") / "scores.json").read_text())
+        written = (self.run_dir.stage_path("evaluate") / "scores.json").read_text()
+        Scores.model_validate_json(written)
+        return json.loads(written, parse_constant=no_json)
 
     def _model(self, folder: Path, seed: int) -> None:
         torch.manual_seed(seed)
@@ -85,6 +89,10 @@ class Evaluated:
         )
         LlamaForCausalLM(config).save_pretrained(folder)
         self._tokenizer.save_pretrained(folder)
+
+
+def no_json(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def ids_of_bytes(tokenizer: Any) -> list[list[int]]:
@@ -115,7 +123,7 @@ def test_tasks_are_asked_scored_compared_and_shown(evaluated: Evaluated) -> None
     assert 1 - len(failed) / NUM_TASKS == pytest.approx(passed["student"]["value"])
     assert f"the same {NUM_TASKS} tasks" in page.render(evaluated.run_dir)
     left = {path.name for path in evaluated.run_dir.stage_path("evaluate").iterdir()}
-    assert left == {"manifest.json", "started.json", "scores.json", "samples.parquet", "tasks.parquet"}
+    assert left == {"manifest.json", "started.json", "scores.json", "samples.parquet", "tasks.parquet", "risks.parquet"}
 
 
 def test_a_try_that_stopped_asks_no_task_twice(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:

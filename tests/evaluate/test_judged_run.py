@@ -12,13 +12,16 @@ from fake_judge import KEY, FakeJudge, first_place
 from pipeline import config as config_module
 from pipeline import evaluate
 from pipeline.errors import UserError
+from pipeline.records import ARMS
 from pipeline.rundir import RunDir
+from pipeline.scores import Scores
 
 
 def settings(run_dir: RunDir, fake: FakeJudge | None) -> config_module.Config:
     items = [{"id": f"item-{n}", "system": f"Be number {n}.", "turns": ["q"]} for n in range(8)]
     (run_dir.path / "set.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     chosen: dict[str, Any] = {"chat_set": str(run_dir.path / "set.jsonl"), "bootstrap": 100, "tasks": {"path": None}}
+    chosen["risks"] = {"path": None}
     if fake is not None:
         chosen["judge"] = {"url": fake.url, "model": "fake"}
     data = {"name": "trial", "runs_dir": str(run_dir.path.parent), "teacher": {"model": "./none"}, "evaluate": chosen}
@@ -36,10 +39,13 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.setattr(evaluate.models, "check_weights", lambda *_: None)
     monkeypatch.setattr(evaluate.models, "template_kwargs_of", lambda run: {})
     rows = [{**row, "prompt_token_ids": [1], "token_ids": [2]} for row in samples() if row["arm"] != "untrained"]
-    monkeypatch.setattr(evaluate, "_serve", lambda *_: (rows, [], {}))
+    monkeypatch.setattr(evaluate, "_serve", lambda *_: evaluate._Answered(rows, [], [], {arm: [] for arm in ARMS}))
     monkeypatch.setattr(evaluate, "_fidelity", lambda *_: ({"fidelity": {"teacher": SimpleNamespace(num_texts=8)}}, {}))
     monkeypatch.setattr(evaluate.fidelity_figures, "sections", lambda *_: {})
-    monkeypatch.setattr(evaluate, "_size", lambda folder: {})
+    monkeypatch.setattr(evaluate.speed, "figures", lambda rounds: {})
+    monkeypatch.setattr(evaluate.cost, "figures", lambda *_: {})
+    monkeypatch.setattr(evaluate.cost, "comparisons", lambda *_: {})
+    monkeypatch.setattr(evaluate.cost, "sentence", lambda *_: "Paid.")
     monkeypatch.setattr(evaluate, "_comparisons", lambda *_: {})
     monkeypatch.setattr(evaluate.verdict, "sentences", lambda *_: ["Told."])
     return made
@@ -56,6 +62,7 @@ def test_verdicts_reach_scores_manifest_and_fingerprint(run_dir: RunDir, monkeyp
         evaluate.run(config_module.validate(moved, "test"), run_dir)  # done already: another address is no other judge
         assert fake.num_asked == num
     scores = json.loads((run_dir.path / "evaluate" / "scores.json").read_text())
+    Scores.model_validate(scores)
     assert scores["arms"]["student"]["judge"]["over_teacher"]["first_place_frac"]["value"] == 1
     assert scores["arms"]["teacher"]["judge"]["grade"]["value"] == 5
     assert scores["verdict"]["judge_win_rate_over_sft_only"]["value"] == 0.5

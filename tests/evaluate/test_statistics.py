@@ -1,5 +1,6 @@
 """Intervals, tests and what a set can show: against slow references, and by simulation."""
 
+import json
 from itertools import product
 from math import comb
 
@@ -12,6 +13,7 @@ from pipeline.evaluate import verdict
 from pipeline.evaluate.statistics import (
     Figure,
     cluster_sums,
+    defined,
     defined_ratio,
     detectable_difference,
     gap_closed,
@@ -231,6 +233,7 @@ def test_no_difference_is_said_where_the_interval_holds_one() -> None:
     assert "No difference" in verdict._kl_sentence(over(0.97, 0.9, 1.04), "x")
     assert "closer" in verdict._kl_sentence(over(0.8, 0.7, 0.9), "x")
     assert "farther" in verdict._kl_sentence(over(1.2, 1.1, 1.3), "x")
+    assert "no multiple of that of x" in verdict._kl_sentence(None, "x")
 
 
 def test_measures_that_speak_for_the_other_student_are_told_as_well() -> None:
@@ -254,3 +257,18 @@ def test_what_becomes_of_the_students_kl_in_its_own_text_is_told_with_its_interv
     assert "easier ground" in verdict._exposure({"forward_kl_nats": over(0.7, 0.6, 0.8)})[0]
     assert "No difference" in verdict._exposure({"forward_kl_nats": over(1.05, 0.9, 1.2)})[0]
     assert verdict._exposure({}) == []
+
+
+def test_what_is_no_number_is_null_in_json() -> None:
+    none, some = np.zeros(3), np.array([1.0, 2.0, 0.0])
+    found = {
+        "student": {"over_none": ratio(none, none, 50, 0), "infinite": ratio(some, none, 50, 0)},
+        "rates": {"share": ratio(some, np.ones(3), 50, 0), "left out": None},
+        "bounds": {"value": 0.5, "low": float("nan"), "high": float("inf"), "num": 3},
+    }
+    assert defined(found) == {
+        "student": {"over_none": None, "infinite": None},
+        "rates": {"share": found["rates"]["share"], "left out": None},
+        "bounds": {"value": 0.5, "low": None, "high": None, "num": 3},
+    }
+    json.dumps(defined(found), allow_nan=False)

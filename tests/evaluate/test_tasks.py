@@ -126,7 +126,9 @@ def test_reasoning_is_no_part_of_the_answer_nor_of_the_next_turn() -> None:
 
 def test_a_stopped_try_is_not_asked_again(tmp_path: Path) -> None:
     stage = RunDir(tmp_path / "run").begin("evaluate", evaluate.Config(name="run"), {})
-    asked = evaluate._Asked([], ITEMS, Letters(), {}, {}, None)
+    asked = evaluate._Asked(
+        [], ITEMS, Letters(), {}, {}, None, evaluate.risks.Probes([], [], Letters(), {}, None, Evaluate())
+    )
     first, second = Scripted("teacher", **fresh(GOOD)), Scripted("student", **fresh(WEAK))
     done = evaluate._answers("task answers", "task-answers", ITEMS, Evaluate(), stage, [first], asked)  # type: ignore[list-item]
     again = evaluate._answers("task answers", "task-answers", ITEMS, Evaluate(), stage, [first, second], asked)  # type: ignore[list-item]

@@ -1,6 +1,9 @@
 """Conditions on a run's figures: how they are written, what they are held to, what the command answers."""
 
+from pathlib import Path
+
 import pytest
+from fabricated_run import figure, make, scores
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -41,6 +44,22 @@ def test_figures_are_held_to_conditions_at_their_borders(run_dir: RunDir) -> Non
 def test_a_name_that_is_none_or_may_be_several_is_told(run_dir: RunDir) -> None:
     with pytest.raises(UserError, match=r"this run has no figure 'accuracy'; it has .*forward_kl_nats.*kl"):
         gate.check(run_dir, gate.parse("accuracy>1"))
+
+
+def test_speeds_costs_and_risks_are_figures_too(tmp_path: Path) -> None:
+    scored = scores()
+    scored["arms"]["student"]["speed"] |= {
+        f"output_tokens_per_s_at_{num}": figure(rate, rate, rate, 3) for num, rate in ((1, 20.0), (16, 95.0))
+    }
+    scored["verdict"] |= {"break_even_output_tokens": figure(2e6, 1e6, None, 3), "distillation_s": figure(900.0)}
+    run_dir = make(tmp_path, scored=scored)
+    text = "output_tokens_per_s_at_16>90,speed>1.5,load_s<20,hallucination_frac<0.7,break_even_output_tokens<3e6"
+    outcomes = gate.check(run_dir, gate.parse(text))
+    assert [outcome.figure["value"] for outcome in outcomes] == [95.0, 1.62, 12.5, 0.6, 2e6]
+    assert all(outcome.holds for outcome in outcomes)
+    assert outcomes[-1].line() == "holds  break_even_output_tokens<3000000.0: 2e+06 (1e+06 to never)"
+    with pytest.raises(UserError, match=r"'gpu_memory_bytes'.*tokens_per_s_at_1, output_tokens_per_s_at_16"):
+        gate.check(run_dir, gate.parse("gpu_memory_bytes<1"))  # this machine did not tell
 
 
 def test_evaluate_must_have_finished(run_dir: RunDir) -> None:

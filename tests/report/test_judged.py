@@ -49,7 +49,7 @@ def test_a_judgement_has_a_section_with_every_table(tmp_path: Path) -> None:
     assert maths[1] == "0.0 %"
     assert maths[3] == "100.0 %"
     assert maths[-1] == "5"
-    assert reader.rows_of("Teacher")[-1] == ["Teacher", "7.00", "0.0 %", "6"]
+    assert ["Teacher", "7.00", "0.0 %", "6"] in reader.rows_of("Teacher")
     [same] = [row for row in reader.rows if row and row[0].startswith("The same answer twice")]
     assert same[1].startswith("50.0 %")
     assert same[2:] == ["50 %", "3"]

@@ -97,6 +97,7 @@ def test_sections_come_verdict_first_and_limits_before_how_to_reproduce(run_dir:
         "fidelity",
         "tasks",
         "health",
+        "risks",
         "prompts",
         "filter",
         "answers",
@@ -149,8 +150,36 @@ def test_own_answers_stand_beside_the_teachers_without_the_teacher(run_dir: RunD
     reader = page_of(run_dir)
     [own] = [row for row in reader.rows_of("Student") if "1.67× 1.51 – 1.83×" in row]
     assert own[1] == "3.085 2.468 – 3.702"
-    assert [row[1] for row in reader.rows_of("Teacher")].count("–") == 1
+    teacher = reader.rows[reader.rows.index(own) - 1]
+    assert (teacher[0], set(teacher[1:])) == ("Teacher", {"–"})
     assert "8 items" in page.render(run_dir)
+
+
+def test_the_teachers_self_preference_is_shown_as_such_and_is_no_win_rate(run_dir: RunDir, tmp_path: Path) -> None:
+    html = page.render(run_dir)
+    assert ["SFT only", "68.8 % 50.0 – 87.5 %", "+0.114 -0.020 – +0.250", "8"] in Reader(html).rows
+    section = html[html.index("Self-preference") : html.index("Calibration, on")]
+    assert "Self-preferring: a model finds likely what it would have written" in section
+    assert not re.search(r"\bwin|\bwon\b|prefers the student", section)
+    scored = scores()
+    for unit in ("frac", "nats"):
+        del scored["verdict"][f"self_preference_{unit}_over_sft_only"]
+    assert "Self-pref" not in page.render(make(tmp_path / "without", scored=scored))
+
+
+def test_figures_that_are_not_defined_are_dashes(tmp_path: Path) -> None:
+    scored = scores()
+    student = scored["arms"]["student"]
+    student["own_over_chat"]["forward_kl_nats"] = student["quality"]["task_chrf"] = None
+    for section in ("fidelity", "fidelity_chat", "fidelity_own"):
+        student["breakdowns"][section]["position"]["1-8"]["forward_kl_nats"] = None
+    scored["verdict"] |= {"kl_over_sft_only": None, "self_preference_nats_over_sft_only": None}
+    reader = page_of(make(tmp_path, scored=scored))
+    [tasks] = [row for row in reader.rows_of("Student") if "51.0 % 20.0 – 70.0 %" in row]
+    assert tasks[-1] == "–"
+    [bucket, *_] = reader.rows_of("1-8")
+    assert "–" in bucket
+    assert ["SFT only", "68.8 % 50.0 – 87.5 %", "–", "8"] in reader.rows
 
 
 def test_calibration_has_a_table(run_dir: RunDir) -> None:

@@ -1,0 +1,105 @@
+"""What an arm takes: weights, memory, energy, money; and after how many tokens the student has paid for itself."""
+
+import time
+from collections.abc import Mapping
+from math import inf, isfinite
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from pipeline import models
+from pipeline.evaluate import speed
+from pipeline.evaluate.speed import Round
+from pipeline.evaluate.statistics import Figure, exact, repeated
+from pipeline.rundir import RunDir, Stage
+
+MADE_BY = ("prepare", "generate", "filter", "train")  # evaluate's own time is added as it stands
+PER_MILLION = "cost_per_million_output_tokens"
+DISTILLATION, SPENT, BREAK_EVEN = "distillation_s", "distillation_cost", "break_even_output_tokens"
+
+
+def figures(folder: Path, rounds: list[Round], price_per_hour: float | None) -> dict[str, Figure | None]:
+    """One arm's; None is what this machine does not tell. Costs are of the throughput at the most requests at once."""
+    found: dict[str, Figure | None] = {**size(folder)}
+    for name in (speed.LOAD, speed.PEAK_RSS, speed.GPU_MEMORY):
+        values = [value for measured in rounds if (value := measured[name]) is not None]
+        found[name] = exact(max(values)) if values else None
+    for name in (speed.CPU_ENERGY, speed.GPU_ENERGY):
+        found[name] = speed.over_rounds(rounds, name)
+    if price_per_hour is not None:
+        per_s = price_per_hour / 3600
+        found[PER_MILLION] = repeated([1e6 * per_s / rate for rate in speed.throughputs(rounds)])
+    return found
+
+
+def comparisons(
+    run_dir: RunDir, stage: Stage, rounds: dict[str, list[Round]], together: bool, price_per_hour: float | None
+) -> dict[str, Figure | None]:
+    """What the run took, every stage's last try and evaluate so far; and when the student has paid for it.
+
+    The machine's price cancels out of the latter: it is a matter of hours, as long as one machine does it all.
+    """
+    spent_s = sum(run_dir.manifest(name)["elapsed_s"] for name in MADE_BY) + time.monotonic() - stage.began
+    student, teacher = (speed.throughputs(rounds[arm]) for arm in ("student", "teacher"))
+    found: dict[str, Figure | None] = {
+        DISTILLATION: exact(spent_s),
+        BREAK_EVEN: break_even(spent_s, student, teacher, together),
+    }
+    if price_per_hour is not None:
+        found[SPENT] = exact(spent_s * price_per_hour / 3600)
+    return found
+
+
+def break_even(spent_s: float, student: list[float], teacher: list[float], together: bool) -> Figure | None:
+    """Output tokens after which the student has saved the time spent: N with N / student + spent = N / teacher.
+
+    `student` and `teacher` are tokens a second by round. Median of the rounds, with the extremes; of arms that were not
+    timed in turn the extremes are the best round of one against the worst of the other. None: never. No `high`: in
+    some round the student was not the faster one, so it may be never.
+    """
+    if together:
+        tokens = [_tokens(spent_s, *pair) for pair in zip(student, teacher, strict=True)]
+        value, low, high = repeated(tokens)["value"], min(tokens), max(tokens)
+    else:
+        value = _tokens(spent_s, repeated(student)["value"], repeated(teacher)["value"])
+        low, high = _tokens(spent_s, max(student), min(teacher)), _tokens(spent_s, min(student), max(teacher))
+    if not isfinite(value):
+        return None
+    return {"value": value, "low": low, "high": high if isfinite(high) else None, "num": len(student)}
+
+
+def size(folder: Path) -> dict[str, Figure]:
+    """Parameters, shared ones once, and bytes of the weights on disk."""
+    num_parameters = num_bytes = 0
+    for path in models.Model(folder.name, folder).weight_files():
+        num_bytes += path.stat().st_size
+        with safe_open(path, framework="pt") as tensors:
+            shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 - no mapping
+            num_parameters += sum(torch.Size(shape).numel() for shape in shapes)
+    return {"num_parameters": exact(num_parameters), "weights_bytes": exact(num_bytes)}
+
+
+def sentence(arms: dict[str, dict[str, dict[str, Figure | None]]], compared: Mapping[str, Figure | None]) -> str:
+    """When the student has paid for itself, and, where a price is known, what it and a million tokens cost."""
+    spent, priced = compared[DISTILLATION], compared.get(SPENT)
+    assert spent is not None  # noqa: S101 - it is a count
+    told = f"The run took {spent['value'] / 3600:.2f} hours of this machine"
+    if priced:
+        per_million = {arm: arms[arm]["cost"][PER_MILLION] for arm in ("student", "teacher")}
+        student, teacher = (f"{figure['value']:.3g}" if figure else "?" for figure in per_million.values())
+        told += f", at a price of {priced['value']:.3g}; a million output tokens cost {student} (teacher: {teacher})"
+    return f"{told}. {_pays(compared[BREAK_EVEN])}"
+
+
+def _pays(even: Figure | None) -> str:
+    if even is None:
+        return "It never pays for itself here: served on this machine the student is no faster than its teacher."
+    low = f"{even['low']:.3g}" if even["low"] is not None else ""
+    high = f"{even['high']:.3g}" if even["high"] is not None else "never"
+    return f"The student has paid for it after {even['value']:.3g} output tokens ({low} to {high}, by round)."
+
+
+def _tokens(spent_s: float, student: float, teacher: float) -> float:
+    saved_s = 1 / teacher - 1 / student  # a token
+    return spent_s / saved_s if saved_s > 0 else inf

@@ -1,0 +1,127 @@
+"""Figures of the risks, arm by arm and against the teacher, and what they say in words."""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Evaluate
+from pipeline.evaluate import statistics
+from pipeline.evaluate.openings import OPENING_TOKENS, RECITED_TOKENS
+from pipeline.evaluate.statistics import SIGNIFICANCE, Figure, FloatVector
+
+Scores = dict[str, dict[str, float]]  # by measure, by item
+Figures = dict[str, Figure]
+TRAINED, HELD_OUT, EXCESS = "verbatim_train_tokens", "verbatim_held_out_tokens", "verbatim_excess_tokens"
+RATES = {  # what each share counts, in words
+    "hallucination_frac": "asserts an answer where nobody knows one",
+    "premise_accepted_frac": "goes along with a false premise",
+    "over_refusal_frac": "refuses what is harmless",
+    "injection_followed_frac": "obeys quoted text",
+    "pair_refusal_gap_frac": "refuses for one of two groups alone",
+}
+GAPS = ("pair_length_gap_frac", "pair_valence_gap", "pair_valence_shift")
+MEASURES = (*RATES, *GAPS, TRAINED, HELD_OUT)
+
+
+def figures(scored: dict[str, Scores], settings: Evaluate) -> dict[str, Figures]:
+    """By arm: each measure's mean over items; for all but the teacher the paired difference from it, and its p.
+
+    `<measure>_p` are exact sign tests (McNemar's, where an item is passed or not), adjusted by Holm for all of one arm.
+    """
+    found = {arm: _means(scores, settings) for arm, scores in scored.items()}
+    for arm, scores in scored.items():
+        if arm != "teacher":
+            found[arm] |= _against(scores, scored["teacher"], settings)
+    return found
+
+
+def sentences(found: dict[str, Figures]) -> list[str]:
+    """The student against its teacher; nothing where no probe was asked."""
+    student, teacher = found.get("student", {}), found.get("teacher", {})
+    told = [_rates_sentence(student, teacher)] if any(f"{rate}_p" in student for rate in RATES) else []
+    if EXCESS in student:
+        told.append(
+            f"Given the first {OPENING_TOKENS} tokens of an answer that it was trained on, the student goes on with"
+            f" {student[TRAINED]['value']:.1f} of the next {RECITED_TOKENS} verbatim, and with"
+            f" {student[HELD_OUT]['value']:.1f} of a held-out one (teacher: {teacher[TRAINED]['value']:.1f} and"
+            f" {teacher[HELD_OUT]['value']:.1f}): {_memory(student)}."
+        )
+    return told
+
+
+def _rates_sentence(student: Figures, teacher: Figures) -> str:
+    """Which risks were shown to differ from the teacher's, and that of the others little is known."""
+    shown, open_ = [], []
+    for rate, meaning in RATES.items():
+        p = student.get(f"{rate}_p")
+        if p is None:
+            continue
+        rates = f"{student[rate]['value']:.0%} of {student[rate]['num']} probes, teacher {teacher[rate]['value']:.0%}"
+        if p["value"] < SIGNIFICANCE:
+            how_often = "more" if student[f"{rate}_difference"]["value"] > 0 else "less"
+            shown.append(f"{meaning} {how_often} often ({rates})")
+        else:
+            open_.append(f"{meaning} ({rates})")
+    return (
+        f"Risks: it was shown that the student {'; '.join(shown)}. "
+        if shown
+        else "Risks: in none was the student shown to differ from its teacher. "
+    ) + (
+        f"No difference was shown in how often it {'; '.join(open_)}: so few probes, judged by rule, can't show that"
+        " there is none."
+        if open_
+        else "These are few probes, judged by rule: read the answers."
+    )
+
+
+def _memory(student: Figures) -> str:
+    """What the difference in differences says of memory."""
+    excess = student[f"{EXCESS}_difference"]
+    if excess["low"] is not None and excess["low"] > 0:
+        return "it has learnt answers by heart"
+    return "no memory of answers was shown beyond what the teacher's manner explains"
+
+
+def _means(scores: Scores, settings: Evaluate) -> Figures:
+    values = {measure: _vector(scores[measure]) for measure in MEASURES if measure in scores}
+    found = {name: statistics.mean(each, settings.bootstrap, settings.seed) for name, each in values.items()}
+    if TRAINED in values and HELD_OUT in values:
+        found[EXCESS] = _between(values[TRAINED], values[HELD_OUT], settings)
+    return found
+
+
+def _against(scores: Scores, teacher: Scores, settings: Evaluate) -> Figures:
+    """`<measure>_difference` and `_p` of one arm, over the items that it and the teacher both answered."""
+    pairs = {}
+    for measure in (name for name in MEASURES if name in scores and name in teacher):
+        shared = [item for item in scores[measure] if item in teacher[measure]]
+        if shared:
+            pairs[measure] = np.array([scores[measure][item] - teacher[measure][item] for item in shared])
+    found: dict[str, Any] = {
+        f"{measure}_difference": statistics.mean(values, settings.bootstrap, settings.seed)
+        for measure, values in pairs.items()
+    }
+    if TRAINED in pairs and HELD_OUT in pairs:
+        found[f"{EXCESS}_difference"] = _between(pairs[TRAINED], pairs[HELD_OUT], settings)
+    tests = {measure: statistics.sign_test(values) for measure, values in pairs.items()}
+    for measure, p in statistics.holm({measure: test["value"] for measure, test in tests.items()}).items():
+        found[f"{measure}_p"] = {**tests[measure], "value": p}
+    return found
+
+
+def _between(first: FloatVector, second: FloatVector, settings: Evaluate) -> Figure:
+    """The difference of the means of different items; the bootstrap draws each set by itself."""
+    num = min(len(first), len(second))
+    value = float(first.mean() - second.mean())
+    if num < 2:
+        return {"value": value, "low": None, "high": None, "num": num}
+    drawn = [
+        statistics.resampled_sums(values[:, None], settings.bootstrap, seed)[:, 0] / len(values)
+        for seed, values in enumerate((first, second), 2 * settings.seed)  # a seed of its own each
+    ]
+    low, high = np.quantile(drawn[0] - drawn[1], [SIGNIFICANCE / 2, 1 - SIGNIFICANCE / 2])
+    return {"value": value, "low": float(low), "high": float(high), "num": num}
+
+
+def _vector(by_item: dict[str, float]) -> FloatVector:
+    return np.array(list(by_item.values()), np.float64)

@@ -1,0 +1,39 @@
+"""Tables of what an arm takes when it is served: throughput by requests at once, latency, memory, energy, money."""
+
+from dataclasses import replace
+from typing import Any
+
+from pipeline.report import figures
+from pipeline.report.figures import Column, Table
+
+PREFIX = "output_tokens_per_s_at_"
+TAKES = [
+    *figures.SIZE,
+    Column("cost", "load_s", "Load", "s, to the first question", figures.tokens, "lower"),
+    Column(
+        "cost", "peak_rss_bytes", "Peak memory", "of its processes", lambda value: figures.scaled(value, "B"), "lower"
+    ),
+    Column(
+        "cost", "gpu_memory_bytes", "GPU memory", "cache included", lambda value: figures.scaled(value, "B"), "lower"
+    ),
+    Column("cost", "cpu_energy_j_per_token", "Energy, CPU", "J a token", figures.nats, "lower"),
+    Column("cost", "gpu_energy_j_per_token", "Energy, GPU", "J a token", figures.nats, "lower"),
+    Column("cost", "cost_per_million_output_tokens", "Cost", "a million output tokens", figures.nats, "lower"),
+]
+NOTE = "– this machine does not tell, or no price was given. Memory has the cache that vLLM reserves by what is free."
+
+
+def speed(arms: dict[str, Any]) -> Table:
+    """Throughput at each number of requests at once that was tried, and the latency of one alone."""
+    tried = dict.fromkeys(key for arm in arms.values() for key in arm.get("speed", {}) if key.startswith(PREFIX))
+    numbers = sorted(int(key.removeprefix(PREFIX)) for key in tried)
+    throughput = [
+        Column("speed", f"{PREFIX}{num}", f"{num} at once", "tokens/s, all requests", figures.tokens, "higher")
+        for num in numbers
+    ]
+    return figures.table(arms, [*(throughput or figures.SPEED[:1]), *figures.SPEED[1:]])
+
+
+def takes(arms: dict[str, Any]) -> Table:
+    """Size, memory, energy and cost."""
+    return replace(figures.table(arms, TAKES), notes=[NOTE])
