@@ -309,17 +309,24 @@ def report(
         ),
     ] = False,
 ) -> None:
-    """Write report.html into each run: one self-contained page. With --gate, also judge the run's figures.
+    """Write report.html into each run: one self-contained page; of several runs also comparison.html, beside the first.
+
+    With --gate, also judge the runs' figures.
 
     A name is a figure of evaluate/scores.json (forward_kl_nats, speed_over_teacher, arms.sft_only.fidelity.nll_nats)
     or short for one: kl, reverse_kl, agreement, acceptance, loops, speed.
 
     Example: retort report runs/quickstart --gate "kl<0.6,speed>=1.1"
     """
-    from pipeline.report import gate
+    from pipeline.report import gate, several
 
     wanted = gate.parse(conditions) if conditions else []
     failed = False
+    runs = list({run.resolve(): run for run in runs}.values())
+    if len(runs) > 1:
+        path = runs[0].resolve().parent / "comparison.html"
+        several.write([_existing(run) for run in runs], path)
+        say(f"comparison: {path}")
     for path in runs:
         run_dir = _existing(path)
         _report(run_dir.path)

@@ -4,7 +4,6 @@ The file is no part of evaluate: it is added to and never rewritten, and outlive
 """
 
 import json
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.binomial import clopper_pearson, sign_test
 from pipeline.errors import UserError
 from pipeline.rundir import RunDir, fsync_folder, read_committed, text_hash, user_disk_errors
 
@@ -197,35 +197,6 @@ def tally(votes: list[Vote], shown: list[Pair]) -> Tally:
         outdated=len(given) - len(holding),
         num_voters=len({vote.voter for vote in holding.values() if vote.vote != "skip"}),
     )
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided p that wins and losses are equally likely: twice the smaller binomial tail, in whole numbers."""
-    num = wins + losses
-    tail = sum(math.comb(num, k) for k in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / 2**num)
-
-
-def clopper_pearson(successes: int, num: int) -> tuple[float, float]:
-    """The exact 95 % interval of a share (Clopper and Pearson 1934): each end leaves 2.5 % beyond what was seen.
-
-    It excludes one half exactly where the sign test has p < 0.05.
-    """
-    low = _share_with_tail(successes, num) if successes else 0.0
-    high = 1 - _share_with_tail(num - successes, num) if successes < num else 1.0
-    return low, high
-
-
-def _share_with_tail(successes: int, num: int) -> float:
-    """The share p at which `successes` or more of `num` have a probability of 2.5 %, by bisection."""
-    log_ways = [math.lgamma(num + 1) - math.lgamma(k + 1) - math.lgamma(num - k + 1) for k in range(successes, num + 1)]
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        p = (low + high) / 2
-        log_p, log_rest = math.log(p), math.log1p(-p)
-        terms = (ways + k * log_p + (num - k) * log_rest for k, ways in enumerate(log_ways, successes))
-        low, high = (p, high) if math.fsum(map(math.exp, terms)) < 0.025 else (low, p)
-    return (low + high) / 2
 
 
 def _of_talk(item_id: str, turns: dict[int, dict[str, dict[str, Any]]]) -> Iterable[Pair]:

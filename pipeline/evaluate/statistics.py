@@ -11,6 +11,8 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import binomial
+
 FloatVector = npt.NDArray[np.float64]
 MAX_WEIGHTS = 50_000_000  # entries of the resampling matrix held at once
 SIGNIFICANCE, POWER = 0.05, 0.8
@@ -99,12 +101,7 @@ def sign_test(differences: FloatVector) -> Figure:
     Of binary outcomes this is McNemar's exact test (McNemar 1947): pairs that agree say nothing.
     """
     ups, downs = int((differences > 0).sum()), int((differences < 0).sum())
-    num = ups + downs
-    ways, tail = 1, 0  # of `num` pairs, k up; all at once as integers, so that no rounding adds up
-    for k in range(min(ups, downs) + 1):
-        tail += ways
-        ways = ways * (num - k) // (k + 1)
-    return {"value": min(1.0, 2 * tail / 2**num), "low": None, "high": None, "num": num}
+    return {"value": binomial.sign_test(ups, downs), "low": None, "high": None, "num": ups + downs}
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from pipeline.report import figures
 from pipeline.report.figures import ARM_COLOURS, ARM_NAMES
 
+Row = dict[str, Any]
 Chart = dict[str, Any]  # {"data", "layout", "config"}, JSON-ready
 
 GREY, LINE = "#808080", "rgba(128, 128, 128, 0.3)"
@@ -121,6 +122,35 @@ def by_position(arms: dict[str, Any]) -> Chart | None:
     return _finished(figure)
 
 
+def trade(points: dict[str, tuple[Row, Row]], front: list[str], label: str, better: str) -> Chart:
+    """A point for each run: what is kept over the speed gained, each with its interval; a line through the front."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[points[name][0]["value"] for name in front],
+        y=[points[name][1]["value"] for name in front],
+        mode="lines",
+        line={"color": GREY, "dash": "dot", "width": 1.5},
+    )
+    for name, (speed, kept) in points.items():
+        colour = ARM_COLOURS["student"] if name in front else GREY
+        figure.add_scatter(
+            x=[speed["value"]],
+            y=[kept["value"]],
+            mode="markers",
+            marker={"size": 9, "color": colour},
+            error_x=_whiskers(speed, colour),
+            error_y=_whiskers(kept, colour),
+        )
+        _label(figure, speed["value"], kept["value"], name)
+    figure.update_layout(
+        height=380,
+        showlegend=False,
+        xaxis={"title": {"text": "speed, × the teacher"}},
+        yaxis={"title": {"text": label}, "autorange": "reversed" if better == "lower" else True},
+    )
+    return _finished(figure)
+
+
 def waterfall(num_answers: int, drops: list[tuple[str, int]]) -> Chart:
     """From all answers, by each rule that dropped any, to those that were kept."""
     drops = [drop for drop in drops if drop[1]]
@@ -153,7 +183,17 @@ def _end(figure: dict[str, Any], end: str) -> float:
     return figure[end] if figures.is_number(figure.get(end)) else figure["value"]
 
 
-def _label(figure: go.Figure, x: float, y: str, text: str) -> None:
+def _whiskers(figure: Row, colour: str) -> Row:
+    return {
+        "array": [_end(figure, "high") - figure["value"]],
+        "arrayminus": [figure["value"] - _end(figure, "low")],
+        "color": colour,
+        "thickness": 1,
+        "width": 4,
+    }
+
+
+def _label(figure: go.Figure, x: float, y: float | str, text: str) -> None:
     figure.add_annotation(x=x, y=y, text=text, showarrow=False, xanchor="left", xshift=8)
 
 

@@ -87,7 +87,7 @@ def render(run_dir: RunDir) -> str:
         "num_tasks": figures.num_range(arms, figures.TASKS[:1]),
         "reproduce": _reproduce(run_dir, manifests),
     }
-    return _environment().get_template("page.html.j2").render(context)
+    return environment().get_template("page.html.j2").render(context)
 
 
 def script_hash(script: str) -> str:
@@ -108,7 +108,8 @@ def side_by_side(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return items
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The pages' templates: everything that is put into them is escaped."""
     environment = Environment(
         loader=PackageLoader("pipeline", "report"),
         autoescape=True,
