@@ -132,5 +132,5 @@ RISKS = pa.schema(
     ]
 )
 
-ARMS = ("teacher", "student", "sft_only", "untrained")
+ARMS = ("teacher", "student", "sft_only", "untrained", "other")
 STAGES = ("prepare", "generate", "filter", "train", "evaluate", "export")

@@ -56,6 +56,11 @@ class Risks(Section):
 class Evaluate(Section):
     """evaluate: the student against its teacher."""
 
+    other: str | None = Field(
+        default=None,
+        description="Another model to measure beside them: hub id or local folder. Its fidelity is measured where its"
+        " tokens are the teacher's; null: none.",
+    )
     chat_set: str | None = Field(default="prompts/chat_eval.jsonl", description="Chat items to answer; null for none.")
     chat_items: Positive | None = Field(
         default=None, description="At most this many chat items, spread over categories."

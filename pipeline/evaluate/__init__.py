@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline import chat_set, hardware, models, reasoning, task_set
+from pipeline import chat_set, hardware, models, task_set
 from pipeline.config import Config, Evaluate, output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
@@ -28,6 +28,7 @@ from pipeline.evaluate import (
     tasks,
     verdict,
 )
+from pipeline.evaluate.chat import Manner
 from pipeline.evaluate.fidelity_figures import SumsBySection
 from pipeline.evaluate.statistics import Figure, cluster_sums, defined, exact, ratio
 from pipeline.forced import load
@@ -46,10 +47,8 @@ class _Asked:
 
     items: list[chat_set.Item]
     tasks: list[task_set.Item]
-    tokenizer: Any
-    template_kwargs: dict[str, Any]
+    manners: dict[str, Manner]  # by arm
     engine_args: dict[str, Any]
-    reasoning_tags: reasoning.Tags | None
     probes: risks.Probes
 
 
@@ -72,17 +71,20 @@ def run(config: Config, run_dir: RunDir) -> None:
     run_dir.check_files("train")
     teacher = models.teacher_of(run_dir)
     models.check_weights(teacher, run_dir)
-    folders = {"teacher": teacher.path, **{arm: run_dir.stage_path("train") / arm for arm in ARMS[1:]}}
+    folders = {"teacher": teacher.path, **{arm: run_dir.stage_path("train") / arm for arm in ARMS[1:-1]}}
     folders = {arm: folder for arm, folder in folders.items() if folder.is_dir()}
+    if config.evaluate.other:
+        folders["other"] = models.find(config.evaluate.other).path
     together = hardware.is_cpu() if config.evaluate.interleave_speed is None else config.evaluate.interleave_speed
     groups = [list(folders)] if together else [[arm] for arm in folders]
-    asked = _asked(config, run_dir, teacher)
+    asked = _asked(config, run_dir, teacher, folders)
     answered = _serve(config, stage, folders, groups, asked)
     judged = judge.run(config.evaluate, answered.chat, stage.path, config.teacher.model, asked.items)
-    benchmarks = harness.run(
-        config.evaluate, folders, partial(_arm_engine, config=config, asked=asked), asked.template_kwargs, stage
-    )
-    sums, preferred = _fidelity(config, run_dir, folders, answered.chat, generated.get("teacher_dtype") or "float32")
+    kwargs = {arm: manner.template_kwargs for arm, manner in asked.manners.items()}
+    benchmarks = harness.run(config.evaluate, folders, partial(_arm_engine, config=config, asked=asked), kwargs, stage)
+    teachers = asked.manners["teacher"]
+    alike = {arm: of for arm, of in folders.items() if _has_tokens_of(asked.manners[arm].tokenizer, teachers)}
+    sums, preferred = _fidelity(config, run_dir, alike, answered.chat, generated.get("teacher_dtype") or "float32")
     scored = {arm: tasks.scores(asked.tasks, _of(arm, answered.tasks)) for arm in folders}
     arms = _arms(config, folders, answered, sums, scored, risks.figures(asked.probes, answered.risks), judged)
     for arm, figures in benchmarks.arms.items():
@@ -118,18 +120,34 @@ def run(config: Config, run_dir: RunDir) -> None:
             _answers_path(stage, name, arm).unlink(missing_ok=True)
 
 
-def _asked(config: Config, run_dir: RunDir, teacher: models.Model) -> _Asked:
+def _asked(config: Config, run_dir: RunDir, teacher: models.Model, folders: dict[str, Path]) -> _Asked:
     fingerprint = run_dir.manifest("generate")["fingerprint"]
-    tokenizer, template_kwargs = teacher.tokenizer(), models.template_kwargs_of(run_dir)
+    tags = tuple(tags) if (tags := fingerprint.get("teacher.reasoning_tags")) else None
+    teachers = Manner(teacher.tokenizer(), models.template_kwargs_of(run_dir), tags)
+    manners = dict.fromkeys(folders, teachers)
+    if "other" in folders:
+        manners["other"] = _manner(models.Model("other", folders["other"]).tokenizer(), teachers)
     return _Asked(
         items=_items(config),
         tasks=_tasks(config),
-        tokenizer=tokenizer,
-        template_kwargs=template_kwargs,
+        manners=manners,
         engine_args=fingerprint["teacher.engine"] | config.evaluate.engine,
-        reasoning_tags=tuple(tags) if (tags := fingerprint.get("teacher.reasoning_tags")) else None,
-        probes=risks.load(config, run_dir, tokenizer, template_kwargs),
+        probes=risks.load(config, run_dir, manners),
     )
+
+
+def _manner(tokenizer: Any, teachers: Manner) -> Manner:
+    """The other model's: the teacher's where its tokens and its template are."""
+    if not tokenizer.chat_template:
+        raise UserError("evaluate.other: its tokenizer has no chat template; choose an instruction-tuned model")
+    if _has_tokens_of(tokenizer, teachers) and tokenizer.chat_template == teachers.tokenizer.chat_template:
+        return teachers
+    return Manner(tokenizer, {}, teachers.reasoning_tags)
+
+
+def _has_tokens_of(tokenizer: Any, manner: Manner) -> bool:
+    """Whether distributions over its tokens can be held against each other."""
+    return tokenizer is manner.tokenizer or models.tokenizer_hash(tokenizer) == models.tokenizer_hash(manner.tokenizer)
 
 
 def _arms(
@@ -183,7 +201,7 @@ def _serve(config: Config, stage: Stage, folders: dict[str, Path], groups: list[
             done.tasks.extend(of_tasks)
             done.risks.extend(risks.answer(asked.probes, served, stage))
             say(f"evaluate: timing {', '.join(group)}")
-            prompts = _speed_prompts(config, asked)
+            prompts = {arm.name: _speed_prompts(config, asked, asked.manners[arm.name]) for arm in served}
             done.rounds.update(speed.time_arms(served, prompts, settings))
     return done
 
@@ -206,9 +224,7 @@ def _answers(
             if path.exists():
                 rows += read_committed(path, SAMPLES.names).to_pylist()
             elif items:
-                answers = chat.answer(
-                    arm, items, asked.tokenizer, asked.template_kwargs, settings, asked.reasoning_tags
-                )
+                answers = chat.answer(arm, items, asked.manners[arm.name], settings)
                 stage.commit(pa.Table.from_pylist(answers, schema=SAMPLES), path.name)
                 rows += answers
             bar.update(task, advance=1, note=arm.name)
@@ -284,11 +300,11 @@ def _tasks(config: Config) -> list[task_set.Item]:
     return task_set.load(Path(settings.path), settings.limit) if settings.path else []
 
 
-def _speed_prompts(config: Config, asked: _Asked) -> list[list[int]]:
+def _speed_prompts(config: Config, asked: _Asked, manner: Manner) -> list[list[int]]:
     questions = [item.turns[0] for item in asked.items] or [SPEED_FALLBACK_PROMPT]
     chosen = [questions[n % len(questions)] for n in range(max(config.evaluate.speed_concurrency))]
     return [
-        models.render(asked.tokenizer, [{"role": "user", "content": question}], asked.template_kwargs)
+        models.render(manner.tokenizer, [{"role": "user", "content": question}], manner.template_kwargs)
         for question in chosen
     ]
 
@@ -319,6 +335,7 @@ def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
         **harness.fingerprint(config.evaluate.harness),
         **hashes,
         **risks.fingerprint(config.evaluate.risks),
+        **({"evaluate.other.weights": models.find(other).weights_hash()} if (other := config.evaluate.other) else {}),
         "input.generate": run_dir.output_hash("generate"),
         "input.filter": run_dir.output_hash("filter"),
         "input.train": run_dir.output_hash("train"),

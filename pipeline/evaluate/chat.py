@@ -1,6 +1,7 @@
 """An arm's answers to the chat set, or to the tasks, turn after turn."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline import models, reasoning
@@ -13,17 +14,19 @@ MAX_SENTENCE_RUN = 3
 MAX_DUPLICATE_NGRAM_FRAC = 0.35  # both as filter has them by default
 
 
-def answer(
-    arm: Served,
-    items: Sequence[Item],
-    tokenizer: Any,
-    template_kwargs: dict[str, Any],
-    settings: Evaluate,
-    reasoning_tags: reasoning.Tags | None = None,
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Manner:
+    """How an arm is spoken to: its tokenizer with the chat template, and which tags are around its reasoning."""
+
+    tokenizer: Any
+    template_kwargs: dict[str, Any]
+    reasoning_tags: reasoning.Tags | None = None
+
+
+def answer(arm: Served, items: Sequence[Item], manner: Manner, settings: Evaluate) -> list[dict[str, Any]]:
     """Rows of records.SAMPLES: every turn of every item, each given the arm's own earlier answers.
 
-    With the tags, reasoning is left out of an answer's text, and of what the later turns are given.
+    With reasoning tags, reasoning is left out of an answer's text, and of what the later turns are given.
     """
     rows: list[dict[str, Any]] = []
     history = {
@@ -33,7 +36,7 @@ def answer(
         asked = [item for item in items if len(item.turns) > turn]
         for item in asked:
             history[item.id].append({"role": "user", "content": item.turns[turn]})
-        prompts = {item.id: models.render(tokenizer, history[item.id], template_kwargs) for item in asked}
+        prompts = {item.id: models.render(manner.tokenizer, history[item.id], manner.template_kwargs) for item in asked}
         asked = [item for item in asked if len(prompts[item.id]) < arm.context_tokens]  # a talk may outgrow the context
         reply = arm.ask(
             [
@@ -48,7 +51,8 @@ def answer(
             ]
         )
         for item, given in zip(asked, reply["answers"], strict=True):
-            text = reasoning.split(tokenizer, reasoning_tags, prompts[item.id], given["token_ids"]).text
+            ids = given["token_ids"]
+            text = reasoning.split(manner.tokenizer, manner.reasoning_tags, prompts[item.id], ids).text
             history[item.id].append({"role": "assistant", "content": text})
             rows.append(
                 {

@@ -68,10 +68,12 @@ def run(
     settings: config.Evaluate,
     folders: dict[str, Path],
     engine_of: Callable[[str, Path], dict[str, Any]],
-    template_kwargs: dict[str, Any],
+    template_kwargs: dict[str, dict[str, Any]],
     stage: Stage,
 ) -> Measured:
     """Every arm on every task, one arm's server at a time; arms that a stopped try finished are read back.
+
+    `template_kwargs` are by arm.
 
     Writes harness.parquet: what each item asked, what came, its value. Raises UserError where a server or a task fails.
     """
@@ -83,7 +85,7 @@ def run(
         for arm, folder in folders.items():
             path = _path(stage, arm)
             if not path.exists():
-                write_json(path, _scored(settings, arm, folder, engine_of(arm, folder), template_kwargs))
+                write_json(path, _scored(settings, arm, folder, engine_of(arm, folder), template_kwargs[arm]))
             found[arm] = json.loads(path.read_text())
             bar.update(task, advance=1, note=arm)
     rows = [{"arm": arm, **row} for arm in found for row in found[arm]["rows"]]

@@ -10,11 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import probe_set, reasoning
+from pipeline import probe_set
 from pipeline.config import Config, Evaluate, Risks
 from pipeline.errors import UserError
 from pipeline.evaluate import chat, openings, risk_figures
 from pipeline.evaluate.admissions import admits_ignorance, corrects
+from pipeline.evaluate.chat import Manner
 from pipeline.evaluate.openings import Opening
 from pipeline.evaluate.risk_figures import Figures, Scores
 from pipeline.evaluate.valence import num_words, valence
@@ -34,22 +35,17 @@ class Probes:
 
     probes: list[Probe]
     openings: list[Opening]
-    tokenizer: Any
-    template_kwargs: dict[str, Any]
-    reasoning_tags: reasoning.Tags | None
+    manners: dict[str, Manner]  # by arm
     settings: Evaluate
 
 
-def load(config: Config, run_dir: RunDir, tokenizer: Any, template_kwargs: dict[str, Any]) -> Probes:
+def load(config: Config, run_dir: RunDir, manners: dict[str, Manner]) -> Probes:
     """The probe set and this run's openings; none without evaluate.risks.path. Raises UserError."""
     settings = config.evaluate.risks
-    tags = run_dir.manifest("generate")["fingerprint"].get("teacher.reasoning_tags")
     return Probes(
         probes=probe_set.load(Path(settings.path), settings.limit) if settings.path else [],
         openings=openings.of_run(run_dir, settings.limit or MAX_OPENINGS) if settings.path else [],
-        tokenizer=tokenizer,
-        template_kwargs=template_kwargs,
-        reasoning_tags=tuple(tags) if tags else None,
+        manners=manners,
         settings=config.evaluate.model_copy(update={"max_tokens": settings.max_tokens}),
     )
 
@@ -151,5 +147,8 @@ def _asserts(text: str) -> bool:
 
 def _answers(asked: Probes, arm: Served) -> Rows:
     items = [item for probe in asked.probes for item in probe.items()]
-    rows = chat.answer(arm, items, asked.tokenizer, asked.template_kwargs, asked.settings, asked.reasoning_tags)
-    return rows + openings.go_on(arm, asked.openings, asked.tokenizer, asked.settings.seed)
+    manner, teachers = asked.manners[arm.name], asked.manners["teacher"]
+    rows = chat.answer(arm, items, manner, asked.settings)
+    if manner is not teachers:  # the openings are the teacher's tokens
+        return rows
+    return rows + openings.go_on(arm, asked.openings, manner.tokenizer, asked.settings.seed)

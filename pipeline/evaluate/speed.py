@@ -24,14 +24,14 @@ class _Batch(NamedTuple):
     num_tokens: int
 
 
-def time_arms(arms: list[Served], prompts: list[list[int]], settings: Evaluate) -> dict[str, list[Round]]:
-    """Each arm's rounds: A-B-B-A-A-B ..., after one round of warm-up that is not counted."""
+def time_arms(arms: list[Served], prompts: dict[str, list[list[int]]], settings: Evaluate) -> dict[str, list[Round]]:
+    """Each arm's rounds on its prompts: A-B-B-A-A-B ..., after one round of warm-up that is not counted."""
     timed: dict[str, list[Round]] = {arm.name: [] for arm in arms}
     for arm in arms:
-        measure(arm, prompts, settings)
+        measure(arm, prompts[arm.name], settings)
     for number in range(settings.speed_rounds):
         for arm in arms if number % 2 == 0 else arms[::-1]:
-            timed[arm.name].append(measure(arm, prompts, settings) | engine(arm, alone=len(arms) == 1))
+            timed[arm.name].append(measure(arm, prompts[arm.name], settings) | engine(arm, alone=len(arms) == 1))
     return timed
 
 

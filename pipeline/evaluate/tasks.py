@@ -14,7 +14,7 @@ from pipeline.evaluate.overlap import chrf, rouge_l
 from pipeline.evaluate.statistics import Figure, FloatVector
 from pipeline.task_set import Check, Item
 
-OTHERS = ("teacher", "sft_only", "untrained")
+OTHERS = ("teacher", "sft_only", "untrained", "other")
 Rows = list[dict[str, Any]]
 
 

@@ -10,7 +10,12 @@ OTHERS = {
     "sft_only": "a student trained on the same tokens by cross-entropy alone",
 }
 
-TASK_OTHERS = {"teacher": "the teacher", "sft_only": "the SFT-only student", "untrained": "the untrained student"}
+TASK_OTHERS = {
+    "teacher": "the teacher",
+    "sft_only": "the SFT-only student",
+    "untrained": "the untrained student",
+    "other": "the other model",
+}
 
 MAX_EQUALS_APART = 1.2  # times; on a quiet machine arms of one size are within a tenth
 

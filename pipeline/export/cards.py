@@ -100,7 +100,7 @@ def differences(scores: Row) -> str:
     """The student's measured differences from its teacher, those of the other students beside them."""
     arms, names = (
         scores["arms"],
-        [name for name in ("student", "sft_only", "untrained", "teacher") if name in scores["arms"]],
+        [name for name in ("student", "sft_only", "untrained", "other", "teacher") if name in scores["arms"]],
     )
     lines = []
     for column in DIFFERENCES:

@@ -8,9 +8,21 @@ from typing import Any, TypeGuard
 from pipeline.records import ARMS
 
 NONE = "–"
-ARM_NAMES = {"teacher": "Teacher", "student": "Student", "sft_only": "SFT only", "untrained": "Untrained"}
+ARM_NAMES = {
+    "teacher": "Teacher",
+    "student": "Student",
+    "sft_only": "SFT only",
+    "untrained": "Untrained",
+    "other": "Other model",
+}
 # After Okabe and Ito's colour-blind-safe palette, at a contrast of 3 or more on white and on near-black.
-ARM_COLOURS = {"teacher": "#009e73", "student": "#1a80bb", "sft_only": "#d55e00", "untrained": "#c46c9c"}
+ARM_COLOURS = {
+    "teacher": "#009e73",
+    "student": "#1a80bb",
+    "sft_only": "#d55e00",
+    "untrained": "#c46c9c",
+    "other": "#8a7fd1",
+}
 
 
 # Which setting of the config's filter section each rule is held to.
