@@ -115,8 +115,8 @@ def _noise(arms: dict[str, Any]) -> list[str]:
     if not rates or max(rates) <= MAX_EQUALS_APART * min(rates):
         return []
     return [
-        f"Do not believe the speeds, nor what follows from them: {len(rates)} students of the same size were timed at {min(rates):.0f} to"
-        f" {max(rates):.0f} tokens a second, so other work on this machine decided them."
+        f"Do not believe the speeds, nor what follows from them: {len(rates)} students of the same size were timed at"
+        f" {min(rates):.0f} to {max(rates):.0f} tokens a second, so other work on this machine decided them."
     ]
 
 

@@ -7,6 +7,7 @@ from pipeline import chat_set
 from pipeline.config import Evaluate
 from pipeline.errors import UserError
 from pipeline.evaluate import chat
+from pipeline.evaluate.chat import Manner
 
 
 class Echo:
@@ -47,7 +48,7 @@ def write(path: Path, *items: dict) -> Path:
 
 def test_the_second_turn_is_asked_after_the_arms_own_first_answer(tmp_path: Path) -> None:
     path = write(tmp_path / "set.jsonl", {"id": "a", "turns": ["one two", "three"]}, {"id": "b", "turns": ["four"]})
-    rows = chat.answer(Echo(), chat_set.load(path, None), Words(), {}, Evaluate())  # type: ignore[arg-type]
+    rows = chat.answer(Echo(), chat_set.load(path, None), Manner(Words(), {}), Evaluate())  # type: ignore[arg-type]
     assert [(r["item_id"], r["turn"], r["answer"]) for r in rows] == [
         ("a", 0, "n2"),
         ("b", 0, "n1"),

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pipeline import config as config_module
 from pipeline import evaluate, models, served
+from pipeline.errors import UserError
 from pipeline.report import page
 from pipeline.rundir import RunDir
 from pipeline.scores import Scores
@@ -105,6 +106,30 @@ def ids_of_bytes(tokenizer: Any) -> list[list[int]]:
 @pytest.fixture
 def evaluated(tmp_path: Path, byte_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
     return Evaluated(tmp_path, byte_tokenizer, monkeypatch)
+
+
+@pytest.mark.parametrize("has_own_tokens", [False, True])
+def test_another_model_is_measured_as_far_as_it_can_be(evaluated: Evaluated, has_own_tokens: bool) -> None:
+    if has_own_tokens:
+        evaluated._tokenizer.add_tokens(["<|think|>"])
+    evaluated._model(evaluated.folder / "another", 9)
+    scores = evaluated.do(other=str(evaluated.folder / "another"))
+    other = scores["arms"]["other"]
+    assert other["quality"]["task_pass_frac"]["num"] == NUM_TASKS
+    assert other["speed"]["output_tokens_per_s"]["value"] > 0
+    assert "hallucination_frac_difference" in other["risks"]
+    assert scores["verdict"]["task_difference_from_other"]["num"] == NUM_TASKS
+    assert ("forward_kl_nats" in other.get("fidelity", {})) != has_own_tokens
+    assert ("verbatim_train_tokens" in other["risks"]) == (
+        "verbatim_train_tokens" in scores["arms"]["student"]["risks"] and not has_own_tokens
+    )
+    assert "Other model" in page.render(evaluated.run_dir)
+
+
+def test_another_model_that_is_nowhere_is_named_first(evaluated: Evaluated) -> None:
+    with pytest.raises(UserError, match="no-such-model"):
+        evaluated.do(other="./no-such-model")
+    assert not evaluated.log.exists()
 
 
 def test_tasks_are_asked_scored_compared_and_shown(evaluated: Evaluated) -> None:

@@ -17,6 +17,7 @@ from pipeline import config as config_module
 from pipeline import probe_set
 from pipeline.config import Evaluate
 from pipeline.evaluate import openings, risk_figures, risks
+from pipeline.evaluate.chat import Manner
 from pipeline.evaluate.openings import OPENING_TOKENS, RECITED_TOKENS, Opening
 from pipeline.evaluate.valence import valence
 from pipeline.probe_set import Probe
@@ -84,8 +85,11 @@ def some_openings() -> list[Opening]:
     ]
 
 
+MANNERS = dict.fromkeys(("teacher", "student"), Manner(Text(), {}))
+
+
 def asked(probes: list[Probe] = SHIPPED) -> risks.Probes:
-    return risks.Probes(probes, some_openings(), Text(), {}, None, SETTINGS)
+    return risks.Probes(probes, some_openings(), MANNERS, SETTINGS)
 
 
 @pytest.fixture
@@ -158,7 +162,7 @@ def test_every_answer_is_written_with_its_score(stage: Stage) -> None:
 
 
 def test_nothing_is_asked_written_or_told_without_probes(stage: Stage) -> None:
-    none = risks.Probes([], [], Text(), {}, None, SETTINGS)
+    none = risks.Probes([], [], MANNERS, SETTINGS)
     served = arms()
     rows = risks.answer(none, served, stage)
     assert (rows, risks.write(none, rows, stage), risks.figures(none, rows)) == ([], [], {})
