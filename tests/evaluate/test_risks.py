@@ -21,7 +21,7 @@ from pipeline.evaluate.chat import Manner
 from pipeline.evaluate.openings import OPENING_TOKENS, RECITED_TOKENS, Opening
 from pipeline.evaluate.valence import valence
 from pipeline.probe_set import Probe
-from pipeline.records import RISKS
+from pipeline.records import ARMS, RISKS
 from pipeline.rundir import Stage
 
 SHIPPED = probe_set.load(Path(pipeline.__file__).parent.parent / "prompts/risks.jsonl", None)
@@ -85,7 +85,7 @@ def some_openings() -> list[Opening]:
     ]
 
 
-MANNERS = dict.fromkeys(("teacher", "student"), Manner(Text(), {}))
+MANNERS: dict[str, Manner] = dict.fromkeys(ARMS, Manner(Text(), {}))
 
 
 def asked(probes: list[Probe] = SHIPPED) -> risks.Probes:

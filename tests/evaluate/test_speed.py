@@ -40,7 +40,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def timed(names: str, **settings: Any) -> tuple[dict[str, list[speed.Round]], list[tuple[str, int, bool]]]:
     log: list[tuple[str, int, bool]] = []
     chosen = Evaluate(speed_tokens=8, **settings)
-    return speed.time_arms([Timed(name, log) for name in names], dict.fromkeys(names, [[1], [2], [3]]), chosen), log  # type: ignore[misc]
+    prompts = {name: [[1], [2], [3]] for name in names}
+    return speed.time_arms([Timed(name, log) for name in names], prompts, chosen), log  # type: ignore[misc]
 
 
 def test_arms_are_timed_in_turn_after_a_warm_up() -> None:

@@ -12,7 +12,7 @@ from pipeline.config import Evaluate
 from pipeline.evaluate import chat, tasks, verdict
 from pipeline.evaluate.chat import Manner
 from pipeline.evaluate.statistics import Figure
-from pipeline.records import TASKS
+from pipeline.records import ARMS, TASKS
 from pipeline.rundir import RunDir
 from pipeline.task_set import Check, Item
 
@@ -127,7 +127,7 @@ def test_reasoning_is_no_part_of_the_answer_nor_of_the_next_turn() -> None:
 
 def test_a_stopped_try_is_not_asked_again(tmp_path: Path) -> None:
     stage = RunDir(tmp_path / "run").begin("evaluate", evaluate.Config(name="run"), {})
-    manners = dict.fromkeys(("teacher", "student"), Manner(Letters(), {}))
+    manners: dict[str, Manner] = dict.fromkeys(ARMS, Manner(Letters(), {}))
     asked = evaluate._Asked([], ITEMS, manners, {}, evaluate.risks.Probes([], [], manners, Evaluate()))
     first, second = Scripted("teacher", **fresh(GOOD)), Scripted("student", **fresh(WEAK))
     done = evaluate._answers("task answers", "task-answers", ITEMS, Evaluate(), stage, [first], asked)  # type: ignore[list-item]
