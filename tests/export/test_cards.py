@@ -106,7 +106,7 @@ def test_what_an_earlier_version_did_not_record_is_not_claimed(run_dir: RunDir) 
 
 def test_differences_are_those_that_were_measured() -> None:
     text = cards.differences(scores())
-    assert "| | student | sft only | untrained | teacher |" in text
+    assert "| | student | sft only | untrained | other | teacher |" in text
     assert "| forward KL, nats a token |" in text
     bare = {"arms": {"student": {"fidelity": {}}, "teacher": {}}}
     assert "forward KL" not in cards.differences(bare)

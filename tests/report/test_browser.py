@@ -95,9 +95,9 @@ def test_all_charts_are_drawn(dom: Dom) -> None:
     for name, classes in dom.charts.items():
         assert "main-svg" in classes, name
     assert dom.charts["loss"].count("scatter") == 2  # student and SFT only
-    assert dom.charts["forward_kl"].count("point") == 3
-    assert dom.charts["forward_kl"].count("errorbar") == 3
-    assert dom.charts["kl_by_position"].count("scatter") == 6  # three arms, on two kinds of text
+    assert dom.charts["forward_kl"].count("point") == 4
+    assert dom.charts["forward_kl"].count("errorbar") == 4
+    assert dom.charts["kl_by_position"].count("scatter") == 8  # four arms, on two kinds of text
     assert dom.charts["waterfall"].count("point") == 4
     assert "modebar" not in dom.charts["loss"]
 
