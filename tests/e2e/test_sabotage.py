@@ -33,8 +33,6 @@ SETTINGS = [
     "evaluate.speed_tokens=8",
     "evaluate.speed_rounds=2",
     "evaluate.bootstrap=2000",
-    "evaluate.judge.model=fake",
-    "evaluate.judge.check_items=10",
 ]
 
 
@@ -91,7 +89,8 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(captured: Path, folder: Path, student: Path, *more: str) -> dict[str, Any]:
     run = with_student(captured, folder, student)
     with FakeJudge(by_score(fluency), grade=lambda question, answer: round(1 + 9 * fluency(question, answer))) as judge:
-        retort("evaluate", folder, f"evaluate.judge.url={judge.url}", *more)
+        judged = [f"evaluate.judge.url={judge.url}", "evaluate.judge.model=fake", "evaluate.judge.check_items=10"]
+        retort("evaluate", folder, *judged, *more)
     return json.loads((run / "evaluate/scores.json").read_text())
 
 
