@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from fake_judge import FakeJudge, by_score
 
-from pipeline.rundir import RunDir, Stage
+from pipeline import config as config_module
+from pipeline.rundir import RunDir
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parent.parent.parent
@@ -51,10 +52,11 @@ def retort(verb: str, folder: Path, *more: str) -> None:
 def with_student(captured: Path, folder: Path, student: Path) -> Path:
     """A copy of a captured run whose only student has these weights; what train would have written stands there."""
     shutil.copytree(captured, folder)
-    run_dir = RunDir(folder / "quickstart")
-    shutil.copytree(student, run_dir.stage_path("train") / "student")
-    stage = Stage(run_dir, "train", run_dir.stage_path("train"), {"student.model": None}, [])
-    stage.finish([path for path in stage.path.rglob("*") if path.is_file()], {"rows": 1, "answer_tokens": 1})
+    config = config_module.load(ROOT / "configs/quickstart.yaml", [f"runs_dir={folder}", *SETTINGS])
+    run_dir = RunDir(config.run_path)
+    stage = run_dir.begin("train", config, {"student.model": None})
+    shutil.copytree(student, stage.path / "student")
+    stage.finish(list((stage.path / "student").iterdir()), {"rows": 1, "answer_tokens": 1})
     return run_dir.path
 
 
