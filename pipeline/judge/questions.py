@@ -92,6 +92,11 @@ def body(settings: config.Grader, texts: list[str]) -> dict[str, Any]:
     return {"model": settings.model, "messages": messages, **fields}
 
 
+def request_hash(settings: config.Grader) -> str:
+    """Of what all requests of a judge have in common: its model, and how it is asked."""
+    return text_hash(json.dumps(body(settings, []), sort_keys=True))
+
+
 def read(kind: Kind, reply: str) -> Choice | None:
     """The verdict, where the last line is one and no other line says another; else None: it is never guessed."""
     lines = [line.strip() for line in reply.rpartition("</think>")[2].splitlines() if line.strip()]
