@@ -38,7 +38,7 @@ def grades(
     asker, ledger = Asker(settings.judge), Ledger(path)
     asked = zip(answers, is_asked_N, strict=True)
     questions = {
-        place: asker.single("teacher", _reply(answer, prompt["messages"]))
+        place: asker.single("teacher", _reply(answer, prompt))
         for place, ((answer, prompt), is_asked) in enumerate(asked)
         if is_asked
     }
@@ -66,12 +66,12 @@ def grades(
     return grades_N, {**facts, "prompt_tokens": tokens.prompt, "completion_tokens": tokens.completion, "cost": cost}
 
 
-def _reply(answer: Row, messages: list[Row]) -> Reply:
+def _reply(answer: Row, prompt: Row) -> Reply:
     """An answer with all that was said before it; a tool's result is put to the assistant as a question is."""
     system: list[str] = []
     asked: list[str] = []
     history: list[tuple[str, str]] = []
-    for message in messages:
+    for message in prompt["messages"]:
         text = "\n".join(filter(None, (message["content"], message.get("tool_calls"))))
         if message["role"] == "assistant":
             history.append(("\n".join(asked), text))
@@ -87,4 +87,5 @@ def _reply(answer: Row, messages: list[Row]) -> Reply:
         reference=None,
         history=tuple(history),
         answer=answer["text"],
+        tools=prompt["tools"],
     )

@@ -35,6 +35,7 @@ class Reply:
     reference: str | None  # a correct answer, where the item has one
     history: tuple[tuple[str, str], ...]
     answer: str
+    tools: str | None = None  # JSON list of those that could be called
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Asker:
     def _question(self, kind: Kind, about: dict[str, Any], asked: Reply, **shown: Reply) -> Question:
         try:
             text = self._templates[kind].render(
-                system=asked.system, question=asked.question, reference=asked.reference, **shown
+                system=asked.system, tools=asked.tools, question=asked.question, reference=asked.reference, **shown
             )
         except TemplateError as error:
             raise UserError(f"{_path(self._settings, kind)}: {error} ({self._settings.place}.templates)") from None

@@ -351,6 +351,19 @@ def test_the_judge_reads_all_that_the_teacher_read(filtered: Filtered) -> None:
     ]
 
 
+def test_the_judge_sees_the_tools_that_the_teacher_had(filtered: Filtered) -> None:
+    tools = '[{"type": "function", "function": {"name": "weather"}}]'
+    rows = [answered(f"{prompt}-{n}", f"gold number {n}") for prompt in "ab" for n in (0, 1)]
+    with FakeJudge(first_place, grade=gold) as fake:
+        filtered.captured(rows, tools={"a": tools}).do(selection=by_judge(fake), **OFF)
+        of_a, of_b = (next(text for text in fake.asked if f"What of {prompt}?" in text) for prompt in "ab")
+    assert re.findall(r"=== (.+) ===\n(.*)\n", of_a)[:2] == [
+        ("Tools that the assistant could call", tools),
+        ("Question", "What of a?"),
+    ]
+    assert "ools" not in of_b
+
+
 def test_no_file_of_the_run_holds_the_key(filtered: Filtered, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETORT_JUDGE_KEY", KEY)
     with FakeJudge(first_place, grade=gold, needs_key=True) as fake:
