@@ -7,7 +7,7 @@ dates of birth have none: they are found where `privacy.presidio` is on, as far 
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -39,21 +39,23 @@ def find(text: str, settings: Privacy) -> list[Span]:
 def redact(value: Any, settings: Privacy, counts: Counter[str]) -> Any:
     """A message, or whatever JSON holds, each find replaced by its kind, such as <EMAIL>; `counts` says how many.
 
-    A number that is one becomes the placeholder's text.
+    What is found anywhere in it is replaced wherever it stands: a name may be told by its first mention alone. A number
+    that is one becomes the placeholder's text.
     """
-    if isinstance(value, dict):
-        return {redact(key, settings, counts): redact(inner, settings, counts) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [redact(inner, settings, counts) for inner in value]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        written = str(value)
-        without = redact(written, settings, counts)
-        return value if without == written else without
-    if not isinstance(value, str):
-        return value
-    spans = find(value, settings)
-    counts.update(span.kind for span in spans)
-    return replaced(value, spans)
+    found = {text: find(text, settings) for text in dict.fromkeys(_texts(value))}
+    told = {(text[span.start : span.end], span.kind) for text, spans in found.items() for span in spans}
+    spans = {text: _with_others(text, of_text, told) for text, of_text in found.items()}
+    return _replaced_in(value, spans, counts)
+
+
+def redacted_answer(row: Row, settings: Privacy) -> Row | None:
+    """`text` and `reasoning` of an answer as they may be handed on: placeholders in place of what filter masked.
+
+    `row` has `masked_spans` too. None where fewer finds are seen in the texts than were among the tokens.
+    """
+    found: Counter[str] = Counter()
+    texts = redact({key: row[key] for key in ("text", "reasoning")}, settings, found)
+    return texts if found.total() >= len(row["masked_spans"] or ()) else None
 
 
 def replaced(text: str, spans: list[Span]) -> str:
@@ -63,9 +65,9 @@ def replaced(text: str, spans: list[Span]) -> str:
     return text
 
 
-def shown(text: str, settings: Privacy) -> str:
+def shown(value: Any, settings: Privacy) -> Any:
     """An answer, or what was asked, as people may see it: without what `privacy.answers` has looked for."""
-    return text if settings.answers == "off" else redact(text, settings, Counter())
+    return value if settings.answers == "off" else redact(value, settings, Counter())
 
 
 def placeholders(text: str, kinds: Iterable[str]) -> dict[str, int]:
@@ -117,6 +119,43 @@ def decide(rows: list[Row], decisions: list[Row], settings: Privacy, tokenizer: 
             decision["kept"] = False
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """All text in it; numbers as they are written."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from (*_texts(key), *_texts(inner))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield str(value)
+
+
+def _with_others(text: str, spans: list[Span], told: set[tuple[str, str]]) -> list[Span]:
+    """A text's finds, and where else in it stands what was found, in it or beside it."""
+    is_word_of_call = bool(presidio.WORD_OF_A_CALL.fullmatch(text))
+    own = {(text[span.start : span.end], span.kind) for span in spans}
+    others = [
+        Span(place, place + len(literal), kind)
+        for literal, kind in told
+        if kind in PII_KINDS or not is_word_of_call
+        for place in _occurrences(literal, text, kind, (literal, kind) in own)
+    ]
+    return _apart(sorted({*spans, *others}))
+
+
+def _replaced_in(value: Any, spans: dict[str, list[Span]], counts: Counter[str]) -> Any:
+    if isinstance(value, dict):
+        return {_replaced_in(k, spans, counts): _replaced_in(inner, spans, counts) for k, inner in value.items()}
+    if isinstance(value, list):
+        return [_replaced_in(inner, spans, counts) for inner in value]
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        return value
+    of_value = spans[str(value)]
+    counts.update(span.kind for span in of_value)
+    return replaced(str(value), of_value) if of_value else value
+
+
 def _apart(spans: list[Span]) -> list[Span]:
     """Sorted spans, those that overlap joined."""
     apart: list[Span] = []
@@ -133,12 +172,13 @@ def _rank(kind: str) -> tuple[int, str]:
     return (PII_KINDS.index(kind) if kind in PII_KINDS else len(PII_KINDS), kind)
 
 
-def _occurrences(literal: str, text: str, kind: str) -> list[int]:
+def _occurrences(literal: str, text: str, kind: str, is_found_here: bool = True) -> list[int]:
     """Where else a find stands; of Presidio's, as whole words where there are any: Al is a name, not so in Also."""
     anywhere = [match.start() for match in re.finditer(re.escape(literal), text)]
     if kind in PII_KINDS:
         return anywhere
-    return [match.start() for match in re.finditer(rf"(?<!\w){re.escape(literal)}(?!\w)", text)] or anywhere
+    as_words = [match.start() for match in re.finditer(rf"(?<!\w){re.escape(literal)}(?!\w)", text)]
+    return as_words or (anywhere if is_found_here else [])
 
 
 def _decoded(tokenizer: Any, token_ids: list[int]) -> str:

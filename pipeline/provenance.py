@@ -32,11 +32,17 @@ class Licensed(NamedTuple):
     terms: str
 
 
-class Personal(NamedTuple):
-    """Personal data: the kinds looked for by shape, what else was looked for; what was found, by what was searched."""
+class Sought(NamedTuple):
+    """Personal data that was looked for: the kinds by shape, and what else."""
 
     kinds: list[str]
     beyond: str
+
+
+class Personal(NamedTuple):
+    """Personal data: what was looked for, where it was, and what was found; by what was searched."""
+
+    sought: dict[str, Sought]
     found: dict[str, str]
 
 
@@ -91,9 +97,12 @@ def personal_data(run_dir: RunDir) -> Personal:
     """What was looked for; and of prompts and answers what was found, and what became of it."""
     stages = {"prompts": "prepare", "answers": "filter"}
     found = {what: run_dir.manifest(of).get("screening") for what, of in stages.items() if run_dir.is_done(of)}
-    settings = next((each["privacy"] for each in reversed(found.values()) if each is not None), {"kinds": []})
+    settings = {what: each["privacy"] for what, each in found.items() if each is not None}
+    sought = {
+        what: Sought(each["kinds"], _beyond_shapes(each)) for what, each in settings.items() if each[what] != "off"
+    }
     texts = {what: NOT_RECORDED if each is None else _found(what, each) for what, each in found.items()}
-    return Personal(settings["kinds"], _beyond_shapes(settings), texts)
+    return Personal(sought, texts)
 
 
 def licence_policy(run_dir: RunDir) -> str:

@@ -37,7 +37,12 @@ Fresh = Literal["no", "changed", "always"]
 SECTIONS = {  # of the config, that a stage is made with; others: their own
     "prepare": ("teacher", "prepare", "privacy", "safety", "licence_policy"),
     "generate": ("teacher", "generate"),
-    "filter": ("filter", "privacy.answers", "safety.max_answer_score"),
+    "filter": (  # it looks at answers as prepare looks at prompts; what prepare does about its finds stays
+        "filter",
+        *(f"privacy.{name}" for name in ("kinds", "phone_regions", "presidio", "answers")),
+        *(f"safety.{name}" for name in ("words", "classifier", "classifier_revision", "unsafe_labels")),
+        *(f"safety.{name}" for name in ("guard_url", "guard_model", "max_answer_score")),
+    ),
     "train": ("student", "train"),
 }
 

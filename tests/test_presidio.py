@@ -144,6 +144,8 @@ def test_cards_say_what_presidio_looked_for(tmp_path: Path) -> None:
     by = {"model": "en_core_web_sm", "entities": ["PERSON", "US_SSN"], "min_score": 0.4}
     screened = {**SCREENED, "privacy": {**SCREENED["privacy"], "presidio": by}, "personal": {}, "labels": {}}
     told(run_dir, "filter", screening={**screened, "answers": {"personal": 0}})
+    assert cards.personal_section(run_dir).count("were not looked for") == 1  # in prompts
+    told(run_dir, "prepare", screening={**screened, "prompts": {"personal": 0}})
     text = cards.personal_section(run_dir)
     assert "spaCy pipeline en_core_web_sm, from a score of 0.4 on: PERSON, US_SSN." in text
     assert "were not looked for" not in text

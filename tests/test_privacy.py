@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted_personal import KINDS, LOOK_ALIKES, NUM, Item, items
 
+from pipeline import presidio
 from pipeline.config import PII_KINDS, Privacy, validate
 from pipeline.errors import UserError
-from pipeline.privacy import Span, decide, find, masked_tokens, redact, replaced, shown
+from pipeline.privacy import Span, decide, find, masked_tokens, redact, redacted_answer, replaced, shown
 
 ALL = Privacy()
 AZURE = "Zm9vYmFyQmF6UXV4MTIzNDU2Nzg5MGFiY2RlZmdoaWo+Lw=="
@@ -144,6 +145,59 @@ def test_a_message_is_redacted_wherever_it_holds_text() -> None:
 def test_a_text_may_be_shown_as_the_answers_are_dealt_with() -> None:
     text = "Mail ada@acme.io!"
     assert [shown(text, Privacy(answers=how)) for how in ("mask", "drop", "off")] == [*["Mail <EMAIL>!"] * 2, text]
+
+
+def first_mention(*names: str) -> Any:
+    """In place of a tagger: finds the first mention of each name, and then no more of it."""
+
+    def find_names(text: str, settings: Any) -> list[tuple[int, int, str]]:
+        return [(text.index(name), text.index(name) + len(name), "person") for name in names if name in text]
+
+    return find_names
+
+
+LEE = "Ann Lee signed it. Later ann wrote: thanks, Ann Lee"
+
+
+def test_what_is_found_once_is_taken_out_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presidio, "find", first_mention("Ann Lee"))
+    counts: Counter[str] = Counter()
+    assert redact(LEE, ALL, counts) == shown(LEE, ALL) == "<PERSON> signed it. Later ann wrote: thanks, <PERSON>"
+    assert counts == {"person": 2}
+    only_first = lambda text, settings: [(0, 2, "person")] if text.startswith("Al ") else []  # noqa: E731
+    monkeypatch.setattr(presidio, "find", only_first)
+    said = [{"role": "user", "content": "Al is here."}, {"role": "user", "content": "Also Al. Alas!"}]
+    assert [each["content"] for each in redact(said, ALL, Counter())] == ["<PERSON> is here.", "Also <PERSON>. Alas!"]
+
+
+def test_the_words_of_a_call_stay_though_a_name_is_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presidio, "find", lambda text, settings: [(0, 4, "person")] if text == "user x" else [])
+    assert redact({"role": "user", "content": "user x"}, ALL, Counter()) == {"role": "user", "content": "<PERSON> x"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["Ann Lee", "ann", "Annika", " ", ". ", "ada@acme.io", "é", "Lee"]), max_size=12))
+def test_no_name_that_is_masked_is_left_in_the_text(byte: Any, parts: list[str]) -> None:
+    row = response(byte, " ".join(parts)) | {"text": " ".join(parts)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presidio, "find", first_mention("Ann Lee"))
+        spans = masked_tokens(row, byte, ALL)
+        clean = redacted_answer(row | {"masked_spans": spans}, ALL)
+    assert clean is not None
+    placeholders = sum(clean["text"].count(f"<{kind}>") for kind in ("PERSON", "EMAIL"))
+    assert placeholders == len(spans) == parts.count("ada@acme.io") + " ".join(parts).count("Ann Lee")
+
+
+def test_an_answer_whose_finds_are_not_all_seen_in_its_text_is_not_handed_on(byte: Any) -> None:
+    """As where the tagger sees a name beside special tokens alone, and an address everywhere."""
+    find_names = lambda text, settings: [(0, 3, "person")] if "<|im_end|>" in text else []  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presidio, "find", find_names)
+        row = response(byte, "Ann has ada@acme.io<|im_end|>") | {"text": "Ann has ada@acme.io"}
+        spans = masked_tokens(row, byte, ALL)
+        assert [span.kind for span in spans] == ["person", "email"]
+        assert redacted_answer(row | {"masked_spans": spans}, ALL) is None
+        assert redacted_answer(row | {"masked_spans": spans[1:]}, ALL) is not None
 
 
 @pytest.mark.parametrize("item", items()[::7], ids=lambda item: item.kind)

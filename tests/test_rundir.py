@@ -238,6 +238,22 @@ def test_a_later_stage_leaves_the_settings_of_an_earlier_one_as_they_were_run(ru
     assert (written.prepare, written.generate) == (config.prepare, other.generate)
 
 
+def test_what_filter_looked_for_is_in_the_config_and_what_was_done_about_prompts_stays(
+    run_dir: RunDir, config: Config
+) -> None:
+    run_dir.begin("prepare", config, SETTINGS).finish([], {})
+    privacy = {"kinds": ["email"], "phone_regions": [], "presidio": {"model": "blank:en"}, "answers": "drop"}
+    safety = {"words": None, "guard_url": "http://127.0.0.1:1", "guard_model": "g", "max_answer_score": 0.5}
+    safety |= {"classifier": "./c", "classifier_revision": "v1", "unsafe_labels": ["toxic"]}
+    prompts = {"privacy": privacy | {"prompts": "off"}, "safety": safety | {"max_prompt_score": 0.1}}
+    run_dir.begin("filter", validate({**config.model_dump(), **prompts}, "test"), SETTINGS)
+    written = config_module.load(run_dir.path / "config.yaml")
+    expected = validate({**config.model_dump(), "privacy": privacy, "safety": safety}, "test")
+    assert (written.privacy, written.safety) == (expected.privacy, expected.safety)
+    fields = {*type(expected.privacy).model_fields, *type(expected.safety).model_fields}
+    assert fields == {*privacy, *safety, "prompts", "max_prompt_score"}  # none is forgotten
+
+
 def test_the_config_of_a_run_that_was_copied_names_the_copy(run_dir: RunDir, config: Config, tmp_path: Path) -> None:
     run_dir.begin("prepare", config, SETTINGS).finish([], {})
     copied = validate({**config.model_dump(), "name": "copied", "runs_dir": str(tmp_path)}, "test")

@@ -68,11 +68,22 @@ def personal_section(run_dir: RunDir, handed_on: str = "") -> str:
     lines = [f"- {what.capitalize()}: {text}" for what, text in personal.found.items()]
     return f"""## Personal data
 
-Looked for, by shape and check digit: {", ".join(personal.kinds) or "nothing"}. {personal.beyond}
+{_sought(personal.sought)}
 A person may be known from what is left.
 
 {chr(10).join(lines)}
 {f"- {handed_on}{chr(10)}" if handed_on else ""}"""
+
+
+def _sought(sought: dict[str, provenance.Sought]) -> str:
+    """What was looked for; once, where it was the same in prompts and answers."""
+    is_same = len(sought) == 2 and len(set(map(str, sought.values()))) == 1
+    told = [("", next(iter(sought.values())))] if is_same else [(f" in {what}", of) for what, of in sought.items()]
+    lines = [
+        f"Looked for{where}, by shape and check digit: {', '.join(of.kinds) or 'nothing'}. {of.beyond}"
+        for where, of in told
+    ]
+    return "\n".join(lines) or "Nothing was looked for, as far as is recorded."
 
 
 def safety_section(run_dir: RunDir) -> str:

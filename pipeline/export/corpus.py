@@ -221,9 +221,8 @@ def _clean(answer: Row, settings: Privacy, with_logprobs: bool, personal: Counte
     """An answer as it may be handed on: its masked tokens as placeholders; None where that can't be."""
     if not answer["masked_spans"]:
         return answer
-    found: Counter[str] = Counter()
-    texts = privacy.redact({"text": answer["text"], "reasoning": answer["reasoning"]}, settings, found)
-    if with_logprobs or not found:
+    texts = None if with_logprobs else privacy.redacted_answer(answer, settings)
+    if texts is None:
         personal["left_out"] += 1
         return None
     personal["redacted"] += 1

@@ -203,7 +203,7 @@ def _grade(run_dir: RunDir, settings: Selection, selector: Selector) -> Row | No
     if settings.best_by != "judge" or settings.best_of is None:
         return None
     is_asked_N = selector.contested(settings.best_of)
-    shards = _with_prompts(run_dir, ["response_id", "prompt_id", "category", "text"])
+    shards = _with_prompts(run_dir, ["response_id", "prompt_id", "category", "text"], "tools")
     answers = (pair for shard, prompts in shards for pair in zip(shard.to_pylist(), prompts, strict=True))
     grades_N, facts = grading.grades(settings, run_dir.path / grading.VERDICTS, answers, is_asked_N)
     selector.rank_by(grades_N)
@@ -295,12 +295,14 @@ def _answers(run_dir: RunDir, settings: Filter, facts: Run) -> Iterator[list[tup
         yield [(row, asked, _candidate(row, asked, logprobs, facts)) for row, asked, logprobs in answers]
 
 
-def _with_prompts(run_dir: RunDir, columns: list[str]) -> Iterator[tuple[pa.Table, list[Row]]]:
+def _with_prompts(run_dir: RunDir, columns: list[str], *of_prompts: str) -> Iterator[tuple[pa.Table, list[Row]]]:
     """Each shard's answers with their prompts: both stand in the order of the prompts, and are read side by side.
 
-    Raises UserError where prepare has other prompts than were answered.
+    `of_prompts`: columns of these, besides prompt_id and messages. Raises UserError where prepare has other prompts
+    than were answered.
     """
-    prompts = (row for table in read_shards(run_dir, "prepare", ["prompt_id", "messages"]) for row in table.to_pylist())
+    tables = read_shards(run_dir, "prepare", ["prompt_id", "messages", *of_prompts])
+    prompts = (row for table in tables for row in table.to_pylist())
     asked = next(prompts, None)
     for shard in read_shards(run_dir, "generate", columns):
         of_shard = []

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pipeline import judge
 from pipeline.config import Selection
 from pipeline.console import say
+from pipeline.errors import UserError
 from pipeline.judge.ledger import Ledger
 from pipeline.judge.questions import Asker, Reply
 
@@ -32,12 +33,12 @@ def grades(
     """`(grades_N, facts)`: a judge's grade of each answer that is asked about, 1-10, else NaN; and what it came to.
 
     `answers` are all N of the run, each with its prompt; `path` keeps the verdicts, and what stands there is not asked
-    again. Raises UserError as `judge.ask` does.
+    again. Raises UserError as `judge.ask` does, and where not one grade could be read.
     """
     asker, ledger = Asker(settings.judge), Ledger(path)
     asked = zip(answers, is_asked_N, strict=True)
     questions = {
-        place: asker.single("teacher", _reply(answer, prompt["messages"]))
+        place: asker.single("teacher", _reply(answer, prompt))
         for place, ((answer, prompt), is_asked) in enumerate(asked)
         if is_asked
     }
@@ -47,22 +48,30 @@ def grades(
         grade = ledger.choice(question)
         grades_N[place] = np.nan if grade is None else float(grade)
     invalid = len(questions) - int(np.isfinite(grades_N).sum())
+    if questions and invalid == len(questions):
+        place = settings.judge.place
+        raise UserError(
+            f"filter: none of {invalid} grades of the judge {settings.judge.model} could be read: see what it said in"
+            f" {path}, then change {place}.model, max_tokens or request (a model that reasons needs more tokens), or"
+            " choose without a judge: filter.selection.best_by=likelihood"
+        )
     if invalid:
         say(
             f"filter: of {len(questions)} answers that the judge was to grade {invalid} have no grade that could be"
             f" read, and come after those that have one: see {path}"
         )
     facts = {"model": settings.judge.model, "answers": len(questions), "invalid": invalid}
-    tokens = {"prompt_tokens": ledger.prompt_tokens, "completion_tokens": ledger.completion_tokens}
-    return grades_N, {**facts, **tokens, "cost": judge.spent(settings.judge, ledger)}
+    tokens = ledger.tokens_on(questions.values())
+    cost = judge.cost_of(settings.judge, tokens)
+    return grades_N, {**facts, "prompt_tokens": tokens.prompt, "completion_tokens": tokens.completion, "cost": cost}
 
 
-def _reply(answer: Row, messages: list[Row]) -> Reply:
+def _reply(answer: Row, prompt: Row) -> Reply:
     """An answer with all that was said before it; a tool's result is put to the assistant as a question is."""
     system: list[str] = []
     asked: list[str] = []
     history: list[tuple[str, str]] = []
-    for message in messages:
+    for message in prompt["messages"]:
         text = "\n".join(filter(None, (message["content"], message.get("tool_calls"))))
         if message["role"] == "assistant":
             history.append(("\n".join(asked), text))
@@ -78,4 +87,5 @@ def _reply(answer: Row, messages: list[Row]) -> Reply:
         reference=None,
         history=tuple(history),
         answer=answer["text"],
+        tools=prompt["tools"],
     )

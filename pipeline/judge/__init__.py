@@ -7,7 +7,7 @@ from pipeline.config import output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
 from pipeline.judge.client import Client, estimated_tokens
-from pipeline.judge.ledger import Ledger, Verdict
+from pipeline.judge.ledger import Ledger, Tokens, Verdict
 from pipeline.judge.questions import Asker, Question, template_hashes
 
 MESSAGE_TOKENS = 8  # that a chat template puts around a message, about
@@ -35,7 +35,7 @@ def ask(settings: config.Grader, questions: list[Question], ledger: Ledger, *few
 
         def take(verdict: Verdict) -> None:
             ledger.add(verdict)
-            cost = spent(settings, ledger)
+            cost = cost_of(settings, ledger.tokens(settings.model))
             bar.update(task, advance=1, note=f"cost {cost:.2f}" if settings.price_in or settings.price_out else "")
             if cost > settings.max_cost:
                 raise UserError(
@@ -43,7 +43,7 @@ def ask(settings: config.Grader, questions: list[Question], ledger: Ledger, *few
                     f"{settings.max_cost:g}; raise it and run the same command again: they are kept"
                 )
 
-        Client(settings).ask(missing, ledger.has_answers, take)
+        Client(settings).ask(missing, ledger.has_answers(settings), take)
     if refused := ledger.num_refused(missing):
         say(
             f"{_stage(settings)}: {refused} questions were refused by the judge's server, and are invalid: see"
@@ -51,9 +51,9 @@ def ask(settings: config.Grader, questions: list[Question], ledger: Ledger, *few
         )
 
 
-def spent(settings: config.Grader, ledger: Ledger) -> float:
-    """What the ledger's verdicts have cost."""
-    return _cost(settings, ledger.prompt_tokens, ledger.completion_tokens)
+def cost_of(settings: config.Grader, tokens: Tokens) -> float:
+    """What so many tokens of this judge cost."""
+    return (tokens.prompt * settings.price_in + tokens.completion * settings.price_out) / 1e6
 
 
 def _check_cost(
@@ -64,8 +64,8 @@ def _check_cost(
     longest = request.get("max_completion_tokens") or request.get("max_tokens") or settings.max_tokens
     tokens_in = sum(estimated_tokens(question.text) + MESSAGE_TOKENS for question in missing)
     tokens_out = longest * len(missing)
-    already = spent(settings, ledger)
-    cost = already + _cost(settings, tokens_in, tokens_out)
+    already = cost_of(settings, ledger.tokens(settings.model))
+    cost = already + cost_of(settings, Tokens(tokens_in, tokens_out))
     is_priced = settings.price_in or settings.price_out
     priced = f": at most {cost:.2f} in all" if is_priced else f"; its price is not set ({place}.price_in, price_out)"
     say(
@@ -81,7 +81,3 @@ def _check_cost(
 
 def _stage(settings: config.Grader) -> str:
     return settings.place.partition(".")[0]
-
-
-def _cost(settings: config.Grader, prompt_tokens: int, completion_tokens: int) -> float:
-    return (prompt_tokens * settings.price_in + completion_tokens * settings.price_out) / 1e6

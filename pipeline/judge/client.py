@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pipeline import config
 from pipeline.errors import UserError
 from pipeline.judge.ledger import Verdict
-from pipeline.judge.questions import REMINDER, Question, body, read
+from pipeline.judge.questions import REMINDER, Question, body, read, request_hash
 
 ATTEMPTS = 5  # at one reply, of a server that answers others
 CONNECT_S = 10.0
@@ -129,6 +129,8 @@ class Client:
             completion_tokens=sum(reply.completion_tokens for reply in given),
             reply=last,
             about=question.about,
+            model=self._settings.model,
+            request=request_hash(self._settings),
         )
 
     async def _reply(self, http: httpx.AsyncClient, request: dict[str, Any], question: Question) -> _Reply:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline import config
 from pipeline.console import say
-from pipeline.judge.questions import Choice, Kind, Question
+from pipeline.judge.questions import Choice, Kind, Question, request_hash
 from pipeline.rundir import user_disk_errors
 
 
@@ -23,18 +24,32 @@ class Verdict(BaseModel):
     completion_tokens: int
     reply: str  # the last, or why it was refused
     about: dict[str, Any]
+    model: str | None = None  # that was asked; null in lines of earlier versions, which count for no judge
+    request: str | None = None  # hash of what each of its requests holds besides the messages
+
+
+class Tokens(NamedTuple):
+    """What verdicts took, all tries counted."""
+
+    prompt: int = 0
+    completion: int = 0
+
+    def more(self, verdict: Verdict) -> "Tokens":
+        return Tokens(self.prompt + verdict.prompt_tokens, self.completion + verdict.completion_tokens)
 
 
 class Ledger:
     """The verdicts of one file, by question. A line that a kill cut short is passed over, and its question asked again.
 
-    Lines are added and never altered; `prompt_tokens` and `completion_tokens` are of all of them.
+    Lines are added and never altered. Several judges' may stand in one file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._verdicts: dict[str, Verdict] = {}
-        self.prompt_tokens = self.completion_tokens = 0
+        self._by_key: dict[str, Tokens] = {}
+        self._by_model: dict[str | None, Tokens] = {}
+        self._requests: set[str | None] = set()  # those that were answered
         num_unreadable = 0
         for line in path.read_bytes().split(b"\n") if path.is_file() else ():
             try:
@@ -45,9 +60,18 @@ class Ledger:
             say(f"{path}: {num_unreadable} lines were cut short by a kill; what they told is asked again")
         self._is_torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
 
-    @property
-    def has_answers(self) -> bool:
-        return any(verdict.tries for verdict in self._verdicts.values())
+    def has_answers(self, settings: config.Grader) -> bool:
+        """Whether this judge has answered such requests."""
+        return request_hash(settings) in self._requests
+
+    def tokens(self, model: str | None) -> Tokens:
+        """Of all of a judge's verdicts."""
+        return self._by_model.get(model, Tokens())
+
+    def tokens_on(self, questions: Iterable[Question]) -> Tokens:
+        """Of the verdicts on these questions, each counted once."""
+        of_each = [self._by_key.get(key, Tokens()) for key in {question.key for question in questions}]
+        return Tokens(sum(each.prompt for each in of_each), sum(each.completion for each in of_each))
 
     def add(self, verdict: Verdict) -> None:
         """Append and flush. Raises UserError where the disk is full."""
@@ -73,5 +97,7 @@ class Ledger:
 
     def _take(self, verdict: Verdict) -> None:
         self._verdicts[verdict.key] = verdict
-        self.prompt_tokens += verdict.prompt_tokens
-        self.completion_tokens += verdict.completion_tokens
+        self._by_key[verdict.key] = self._by_key.get(verdict.key, Tokens()).more(verdict)
+        self._by_model[verdict.model] = self.tokens(verdict.model).more(verdict)
+        if verdict.tries:
+            self._requests.add(verdict.request)

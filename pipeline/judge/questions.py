@@ -35,6 +35,7 @@ class Reply:
     reference: str | None  # a correct answer, where the item has one
     history: tuple[tuple[str, str], ...]
     answer: str
+    tools: str | None = None  # JSON list of those that could be called
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Asker:
     def _question(self, kind: Kind, about: dict[str, Any], asked: Reply, **shown: Reply) -> Question:
         try:
             text = self._templates[kind].render(
-                system=asked.system, question=asked.question, reference=asked.reference, **shown
+                system=asked.system, tools=asked.tools, question=asked.question, reference=asked.reference, **shown
             )
         except TemplateError as error:
             raise UserError(f"{_path(self._settings, kind)}: {error} ({self._settings.place}.templates)") from None
@@ -90,6 +91,11 @@ def body(settings: config.Grader, texts: list[str]) -> dict[str, Any]:
     fields = {"temperature": 0, "max_tokens": settings.max_tokens, **settings.request}
     fields = {name: value for name, value in fields.items() if value is not None}
     return {"model": settings.model, "messages": messages, **fields}
+
+
+def request_hash(settings: config.Grader) -> str:
+    """Of what all requests of a judge have in common: its model, and how it is asked."""
+    return text_hash(json.dumps(body(settings, []), sort_keys=True))
 
 
 def read(kind: Kind, reply: str) -> Choice | None:

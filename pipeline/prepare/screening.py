@@ -53,9 +53,8 @@ class Screening:
         if settings.prompts == "off":
             return asked
         found = Counter(asked.redacted)
-        parts = {
-            key: privacy.redact(getattr(asked, key), settings, found) for key in ("messages", "tools", "completion")
-        }
+        whole = {key: getattr(asked, key) for key in ("messages", "tools", "completion")}
+        parts = privacy.redact(whole, settings, found)
         return replace(asked, **parts, redacted=dict(found))
 
     def is_personal(self, asked: Asked) -> bool:

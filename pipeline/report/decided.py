@@ -80,11 +80,9 @@ def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
     """
     settings = Privacy.model_validate(run_dir.manifest("filter").get("screening", {}).get("privacy", {}))
 
-    def shown(text: str) -> str:
-        return _cut(privacy.shown(text, settings), max_chars)
-
     def turns(messages: list[Row]) -> list[Row]:
-        return [{"role": each["role"], "text": shown(each["content"] or each["tool_calls"] or "")} for each in messages]
+        said = [(each["role"], each["content"] or each["tool_calls"] or "") for each in messages]
+        return [{"role": role, "text": _cut(text, max_chars)} for role, text in said]
 
     chosen: dict[str, list[Place]] = {}
     for place, reasons in _decided(run_dir):
@@ -96,11 +94,13 @@ def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
     told = {}
     for place, row in by_place.items():
         last = _last_user(row["messages"]) or 0
+        clean = privacy.shown({key: row[key] for key in ("messages", "text", "reasoning")}, settings)
+        is_whole = privacy.redacted_answer(row, settings) is not None
         told[place] = {
             "response_id": row["response_id"],
-            "earlier": turns(row["messages"][:last]),
-            "turns": turns(row["messages"][last:]),
-            "text": shown(row["text"]),
+            "earlier": turns(clean["messages"][:last]),
+            "turns": turns(clean["messages"][last:]),
+            "text": _cut(clean["text"], max_chars) if is_whole else "(personal data)",
         }
     return {reason: [told[place] for place in places] for reason, places in chosen.items()}
 
@@ -128,10 +128,10 @@ def _rows(run_dir: RunDir, places: list[Place]) -> list[Row]:
     answers, decisions = shard_paths(run_dir, "generate"), shard_paths(run_dir, "filter")
     rows = []
     for number in dict.fromkeys(number for number, _ in places):
-        whole = pq.read_table(answers[number], columns=COLUMNS)
-        reasons = pq.read_table(decisions[number], columns=["reasons"]).column("reasons")
+        whole = pq.ParquetFile(answers[number]).read([*COLUMNS, "reasoning"])
+        decided = pq.ParquetFile(decisions[number]).read(["reasons", "masked_spans"])
         for row in (row for file, row in places if file == number):
-            rows.append(whole.slice(row, 1).to_pylist()[0] | {"reasons": reasons[row].as_py()})
+            rows.append(whole.slice(row, 1).to_pylist()[0] | decided.slice(row, 1).to_pylist()[0])
     asked = _conversations(run_dir, {row["prompt_id"] for row in rows})
     return [row | {"messages": asked.get(row["prompt_id"], [])} for row in rows]
 

@@ -214,7 +214,15 @@ def _filter(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any] | None
         **counts,
         "rules": rules,
         "kept_rate": figures.percent(counts["kept"] / max(counts["responses"], 1)),
+        "graded": _graded(manifest.get("graded")),
     }
+
+
+def _graded(graded: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What came of a judge's grades; None where none was asked."""
+    if graded is None:
+        return None
+    return {**graded, "invalid_rate": figures.percent(graded["invalid"] / max(graded["answers"], 1))}
 
 
 def _chat(run_dir: RunDir) -> list[dict[str, Any]]:

@@ -20,14 +20,15 @@ def described(run_dir: RunDir) -> Row:
     """What the page says of a run whose prepare has finished."""
     manifest = run_dir.manifest("prepare")
     personal = provenance.personal_data(run_dir)
+    sought = personal.sought.get("prompts", provenance.Sought([], ""))
     return {
         "counts": manifest["counts"],
         "left_out": _listed({why: manifest["counts"].get(why, 0) for why in LEFT_OUT}),
         "sources": _sources(manifest),
         "licences": _licences(run_dir),
         "policy": POLICIES.get(provenance.licence_policy(run_dir), ""),
-        "sought": ", ".join(personal.kinds),
-        "sought_beyond": personal.beyond,
+        "sought": ", ".join(sought.kinds),
+        "sought_beyond": sought.beyond,
         "personal": personal.found["prompts"],
         "held_against": provenance.held_against(run_dir),
         "synthesis": _synthesis(manifest),

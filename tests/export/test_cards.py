@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from pipeline import export
 from pipeline.export import cards
+from pipeline.report import prepared
 from pipeline.rundir import RunDir
 
 
@@ -80,6 +81,24 @@ def test_personal_data_is_told_with_what_became_of_it(run_dir: RunDir) -> None:
     assert "- Prompts: found in 3 (email 4); replaced by placeholders before the teacher read them" in text
     assert "- Answers: found in none\n" in text
     assert "- Handed on so." in text
+
+
+def test_what_was_looked_for_is_told_of_prompts_and_answers_by_the_stage_that_looked(run_dir: RunDir) -> None:
+    """Filter looked anew, with Presidio; prepare had none."""
+    on = {"model": "en_core_web_sm", "entities": ["PERSON"], "min_score": 0.4}
+    beside = SCREENED["privacy"] | {"kinds": ["email"], "presidio": on}
+    told(run_dir, "prepare", screening={**SCREENED, "personal": {}, "labels": {}, "prompts": {"personal": 0}})
+    counts = {"personal": {}, "labels": {}, "answers": {"personal": 0}}
+    told(run_dir, "filter", screening={**SCREENED, "privacy": beside, **counts})
+    text = cards.personal_section(run_dir)
+    assert "Looked for in prompts, by shape and check digit: email, card. Names, street addresses and other" in text
+    assert "Looked for in answers, by shape and check digit: email. By Microsoft Presidio, with the spaCy" in text
+    shown = prepared.described(run_dir)
+    assert shown["sought"] == "email, card"
+    assert "Presidio" not in shown["sought_beyond"]
+    told(run_dir, "filter", screening={**SCREENED, "privacy": beside | {"answers": "off"}, **counts})
+    assert "Presidio" not in cards.personal_section(run_dir)
+    assert "Looked for in prompts, by" in cards.personal_section(run_dir)
 
 
 def test_labels_are_told_with_who_gave_them(run_dir: RunDir) -> None:

@@ -8,11 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fabricated_run import WEIGHTS_HASH, make
 
-from pipeline import codec
+from pipeline import codec, presidio
 from pipeline.errors import UserError
 from pipeline.export import corpus
 from pipeline.rundir import RunDir, file_hash, write_json
@@ -203,6 +204,24 @@ def test_the_card_tells_of_use_licences_personal_data_and_safety(run_dir: RunDir
         "## What a review asks",
     ):
         assert part in text
+
+
+def test_a_name_that_was_masked_stands_nowhere_in_the_corpus(
+    run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tagger finds its first mention alone; filter masked both."""
+    text, span = "Ann Lee signed it. Later ann wrote: thanks, Ann Lee", {"start": 0, "end": 1, "kind": "person"}
+    read = corpus.read_answers
+
+    def masked(*arguments: Any) -> Iterator[Any]:
+        for answers, kept in read(*arguments):
+            told = {"text": text, "reasoning": None, "masked_spans": [span, span]}
+            yield pa.Table.from_pylist([row | told for row in answers.to_pylist()], schema=answers.schema), kept
+
+    monkeypatch.setattr(corpus, "read_answers", masked)
+    monkeypatch.setattr(presidio, "find", lambda text, settings: [(0, 7, "person")] if "Ann Lee" in text else [])
+    rows = [row for split in loaded(corpus.write(run_dir), tmp_path).values() for row in split]
+    assert {row["messages"][-1]["content"] for row in rows} == {"<PERSON> signed it. Later ann wrote: thanks, <PERSON>"}
 
 
 def test_a_run_that_was_never_looked_through_is_not_handed_on(run_dir: RunDir) -> None:

@@ -45,7 +45,11 @@ class Filtered:
         return validate({**data, "filter": settings}, "test")
 
     def captured(
-        self, *shards: list[Row], prompts: dict[str, str] | None = None, messages: dict[str, list[Row]] | None = None
+        self,
+        *shards: list[Row],
+        prompts: dict[str, str] | None = None,
+        messages: dict[str, list[Row]] | None = None,
+        tools: dict[str, str] | None = None,
     ) -> "Filtered":
         """`prompts`: what was asked, by prompt id, where a test cares, or `messages`: all that was said before.
 
@@ -53,7 +57,11 @@ class Filtered:
         """
         asked = {row["prompt_id"]: f"What of {row['prompt_id']}?" for rows in shards for row in rows} | (prompts or {})
         prepared = [
-            {"prompt_id": name, "messages": (messages or {}).get(name, [{"role": "user", "content": text}])}
+            {
+                "prompt_id": name,
+                "messages": (messages or {}).get(name, [{"role": "user", "content": text}]),
+                "tools": (tools or {}).get(name),
+            }
             for name, text in asked.items()
         ]
         self.commit("prepare", {"prepare.decontaminate": []}, "prompts", PROMPTS, prepared)

@@ -192,12 +192,50 @@ def test_an_answer_without_a_grade_comes_last_and_is_told(
     assert reasons(decisions) == {"a-0": ["best_of_n"], "a-1": [], "a-2": ["best_of_n"]}
 
 
-def test_where_no_grade_can_be_read_the_likeliest_stay(filtered: Filtered) -> None:
+def test_where_no_grade_can_be_read_nothing_is_decided(filtered: Filtered) -> None:
     with FakeJudge(first_place, grade=lambda question, answer: 0.0) as fake:
-        decisions = filtered.captured(*ROWS).do(selection=by_judge(fake, retries=0), **OFF)
-    assert reasons(decisions)["a-0"] == []
-    assert graded(filtered)["invalid"] == 3
-    assert [score(row) for row in decisions.values()] == [None] * 9
+        for _ in range(2):  # what is on disk by then makes no difference
+            with pytest.raises(UserError, match=r"none of 3 .*could be read.*max_tokens.*best_by=likelihood") as caught:
+                filtered.captured(*ROWS).do(selection=by_judge(fake, retries=0), **OFF)
+            assert "\n" not in str(caught.value)
+            filtered.run_dir.discard_from("prepare")
+        assert fake.num_asked == 3
+    assert not filtered.run_dir.is_done("filter")
+
+
+@pytest.mark.parametrize("fault", ["400", "413", "422"])
+@pytest.mark.parametrize("changed", [{"model": "reasoner"}, {"max_tokens": 99}, {"request": {"seed": 1}}])
+def test_a_judge_that_refuses_all_is_told_whatever_another_said_before(
+    filtered: Filtered, changed: Row, fault: str
+) -> None:
+    with FakeJudge(first_place, grade=gold) as fake:
+        filtered.captured(*ROWS).do(selection=by_judge(fake), **OFF)
+        fake.always = fault
+        with pytest.raises(UserError, match=rf"refuses .* with HTTP {fault}: .*filter\.selection\.judge\.url, model"):
+            again(filtered, selection=by_judge(fake, **changed))
+        assert fake.num_asked == 4
+
+
+def test_what_a_judge_refused_may_be_refused_again(filtered: Filtered) -> None:
+    with FakeJudge(first_place, grade=gold, refuses="plain lead") as fake:
+        judge = by_judge(fake, request={"logit_bias": {50256: -100}})
+        for num in (3, 4):
+            filtered.run_dir.discard_from("prepare")
+            filtered.captured(*ROWS).do(selection=judge, **OFF)
+            assert graded(filtered)["invalid"] == 1
+            assert fake.num_asked == num
+
+
+def test_tokens_and_cost_are_those_of_the_judge_that_is_asked(filtered: Filtered) -> None:
+    with FakeJudge(first_place, grade=gold, usage=(2_000_000, 1)) as fake:
+        filtered.captured(*ROWS).do(selection=by_judge(fake), **OFF)
+        assert graded(filtered)["prompt_tokens"] == 6_000_000
+        fake.usage = (100, 10)
+        again(filtered, selection=by_judge(fake, model="dear", price_in=5, max_cost=10))
+        told = {"model": "dear", "answers": 3, "invalid": 0, "prompt_tokens": 300, "completion_tokens": 30}
+        assert graded(filtered) == {**told, "cost": pytest.approx(0.0015)}
+        again(filtered, selection=by_judge(fake, 2, model="dear"), drop_truncated=False)
+        assert graded(filtered)["prompt_tokens"] == 400  # of the four that are asked about, c-0 with no other beside it
 
 
 def test_prompts_with_no_more_answers_than_are_wanted_are_no_question(filtered: Filtered) -> None:
@@ -311,6 +349,19 @@ def test_the_judge_reads_all_that_the_teacher_read(filtered: Filtered) -> None:
         ("The assistant answered", '[{"name": "weather"}]'),
         ("Question", "21 degrees"),
     ]
+
+
+def test_the_judge_sees_the_tools_that_the_teacher_had(filtered: Filtered) -> None:
+    tools = '[{"type": "function", "function": {"name": "weather"}}]'
+    rows = [answered(f"{prompt}-{n}", f"gold number {n}") for prompt in "ab" for n in (0, 1)]
+    with FakeJudge(first_place, grade=gold) as fake:
+        filtered.captured(rows, tools={"a": tools}).do(selection=by_judge(fake), **OFF)
+        of_a, of_b = (next(text for text in fake.asked if f"What of {prompt}?" in text) for prompt in "ab")
+    assert re.findall(r"=== (.+) ===\n(.*)\n", of_a)[:2] == [
+        ("Tools that the assistant could call", tools),
+        ("Question", "What of a?"),
+    ]
+    assert "ools" not in of_b
 
 
 def test_no_file_of_the_run_holds_the_key(filtered: Filtered, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pipeline.config import Judge
 from pipeline.errors import UserError
 from pipeline.evaluate.judge.turns import pairs, replies
 from pipeline.judge.ledger import Ledger, Verdict
-from pipeline.judge.questions import Asker, Kind, Pair, Question, read
+from pipeline.judge.questions import Asker, Kind, Pair, Question, read, request_hash
 
 SETTINGS = Judge(url="http://127.0.0.1:1", model="fake")
 
@@ -159,16 +159,30 @@ def test_a_ledger_cut_anywhere_keeps_every_whole_line_and_goes_on(tmp_path: Path
         again = Ledger(path)
         kept = sum(end - 1 <= cut for end in ends)  # a line that lacks its end alone is whole
         assert len(again.missing(map(question, "abc"), tries=1)) == 3 - kept
-        assert again.prompt_tokens == 10 * kept
+        assert again.tokens(None).prompt == 10 * kept
         again.add(verdict("d", "tie"))
         assert Ledger(path).choice(question("d")) == "tie"
-        assert Ledger(path).prompt_tokens == 10 * (kept + 1)
+        assert Ledger(path).tokens(None).prompt == 10 * (kept + 1)
 
 
 def test_choices_come_back_as_they_were(tmp_path: Path) -> None:
     for choice in ("A", "B", "tie", 7.5, 1.0, None):
         Ledger(tmp_path / "v.jsonl").add(verdict("k", choice))
         assert Ledger(tmp_path / "v.jsonl").choice(question("k")) == choice
+
+
+def test_tokens_and_answers_are_told_apart_by_judge_and_a_line_of_an_earlier_version_is_nobodys(tmp_path: Path) -> None:
+    path, other = tmp_path / "v.jsonl", SETTINGS.model_copy(update={"request": {"seed": 1}})
+    whose = {"model": SETTINGS.model, "request": request_hash(SETTINGS)}
+    path.write_text(verdict("old").model_dump_json(exclude={"model", "request"}) + "\n")
+    assert not Ledger(path).has_answers(SETTINGS)
+    Ledger(path).add(verdict("refused", None, tries=0).model_copy(update=whose))
+    assert not Ledger(path).has_answers(SETTINGS)
+    Ledger(path).add(verdict("k").model_copy(update=whose))
+    ledger = Ledger(path)
+    assert (ledger.has_answers(SETTINGS), ledger.has_answers(other)) == (True, False)
+    assert (ledger.tokens("fake"), ledger.tokens("other")) == ((20, 6), (0, 0))
+    assert ledger.tokens_on([question("k"), question("old")]) == (20, 6)
 
 
 def test_an_invalid_verdict_is_asked_again_when_more_tries_are_allowed(tmp_path: Path) -> None:
@@ -178,7 +192,7 @@ def test_an_invalid_verdict_is_asked_again_when_more_tries_are_allowed(tmp_path:
     assert ledger.missing([question("k"), question("k")], tries=3) == [question("k")]
     ledger.add(verdict("k", "B", tries=1))
     assert ledger.missing([question("k")], tries=3) == []
-    assert ledger.completion_tokens == 6  # both were paid for
+    assert ledger.tokens_on([question("k")] * 2).completion == 6  # both were paid for
 
 
 @pytest.mark.parametrize(

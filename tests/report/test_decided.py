@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from fabricated_run import DROPS, PLANTED, make
 
+from pipeline import presidio
 from pipeline.errors import UserError
 from pipeline.report import decided
 from pipeline.rundir import RunDir
@@ -109,6 +110,27 @@ def test_personal_data_in_an_example_stays_out_of_the_report(run_dir: RunDir, mo
     monkeypatch.setattr(decided, "_rows", with_address)
     shown = [each["text"] for listed in decided.examples(run_dir, 2, 80).values() for each in listed]
     assert set(shown) == {"Write to <EMAIL> then."}
+
+
+def test_a_name_in_an_example_stays_out_wherever_it_stands(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tagger finds it in the reasoning alone; of another it was found among the tokens alone."""
+    taken, span = decided._rows, {"start": 0, "end": 1, "kind": "person"}
+
+    def with_name(*arguments: Any) -> list[dict[str, Any]]:
+        asked = [{"role": "user", "content": "Who? Ann Lee?", "tool_calls": None}]
+        told = {"messages": asked, "text": "By Ann Lee.", "reasoning": "It was Ann Lee", "masked_spans": [span] * 2}
+        unseen = {"text": "By Bo.", "reasoning": None, "masked_spans": [span]}
+        return [row | (unseen if n else told) for n, row in enumerate(taken(*arguments))]
+
+    def find(text: str, settings: Any) -> list[tuple[int, int, str]]:
+        return [(7, 14, "person")] if text.startswith("It was") else []
+
+    monkeypatch.setattr(presidio, "find", find)
+    monkeypatch.setattr(decided, "_rows", with_name)
+    shown = [each for listed in decided.examples(run_dir, 2, 80).values() for each in listed]
+    assert shown[0]["turns"][0]["text"] == "Who? <PERSON>?"
+    assert [each["text"] for each in shown] == ["By <PERSON>.", *["(personal data)"] * (len(shown) - 1)]
+    assert len(shown) > 1
 
 
 def test_decisions_about_other_answers_are_refused(run_dir: RunDir) -> None:

@@ -256,6 +256,24 @@ def test_filter_table_counts_rates_and_what_is_left(run_dir: RunDir) -> None:
     ]
 
 
+def test_what_a_judge_graded_is_told_where_one_did(run_dir: RunDir) -> None:
+    assert "were to be graded" not in page.render(run_dir)
+    path = run_dir.path / "filter" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    tokens = {"prompt_tokens": 12345, "completion_tokens": 678}
+    graded = {"model": "<b>judge</b>", "answers": 40, "invalid": 3, **tokens, "cost": 0.5}
+    for told, expected in (
+        (
+            graded,
+            "By &lt;b&gt;judge&lt;/b&gt; 40 answers were to be graded, of which 3 (7.5 %) have no grade",
+        ),
+        (graded | {"answers": 0, "invalid": 0}, "0 answers were to be graded, of which 0 (0.0 %) have"),
+        (graded, "It took 12\u202f345 tokens in and 678 out, and cost 0.50 by the prices that were set."),
+    ):
+        path.write_text(json.dumps({**manifest, "graded": told}))
+        assert expected in " ".join(page.render(run_dir).replace("\u202f", "NNBSP").split()).replace("NNBSP", "\u202f")
+
+
 def test_each_reason_has_examples_that_cannot_act(run_dir: RunDir) -> None:
     html = page.render(run_dir)
     assert html.count('<details class="item examples">') == 2  # truncated, repeated ngrams

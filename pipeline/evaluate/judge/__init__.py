@@ -11,7 +11,7 @@ from pipeline.evaluate.judge import checks
 from pipeline.evaluate.judge.figures import Clustered, Figures, Outcome, by_category, compared
 from pipeline.evaluate.judge.turns import Rows, pairs, replies
 from pipeline.evaluate.statistics import exact
-from pipeline.judge import ask, spent
+from pipeline.judge import ask, cost_of
 from pipeline.judge.ledger import Ledger
 from pipeline.judge.questions import Asker, Pair, Question, Reply
 
@@ -98,11 +98,12 @@ def _judged(settings: config.Evaluate, plan: _Plan, ledger: Ledger, teacher: str
         found.comparisons["judge_grade_less_teachers"] = difference
     kinds = (checks.IDENTICAL, *checks.MADE_WORSE)
     student["checks"] = checks.figures({name: outcomes[name] for name in kinds if name in outcomes})
+    tokens = ledger.tokens_on(plan.questions())
     student["cost"] = {
         "verdicts": exact(len({question.key for question in plan.questions()})),
-        "prompt_tokens": exact(ledger.prompt_tokens),
-        "completion_tokens": exact(ledger.completion_tokens),
-        "cost": exact(spent(settings.judge, ledger)),
+        "prompt_tokens": exact(tokens.prompt),
+        "completion_tokens": exact(tokens.completion),
+        "cost": exact(cost_of(settings.judge, tokens)),
     }
     found.sentences = _sentences(settings.judge, student, teacher)
     return found
