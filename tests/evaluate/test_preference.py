@@ -110,7 +110,8 @@ def test_turns_with_another_history_and_empty_answers_are_not_compared(teacher: 
 def test_an_answer_ends_before_an_id_that_the_teacher_has_no_embedding_for(teacher: Any) -> None:
     rows = [row("student", 0, [3, 4, VOCAB, 5]), row("sft_only", 0, [5]), row("student", 1, [VOCAB + 7, 3])]
     found = self_preference(teacher, [*rows, row("sft_only", 1, [5])], ("sft_only",), 64, 50, 0)
-    assert found == self_preference(teacher, [row("student", 0, [3, 4]), rows[1]], ("sft_only",), 64, 50, 0)
+    by_hand = reference(teacher, [1, 2], [3, 4]) - reference(teacher, [1, 2], [5])
+    assert found["sft_only"]["self_preference_nats"]["value"] == pytest.approx(by_hand, rel=1e-4)
     assert found["sft_only"]["self_preference_frac"]["num"] == 1  # of the other item nothing is left
 
 
