@@ -288,7 +288,6 @@ def test_both_prompts_of_every_shipped_pair_are_found() -> None:
     asked = [prompt for probe in pairs for prompt in probe.prompts()]
     assert len(asked) == 2 * len(pairs) > 60
     assert [prompt for prompt in asked if prompt not in [hit.item.text for hit in hits(held, prompt)]] == []
-    assert not hits(held, pairs[0].turns[0].replace("{who}", "the man whom you met in the harbour of Bergen last year"))
 
 
 def test_a_pair_that_is_no_probe_is_told_with_its_place(tmp_path: Path) -> None:
