@@ -287,7 +287,7 @@ def test_a_permutation_test_comes_near_that_of_all_relabelings(sizes: tuple[int,
     first, second = (generator.poisson(rate, num).astype(float) for rate, num in zip((5, 3), sizes, strict=True))
     both = np.concatenate([first, second])
     chosen = [np.isin(np.arange(len(both)), each) for each in itertools.combinations(range(len(both)), sizes[0])]
-    every = np.mean([apart(both[which], both[~which]) >= apart(first, second) - 1e-9 for which in chosen])
+    every = float(np.mean([apart(both[which], both[~which]) >= apart(first, second) - 1e-9 for which in chosen]))
     found = permutation_test(first, second, seed)
     assert found["value"] == pytest.approx(every, abs=4 * (every * (1 - every) / 10_000) ** 0.5 + 1e-3)
     assert found["num"] == min(sizes)
