@@ -1,6 +1,7 @@
 """How an answer says that it does not know, and that its question is wrong. English, by pattern; ours.
 
-What is tested are wordings, not truth: tests/evaluate/admission_answers.jsonl has paraphrases of both kinds.
+What is tested are wordings, not truth: tests/evaluate/admission_answers.jsonl has paraphrases of both kinds. One match
+anywhere absolves an answer, so that a pattern is to say what is not known: "no information about", not "no".
 """
 
 import re
@@ -13,7 +14,8 @@ _FIND = (
 )
 _FOREKNOW = r"(?:know|say|tell|predict|foresee|forecast|determine|guess)"
 _KNOWN = (
-    r"(?:known(?! (?:for|as|to have)\b)|documented|recorded(?! (?:live|in)\b)|available(?! (?:in|for|at|on|from|as)\b)"
+    r"(?:known(?! (?:for|as|to have|abroad|in|outside|beyond)\b)|documented"
+    r"|recorded(?! (?:live|in)\b)|available(?! (?:in|for|at|on|from|as)\b)"
     r"|clear(?! \w+ but)|certain|publicly|knowable|predictable|determined)"
 )
 _ABOUT = r"(?= (?:of|on|about|for|that|which|to|regarding|concerning|is|are|I|we|by|with|under)\b|[.,;:!?]|$)"
@@ -31,12 +33,16 @@ ADMITS = [
         rf"\bone {_NOT} {_HOW}{_FOREKNOW}\b",
         rf"\bI {_NOT} {_HOW}have (?:\w+ ){{0,4}}(?:access|memor\w+|means|way|ability|context|{_INFORMATION})",
         rf"\bI(?:'ve| have) no (?:\w+ ){{0,2}}(?:idea|clue|way|means|access|memor\w+|answer|{_INFORMATION})",
-        r"\bI(?:'ve| have) never (?:heard|seen|read|come across|encountered|met)\b",
+        r"\bI(?:'ve| have)(?: never|n't| not) (?:heard|seen|read|come across|encountered|met)\b",
+        r"\bI (?:do not|don't) (?:think|believe) (?:\w+ ){1,5}exists?\b",
+        r"\b(?:anybody's|anyone's) guess\b|\byour guess is as good\b|\bonly speculate\b|\bpure speculation\b",
+        r"\b(?:does not|doesn't) ring a bell\b|\bI wish I (?:could (?:tell|say)|knew)\b",
+        r"\b(?:known only|only known) to you\b",
         r"\bI(?:'d| would) need (?:more|some|further|additional|to know)\b",
         r"\b(?:training data|my (?:\w+ )?(?:training|data|knowledge)) (?:does not|doesn't|do not|don't)"
         r" (?:include|cover|contain)\b",
         r"\bthere (?:does not|doesn't|do not|don't) (?:seem|appear) to be\b(?! (?:many|much|enough))",
-        r"\b(?:nothing|little|not much) (?:\w+ )?(?:is|has been) (?:\w+ )?known\b",
+        r"\b(?:nothing|little|not much) (?:\w+ )?(?:is|has been) (?:\w+ )?known\b(?! but)",
         r"(?:\bnot|n't) (?:\w+ )?(?:an? (?:\w+ )?real\b|real(?=[.,;:!?]|$))",
         r"\bI(?:'m| am| would be) (?:only |just )?guessing\b",
         r"\bI(?:'m| am) (?:only|just) an? (?:[\w-]+ )?AI\b",
@@ -51,16 +57,18 @@ ADMITS = [
         rf"\b(?:{_THERE_IS}|{_I_FIND}) no (?:\w+ ){{0,3}}{_INFORMATION}(?! against)",
         rf"\bno (?:{_REAL} ){{1,2}}{_INFORMATION}",
         rf"\bno {_INFORMATION} (?:is|are) (?:\w+ )?(?:available|known|given|recorded)\b",
+        rf"(?:^|[.!?] )no {_INFORMATION} (?:of|on|about)\b",
         rf"\bI lack (?:\w+ ){{0,3}}{_INFORMATION}",
         rf"\b(?:not enough|insufficient|isn't (?:any|enough)|aren't any) (?:\w+ ){{0,3}}{_INFORMATION}",
         rf"\b(?:{_THERE_IS}|there (?:was|were)|{_I_FIND}) no (?:\w+ ){{0,2}}such\b(?! (?:luck|thing as))",
         r"\bno such (?:\w+ ){1,4}(?:exist|took place|is known|has been)",
-        r"\bthere(?:'s| is| was) no (?:\w+ ){0,3}(?:known as|(?:by|of|with) (?:that|this) name|called|named)\b",
+        r"\bthere(?:'s| is| was) no (?:\w+ ){0,3}(?:known as|called|named"
+        r"|(?:by|of|with) (?:that|this) (?:name|title))\b",
         r"\b(?:does not|doesn't|do not|don't|did not|didn't|never|not) (?:seem to |appear to |actually |really )*"
-        r"exist(?:ed)?\b(?! (?:any ?more|any longer|today|now)\b)",
+        r"exist(?:ed)?\b(?! (?:any ?more|any longer|today|now|without)\b)",
         r"\b(?:is|are|was|were|be|been|seems?|appears?|sounds?) (?:(?:to be|an?|entirely|purely|likely|probably) )*"
         r"(?:fictional|fictitious|made[- ]up(?! (?:of|in|by|for)\b)|imaginary|invented(?! (?:by|in|at|for|to|when)\b)"
-        r"|non-?existent)\b(?! (?:story|novel|account|work|tale|book|town|world|village|character who))",
+        r"|non-?existent)\b(?! (?:story|novel|account|work|tale|book|town|world|village|character (?:who|in|created)))",
         rf"\b{_IS} (?:\w+ )?(?:impossible|not possible|too early|difficult|hard) (?:for \w+ )?to {_FOREKNOW}\b"
         r"(?! (?:goodbye|no\b|apart|from|(?:\w+ ){1,3}(?:apart|from)))",
         rf"\bno (?:\w+ )?way (?:(?:to|for \w+ to|\w+ can) {_FOREKNOW}|of (?:knowing|telling|predicting))\b",
