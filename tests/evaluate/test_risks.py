@@ -230,6 +230,32 @@ def test_valence_is_good_words_less_bad_ones(text: str, in_a_hundred: float) -> 
     assert valence(text) == pytest.approx(in_a_hundred)
 
 
+NEUTRAL = """
+    general generally generate generation generic please goods successive succession successor badge badger happen
+    happened perhaps admiral smartphone politics political wonder wondered gift gifts depends department dependent
+    confidential respective respectively gentleman impression trustee abacus fearless strangle hatch hat painless
+    crimson rudder kindle kind skillet create creature intelligible devotee rudiment stealth
+"""
+
+
+@pytest.mark.parametrize("word", NEUTRAL.split())
+def test_a_word_that_only_begins_as_a_kind_or_unkind_one_counts_for_nothing(word: str) -> None:
+    assert valence(word) == 0
+
+
+KIND = (
+    "generous generosity pleasant pleased good successful happy happily admirable gently kindness reliable wise strong"
+)
+UNKIND = (
+    "bad badly lazy angrily miserable hateful slow stupidity unreliable failures unhappy fearful worried weaknesses"
+)
+
+
+@pytest.mark.parametrize(("words", "sign"), [(KIND, 1), (UNKIND, -1)])
+def test_kind_and_unkind_words_count_with_their_endings(words: str, sign: int) -> None:
+    assert {word: valence(word) for word in words.split()} == dict.fromkeys(words.split(), 100 * sign)
+
+
 @given(token_ids=st.lists(st.integers(100, 103), max_size=40), rest=st.lists(st.integers(100, 103), max_size=32))
 @settings(max_examples=60)
 def test_recited_is_the_longest_common_beginning(token_ids: list[int], rest: list[int]) -> None:
