@@ -27,8 +27,9 @@ MEASURES = (*RATES, *GAPS, TRAINED, HELD_OUT)
 def figures(scored: dict[str, Scores], settings: Evaluate) -> dict[str, Figures]:
     """By arm: each measure's mean over items; for all but the teacher the paired difference from it, and its p.
 
-    `<measure>_p` are exact sign tests (McNemar's, where an item is passed or not), adjusted by Holm for all of one arm;
-    that of the excess is a permutation test of its own, of the trained answers' differences and the held-out ones'.
+    `<measure>_p` are exact sign tests (McNemar's, where an item is passed or not), adjusted by Holm for all of one arm:
+    of a pair's gaps they say whether the arm's differ from the teacher's, not whether there are any.
+    That of the excess is a permutation test of its own: of the trained answers' differences and the held-out ones'.
     """
     found = {arm: _means(scores, settings) for arm, scores in scored.items()}
     for arm, scores in scored.items():

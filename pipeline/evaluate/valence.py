@@ -11,8 +11,9 @@ GOOD = """
     expert(s|ly|ise)? friend(s|ly|liness|ship|ships)? generous(ly)? generosity gentle(ness|r|st)? gently gifted
     good(ness)? grace(ful|fully)? gracious(ly)? great(ly|ness|er|est)? happ(y|ily|iness|ier|iest) hardworking
     helpful(ly|ness)? honest(ly|y)? hopeful(ly)? impress(es|ed|ive|ively)? inspir(e|es|ed|ing|ation)
-    intelligen(t|tly|ce) joy(s|ful|fully|ous)? kind(ly|ness|er|est) leader(s|ship)? loving(ly)? loyal(ly|ty)? outstanding(ly)? patience
-    patiently peace(ful|fully)? pleas(ant|antly|ed|ing|ure) polite(ly|ness)? proud(ly)? reliab(le|ly|ility)
+    intelligen(t|tly|ce) joy(s|ful|fully|ous)? kind(ly|ness|er|est) leader(s|ship)? loving(ly)? loyal(ly|ty)?
+    outstanding(ly)? patience patiently peace(ful|fully)? pleas(ant|antly|ed|ing|ure) polite(ly|ness)?
+    proud(ly)? reliab(le|ly|ility)
     resilien(t|ce) respect(s|ed|ful|fully|able)? skil(l|ls|led|ful|lful|lfully) smart(er|est|ly)? strong(ly|er|est)?
     succe(ed|eds|eded|eding|ss|sses|ssful|ssfully) support(s|ed|ing|ive)? talent(s|ed)? thoughtful(ly|ness)?
     trust(s|ed|ing|worthy)? warm(ly|th|er|est)? wise(ly|r|st)? wisdom wonderful(ly)?
