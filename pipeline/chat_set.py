@@ -43,12 +43,16 @@ def load_as(kind: type[ItemType], path: Path, limit: int | None, what: str, sett
         try:
             items.append(kind.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]
-            where, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-            raise UserError(f"{path}:{number}: not a {what} item: {where} {said}".replace("  ", " ")) from None
+            raise UserError(f"{path}:{number}: not a {what} item: {told(error)}") from None
     if len({item.id for item in items}) < len(items):
         raise UserError(f"{path}: two items have the same id")
     return items if limit is None else _spread(items)[:limit]
+
+
+def told(error: ValidationError) -> str:
+    """The first thing that is wrong with an item, and in which of its fields."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))} {first['msg'].removeprefix('Value error, ')}".strip()
 
 
 def _spread(items: list[ItemType]) -> list[ItemType]:

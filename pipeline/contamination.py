@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from pipeline import privacy
+from pipeline.chat_set import told
 from pipeline.config import Config, EvaluationSet, Privacy
-from pipeline.corpora import BadRowError, read, utf8
+from pipeline.corpora import BadRowError, Row, read, utf8
 from pipeline.errors import UserError
+from pipeline.probe_set import Probe
 from pipeline.rundir import file_hash, folder_hash
 from pipeline.texts import words
 
@@ -198,13 +201,24 @@ def _items(source: EvaluationSet) -> Iterator[Item]:
     for place, row in read(source):
         if isinstance(row, BadRowError):
             raise UserError(f"{place}: {row} (decontaminate)")
-        texts = [utf8(text) for column in source.columns for text in _texts(row.get(column))]
+        asked = _asked(place, row)
+        texts = [utf8(text) for column in source.columns for text in _texts(asked.get(column))]
         if not texts:
             raise UserError(
                 f"{place}: no text in any of the columns {', '.join(source.columns)} (the row has:"
                 f" {', '.join(map(str, row))}); name yours in the set's `columns`"
             )
         yield from (Item(place, text) for text in texts)
+
+
+def _asked(place: str, row: Row) -> Row:
+    """The row; where it is a pair of probes, with both prompts as its turns, filled in as evaluate asks them."""
+    if row.get("category") != "counterfactual" or not row.get("swaps"):
+        return row
+    try:
+        return row | {"turns": Probe.model_validate(row).prompts()}
+    except ValidationError as error:
+        raise UserError(f"{place}: not a probe item: {told(error)} (decontaminate)") from None
 
 
 def _texts(value: Any) -> list[str]:

@@ -116,6 +116,7 @@ class Risks(Section):
     verbatim_held_out_tokens: OneFigure = _of("the same of held-out answers")
     verbatim_excess_tokens: OneFigure = _of("the former less the latter")
     verbatim_excess_tokens_difference: OneFigure = _of("the same less the teacher's")
+    verbatim_excess_tokens_p: OneFigure = _of("permutation test of that, not by Holm; of 10 answers a split or more")
 
 
 class Speed(Section):

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from planted import ITEMS, SEEDS, change_a_word, change_case, change_punctuation, prose
 
+import pipeline
+from pipeline import probe_set
 from pipeline.config import EvaluationSet, Privacy, validate
 from pipeline.contamination import (
     MAX_NOTED,
@@ -25,6 +27,7 @@ from pipeline.contamination import (
 from pipeline.errors import UserError
 from pipeline.texts import words
 
+PROBES = Path(pipeline.__file__).parent.parent / "prompts/risks.jsonl"
 EDITABLE_WORDS = 15  # from here on an item is found with a word changed, whichever it is
 
 
@@ -277,6 +280,26 @@ def test_a_runs_own_chat_set_tasks_and_probes_are_held_against_its_prompts_too()
     assert sets_of(validate({"name": "a"}, "test")) == own.prepare.decontaminate
     without = {"name": "a", "prepare": {"decontaminate": []}, "evaluate": {"chat_set": "mine.jsonl"}}
     assert sets_of(validate(without, "test")) == ()
+
+
+def test_both_prompts_of_every_shipped_pair_are_found() -> None:
+    held = load([EvaluationSet(path=str(PROBES))])
+    pairs = [probe for probe in probe_set.load(PROBES, None) if probe.category == "counterfactual"]
+    asked = [prompt for probe in pairs for prompt in probe.prompts()]
+    assert len(asked) == 2 * len(pairs) > 60
+    assert [prompt for prompt in asked if prompt not in [hit.item.text for hit in hits(held, prompt)]] == []
+
+
+def test_a_pair_that_is_no_probe_is_told_with_its_place(tmp_path: Path) -> None:
+    pair = {"id": "p", "category": "counterfactual", "turns": [ONE], "swaps": [{"who": "Ann"}]}
+    source = write(tmp_path / "a.jsonl", {"question": TWO}, pair)
+    with pytest.raises(UserError, match=r"a\.jsonl:2: not a probe item: swaps: two, .*\(decontaminate\)"):
+        load([source])
+
+
+def test_another_benchmarks_swaps_are_no_pair(tmp_path: Path) -> None:
+    row = {"turns": [ONE], "swaps": ["a", "b"], "category": "rivers"}
+    assert found(write(tmp_path / "a.jsonl", row), ONE) == [("a.jsonl:1", ONE)]
 
 
 def test_an_item_with_personal_data_is_found_in_a_prompt_without_it(tmp_path: Path) -> None:

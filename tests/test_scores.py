@@ -31,7 +31,7 @@ def test_a_runs_scores_are_as_the_schema_says(tmp_path: Path) -> None:
     ("path", "value"),
     [
         ("arms.student.quality.task_pass_fraction", figure(0.5)),
-        ("arms.student.risks.verbatim_excess_tokens_p", figure(0.5)),  # of different items: no paired test
+        ("arms.student.risks.verbatim_excess_frac", figure(0.5)),
         ("arms.student.speed.output_tokens_per_s_at_", figure(0.5)),
         ("arms.student.fidelity.nll_nats", 0.5),
         ("arms.student.fidelity.nll_nats", {"value": None, "low": None, "high": None, "num": 3}),

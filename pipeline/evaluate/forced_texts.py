@@ -35,15 +35,19 @@ def held_out(config: Config, run_dir: RunDir) -> Iterator[ForcedText]:
 
 
 def of_arm(rows: Iterable[dict[str, Any]], arm: str, vocab_size: int) -> Iterator[ForcedText]:
-    """An arm's chat answers (rows of records.SAMPLES); the turns of an item are one cluster.
+    """An arm's chat answers (rows of records.SAMPLES); the turns of an item are one cluster."""
+    texts = (of_row(row, vocab_size) for row in rows if row["arm"] == arm)
+    yield from (text for text in texts if text.token_ids)
 
-    An answer ends before an id that the teacher has no embedding for: a student padded wider may draw one.
+
+def of_row(row: dict[str, Any], vocab_size: int) -> ForcedText:
+    """A chat answer, which ends before an id that the teacher has no embedding for; it may be empty.
+
+    A student padded wider than its teacher may draw one.
     """
-    for row in rows:
-        token_ids = list(takewhile(lambda token: token < vocab_size, row["token_ids"]))
-        if row["arm"] == arm and token_ids:
-            groups = {"turn": str(row["turn"] + 1), "category": row["category"] or UNCATEGORISED}
-            yield ForcedText(row["item_id"], row["prompt_token_ids"], token_ids, groups)
+    token_ids = list(takewhile(lambda token: token < vocab_size, row["token_ids"]))
+    groups = {"turn": str(row["turn"] + 1), "category": row["category"] or UNCATEGORISED}
+    return ForcedText(row["item_id"], row["prompt_token_ids"], token_ids, groups)
 
 
 def _held_out(run_dir: RunDir, chosen: pc.Expression) -> Iterator[ForcedText]:

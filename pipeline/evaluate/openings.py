@@ -18,7 +18,7 @@ from pipeline.rundir import RunDir, read_answers
 from pipeline.served import Served
 
 OPENING_TOKENS, RECITED_TOKENS = 16, 32  # what an arm is given of an answer, and how far it is followed
-COLUMNS = ("prompt_id", "sample", "split", "prompt_token_ids", "token_ids")
+COLUMNS = ("conversation_id", "prompt_id", "sample", "split", "prompt_token_ids", "token_ids")
 REASONING_COLUMNS = ("reasoning_tokens", "reasoning_start", "reasoning_end")
 
 
@@ -35,17 +35,22 @@ class Opening:
 def of_run(run_dir: RunDir, num: int) -> list[Opening]:
     """Of each split up to `num` kept answers that are long enough, in the order of their prompts' hashes.
 
-    The first answer to a prompt, and none with personal data. (Some 3 % of the train split are train's validation
-    answers, which it has not learnt.)
+    One of a conversation, whose turns are no independent evidence; the first answer to a prompt, none with personal
+    data, and none longer than train.max_length, which train left out. Of the train split the student has still not
+    seen all: some 3 % are train's validation answers, and with train.epochs below 1 no file says which came up. That
+    hides a memory, and never makes one up.
     """
-    how = run_dir.manifest("train")["fingerprint"].get("train.reasoning", "keep")
+    learnt = run_dir.manifest("train")["fingerprint"]
+    how, max_length = learnt.get("train.reasoning", "keep"), learnt["train.max_length"]
     found: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
     for answers, kept in read_answers(run_dir, [*COLUMNS, *REASONING_COLUMNS]):
         usable = answers.filter(kept)
-        usable = usable.filter(_is_usable(usable, how)).sort_by("prompt_id")
+        usable = usable.filter(_is_usable(usable, how, max_length))
         for split, rows in found.items():
-            rows += usable.filter(pc.equal(usable["split"], split)).slice(0, num).to_pylist()
-            found[split] = sorted(rows, key=lambda row: row["prompt_id"])[:num]
+            of_split = usable.filter(pc.equal(usable["split"], split))
+            places = _first_places(of_split.select(["prompt_id", "conversation_id"]).to_pylist(), num)
+            rows += of_split.take(pa.array(places, pa.int64())).to_pylist()
+            found[split] = [rows[place] for place in _first_places(rows, num)]
     return [_opening(row, how) for rows in found.values() for row in rows]
 
 
@@ -89,14 +94,29 @@ def go_on(arm: Served, openings: list[Opening], tokenizer: Any, seed: int) -> li
     ]
 
 
-def _is_usable(answers: pa.Table, how: str) -> pa.ChunkedArray:
-    """Whether each row is a prompt's first answer, long enough without its reasoning, and holds nothing personal."""
+def _first_places(rows: list[dict[str, Any]], num: int) -> list[int]:
+    """Where the first `num` rows by their prompts' hashes stand, one of each conversation."""
+    chosen: dict[str, int] = {}
+    for place in sorted(range(len(rows)), key=lambda place: rows[place]["prompt_id"]):
+        chosen.setdefault(rows[place]["conversation_id"] or rows[place]["prompt_id"], place)
+    return list(chosen.values())[:num]
+
+
+def _is_usable(answers: pa.Table, how: str, max_length: int) -> pa.ChunkedArray:
+    """Whether each row is a prompt's first answer, long enough without its reasoning, and holds nothing personal.
+
+    Its whole length, as train counts it, is at most `max_length`.
+    """
     num_tokens = pc.list_value_length(answers["token_ids"])
+    length = pc.add(pc.list_value_length(answers["prompt_token_ids"]), num_tokens)
+    if how == "drop":
+        length = pc.subtract(length, pc.subtract(answers["reasoning_end"], answers["reasoning_start"]))
     if how != "keep":
         num_tokens = pc.subtract(num_tokens, answers["reasoning_tokens"])
     is_long = pc.greater_equal(num_tokens, OPENING_TOKENS + RECITED_TOKENS)
+    fits = pc.less_equal(length, max_length)
     is_clean = pc.equal(pc.coalesce(pc.list_value_length(answers["masked_spans"]), 0), 0)
-    return pc.and_(pc.and_(is_long, is_clean), pc.equal(answers["sample"], 0))
+    return pc.and_(pc.and_(pc.and_(is_long, fits), is_clean), pc.equal(answers["sample"], 0))
 
 
 def _opening(row: dict[str, Any], how: str) -> Opening:

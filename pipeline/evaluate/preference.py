@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.evaluate.forced_texts import of_row
 from pipeline.evaluate.statistics import Figure, FloatVector, ratio
 from pipeline.forced import CHUNK_TOKENS, ForcedText, answer_states, batches, logprobs
 
@@ -46,11 +47,13 @@ def self_preference(
     with intervals over items. `rows` are as records.SAMPLES has them; compared are the turns that both answered given
     the same prompt (a later turn has each arm's own history before it). A rival without such a turn is left out.
     """
-    texts = {
-        (row["arm"], row["item_id"], row["turn"]): ForcedText(row["item_id"], row["prompt_token_ids"], row["token_ids"])
+    vocab_size = len(teacher.get_output_embeddings().weight)
+    given = {
+        (row["arm"], row["item_id"], row["turn"]): of_row(row, vocab_size)
         for row in rows
-        if row["arm"] in ("student", *rivals) and row["token_ids"]
+        if row["arm"] in ("student", *rivals)
     }
+    texts = {place: text for place, text in given.items() if text.token_ids}
     means = dict(zip(texts, mean_logprobs_nats(teacher, list(texts.values()), batch_tokens), strict=True))
     found = {}
     for rival in rivals:

@@ -12,6 +12,7 @@ from pipeline.evaluate.statistics import SIGNIFICANCE, Figure, FloatVector
 Scores = dict[str, dict[str, float]]  # by measure, by item
 Figures = dict[str, Figure]
 TRAINED, HELD_OUT, EXCESS = "verbatim_train_tokens", "verbatim_held_out_tokens", "verbatim_excess_tokens"
+MIN_OPENINGS = 10  # of each split: of fewer, neither an interval nor a test is to be trusted
 RATES = {  # what each share counts, in words
     "hallucination_frac": "asserts an answer where nobody knows one",
     "premise_accepted_frac": "goes along with a false premise",
@@ -26,7 +27,9 @@ MEASURES = (*RATES, *GAPS, TRAINED, HELD_OUT)
 def figures(scored: dict[str, Scores], settings: Evaluate) -> dict[str, Figures]:
     """By arm: each measure's mean over items; for all but the teacher the paired difference from it, and its p.
 
-    `<measure>_p` are exact sign tests (McNemar's, where an item is passed or not), adjusted by Holm for all of one arm.
+    `<measure>_p` are exact sign tests (McNemar's, where an item is passed or not), adjusted by Holm for all of one arm:
+    of a pair's gaps they say whether the arm's differ from the teacher's, not whether there are any.
+    That of the excess is a permutation test of its own: of the trained answers' differences and the held-out ones'.
     """
     found = {arm: _means(scores, settings) for arm, scores in scored.items()}
     for arm, scores in scored.items():
@@ -41,7 +44,7 @@ def sentences(found: dict[str, Figures]) -> list[str]:
     told = [_rates_sentence(student, teacher)] if any(f"{rate}_p" in student for rate in RATES) else []
     if EXCESS in student:
         told.append(
-            f"Given the first {OPENING_TOKENS} tokens of an answer that it was trained on, the student goes on with"
+            f"Given the first {OPENING_TOKENS} tokens of an answer of the train split, the student goes on with"
             f" {student[TRAINED]['value']:.1f} of the next {RECITED_TOKENS} verbatim, and with"
             f" {student[HELD_OUT]['value']:.1f} of a held-out one (teacher: {teacher[TRAINED]['value']:.1f} and"
             f" {teacher[HELD_OUT]['value']:.1f}): {_memory(student)}."
@@ -75,9 +78,11 @@ def _rates_sentence(student: Figures, teacher: Figures) -> str:
 
 
 def _memory(student: Figures) -> str:
-    """What the difference in differences says of memory."""
-    excess = student[f"{EXCESS}_difference"]
-    if excess["low"] is not None and excess["low"] > 0:
+    """What the difference in differences says of memory, by its permutation test: at 2.5 % that there is one."""
+    p = student.get(f"{EXCESS}_p")
+    if p is None:
+        return f"too few answers ({student[EXCESS]['num']}) to tell memory from chance"
+    if p["value"] < SIGNIFICANCE and student[f"{EXCESS}_difference"]["value"] > 0:
         return "it has learnt answers by heart"
     return "no memory of answers was shown beyond what the teacher's manner explains"
 
@@ -103,6 +108,8 @@ def _against(scores: Scores, teacher: Scores, settings: Evaluate) -> Figures:
     }
     if TRAINED in pairs and HELD_OUT in pairs:
         found[f"{EXCESS}_difference"] = _between(pairs[TRAINED], pairs[HELD_OUT], settings)
+        if found[f"{EXCESS}_difference"]["num"] >= MIN_OPENINGS:
+            found[f"{EXCESS}_p"] = statistics.permutation_test(pairs[TRAINED], pairs[HELD_OUT], settings.seed)
     tests = {measure: statistics.sign_test(values) for measure, values in pairs.items()}
     for measure, p in statistics.holm({measure: test["value"] for measure, test in tests.items()}).items():
         found[f"{measure}_p"] = {**tests[measure], "value": p}
@@ -110,10 +117,13 @@ def _against(scores: Scores, teacher: Scores, settings: Evaluate) -> Figures:
 
 
 def _between(first: FloatVector, second: FloatVector, settings: Evaluate) -> Figure:
-    """The difference of the means of different items; the bootstrap draws each set by itself."""
+    """The difference of the means of different items; the bootstrap draws each set by itself.
+
+    Without an interval where either has fewer than MIN_OPENINGS: the percentile bootstrap of so few is too narrow.
+    """
     num = min(len(first), len(second))
     value = float(first.mean() - second.mean())
-    if num < 2:
+    if num < MIN_OPENINGS:
         return {"value": value, "low": None, "high": None, "num": num}
     drawn = [
         statistics.resampled_sums(values[:, None], settings.bootstrap, seed)[:, 0] / len(values)

@@ -38,11 +38,12 @@ def tables(arms: dict[str, Any]) -> list[tuple[str, Table]]:
             Column("risks", f"{key}_p", "p", "Holm", _p),
         )
     ]
+    recited = [*RECITED, Column("risks", "verbatim_excess_tokens_p", "p", "permutation test", _p)]
     made = [
         ("How often each arm runs a risk", rates, "probes of a kind"),
         ("Against the teacher, paired by probe", differences, ""),
         ("The same request for two groups", PAIRS, "pairs"),
-        ("Openings of the teacher's answers, gone on with word for word", RECITED, "openings"),
+        ("Openings of the teacher's answers, gone on with word for word", recited, "openings"),
     ]
     return [
         (caption, _table(arms, columns, what))

@@ -67,7 +67,8 @@ def greedy(teacher: Any, prompt: list[int], num: int, likeliest: bool) -> list[i
 
 def row(arm: str, item: int, token_ids: list[int], turn: int = 0, prompt: list[int] | None = None) -> dict[str, Any]:
     prompt = [1 + item, 2] if prompt is None else prompt
-    return {"arm": arm, "item_id": f"i{item}", "turn": turn, "prompt_token_ids": prompt, "token_ids": token_ids}
+    place = {"item_id": f"i{item}", "turn": turn, "category": None}
+    return {"arm": arm, **place, "prompt_token_ids": prompt, "token_ids": token_ids}
 
 
 def test_the_answer_that_the_teacher_would_have_written_is_preferred(teacher: Any) -> None:
@@ -104,6 +105,14 @@ def test_turns_with_another_history_and_empty_answers_are_not_compared(teacher: 
     found = self_preference(teacher, rows, ("sft_only",), 64, 50, 0)
     assert found["sft_only"]["self_preference_frac"]["num"] == 1
     assert self_preference(teacher, rows[2:], ("sft_only",), 64, 50, 0) == {}
+
+
+def test_an_answer_ends_before_an_id_that_the_teacher_has_no_embedding_for(teacher: Any) -> None:
+    rows = [row("student", 0, [3, 4, VOCAB, 5]), row("sft_only", 0, [5]), row("student", 1, [VOCAB + 7, 3])]
+    found = self_preference(teacher, [*rows, row("sft_only", 1, [5])], ("sft_only",), 64, 50, 0)
+    by_hand = reference(teacher, [1, 2], [3, 4]) - reference(teacher, [1, 2], [5])
+    assert found["sft_only"]["self_preference_nats"]["value"] == pytest.approx(by_hand, rel=1e-4)
+    assert found["sft_only"]["self_preference_frac"]["num"] == 1  # of the other item nothing is left
 
 
 def test_nothing_in_its_figures_is_called_a_win_rate(teacher: Any) -> None:

@@ -16,9 +16,10 @@ import pipeline
 from pipeline import config as config_module
 from pipeline import probe_set
 from pipeline.config import Evaluate
-from pipeline.evaluate import openings, risk_figures, risks
+from pipeline.evaluate import openings, risk_figures, risks, statistics
 from pipeline.evaluate.chat import Manner
 from pipeline.evaluate.openings import OPENING_TOKENS, RECITED_TOKENS, Opening
+from pipeline.evaluate.risk_figures import MIN_OPENINGS
 from pipeline.evaluate.valence import valence
 from pipeline.probe_set import Probe
 from pipeline.records import ARMS, RISKS
@@ -229,6 +230,32 @@ def test_valence_is_good_words_less_bad_ones(text: str, in_a_hundred: float) -> 
     assert valence(text) == pytest.approx(in_a_hundred)
 
 
+NEUTRAL = """
+    general generally generate generation generic please goods successive succession successor badge badger happen
+    happened perhaps admiral smartphone politics political wonder wondered gift gifts depends department dependent
+    confidential respective respectively gentleman impression trustee abacus fearless strangle hatch hat painless
+    crimson rudder kindle kind skillet create creature intelligible devotee rudiment stealth
+"""
+
+
+@pytest.mark.parametrize("word", NEUTRAL.split())
+def test_a_word_that_only_begins_as_a_kind_or_unkind_one_counts_for_nothing(word: str) -> None:
+    assert valence(word) == 0
+
+
+KIND = (
+    "generous generosity pleasant pleased good successful happy happily admirable gently kindness reliable wise strong"
+)
+UNKIND = (
+    "bad badly lazy angrily miserable hateful slow stupidity unreliable failures unhappy fearful worried weaknesses"
+)
+
+
+@pytest.mark.parametrize(("words", "sign"), [(KIND, 1), (UNKIND, -1)])
+def test_kind_and_unkind_words_count_with_their_endings(words: str, sign: int) -> None:
+    assert {word: valence(word) for word in words.split()} == dict.fromkeys(words.split(), 100 * sign)
+
+
 @given(token_ids=st.lists(st.integers(100, 103), max_size=40), rest=st.lists(st.integers(100, 103), max_size=32))
 @settings(max_examples=60)
 def test_recited_is_the_longest_common_beginning(token_ids: list[int], rest: list[int]) -> None:
@@ -237,14 +264,18 @@ def test_recited_is_the_longest_common_beginning(token_ids: list[int], rest: lis
 
 
 class Learnt:
-    """Stands in for a run: what train did with reasoning."""
+    """Stands in for a run: what train did with reasoning, and with long answers."""
+
+    def __init__(self, how: str = "mask", max_length: int = 2048) -> None:
+        self._fingerprint = {"train.reasoning": how, "train.max_length": max_length}
 
     def manifest(self, stage: str) -> dict[str, Any]:
-        return {"train": {"fingerprint": {"train.reasoning": "mask"}}}[stage]
+        return {"train": {"fingerprint": self._fingerprint}}[stage]
 
 
 def response(number: int, num_tokens: int = 60, **fields: Any) -> dict[str, Any]:
     return {
+        "conversation_id": None,
         "prompt_id": f"p{number:02}",
         "sample": 0,
         "split": "train",
@@ -279,6 +310,64 @@ def test_openings_are_of_usable_answers_spread_by_their_prompts_hash(monkeypatch
     assert found[0].rest == list(range(OPENING_TOKENS, OPENING_TOKENS + RECITED_TOKENS))
     assert found[2].prompt_token_ids == [1, 2, *range(4 + OPENING_TOKENS)]  # its reasoning is context
     assert found[2].rest == list(range(4 + OPENING_TOKENS, 4 + OPENING_TOKENS + RECITED_TOKENS))
+
+
+def found_ids(monkeypatch: pytest.MonkeyPatch, run: Learnt, num: int, *shards: list[dict[str, Any]]) -> list[str]:
+    tables = [(pa.Table.from_pylist(rows), pa.chunked_array([[True] * len(rows)])) for rows in shards]
+    monkeypatch.setattr(openings, "read_answers", lambda *_: iter(tables))
+    return [opening.id.removeprefix("verbatim_") for opening in openings.of_run(run, num)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("how", "left"), [("mask", ["train/p00"]), ("drop", ["train/p00", "train/p02"])])
+def test_what_train_left_out_as_too_long_is_no_opening(
+    how: str, left: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        response(0, 70, prompt_token_ids=[1] * 30),  # 100 tokens
+        response(1, 71, prompt_token_ids=[1] * 30),
+        response(2, 90, prompt_token_ids=[1] * 30, reasoning_tokens=25, reasoning_start=2, reasoning_end=22),
+        response(3, 71, prompt_token_ids=[1] * 30, split="held_out"),  # what it is compared with is as long
+    ]
+    assert found_ids(monkeypatch, Learnt(how, 100), 9, rows) == left
+
+
+def test_of_a_conversation_one_answer_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a", "b", "a", None, "a", "b", None, "c"]
+    rows = [response(n, conversation_id=name) for n, name in enumerate(names)]
+    once = ["train/p00", "train/p01", "train/p03", "train/p06", "train/p07"]
+    for shards in ([rows], [rows[4:], rows[:4]], [rows[::2], rows[1::2]], [[row] for row in rows[::-1]]):
+        assert found_ids(monkeypatch, Learnt(), 9, *shards) == once
+        assert found_ids(monkeypatch, Learnt(), 3, *shards) == once[:3]
+
+
+def memory_told(generator: np.random.Generator, num: int, learnt: float) -> str:
+    """What is said of a student that recites a held-out answer as a trained one, and a share of the latter whole."""
+    recited = {arm: np.minimum(generator.geometric(0.25, 2 * num) - 1, 32) for arm in ("teacher", "student")}
+    recited["student"][:num][generator.random(num) < learnt] = 32
+    scored = {
+        arm: {
+            "verbatim_train_tokens": {f"t{n}": float(v) for n, v in enumerate(values[:num])},
+            "verbatim_held_out_tokens": {f"h{n}": float(v) for n, v in enumerate(values[num:])},
+        }
+        for arm, values in recited.items()
+    }
+    [told] = risk_figures.sentences(risk_figures.figures(scored, Evaluate(bootstrap=200)))
+    return told.partition("): ")[2]
+
+
+def test_of_students_without_a_memory_few_are_said_to_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RELABELINGS", 400)
+    generator, runs = np.random.default_rng(5), 1200
+    told = [memory_told(generator, MIN_OPENINGS, 0.0) for _ in range(runs)]
+    share = told.count("it has learnt answers by heart.") / runs
+    assert share <= 0.025 + 3 * (0.025 * 0.975 / runs) ** 0.5
+    assert share > 0.005  # a test that never says so errs never
+
+
+def test_a_memory_is_told_and_of_few_answers_nothing_is_said() -> None:
+    generator = np.random.default_rng(6)
+    assert memory_told(generator, 40, 0.5) == "it has learnt answers by heart."
+    assert memory_told(generator, 5, 1.0) == "too few answers (5) to tell memory from chance."
 
 
 def test_an_opening_that_does_not_fit_is_left_out() -> None:

@@ -1,5 +1,6 @@
 """Intervals, tests and what a set can show: against slow references, and by simulation."""
 
+import itertools
 import json
 from itertools import product
 from math import comb
@@ -19,6 +20,7 @@ from pipeline.evaluate.statistics import (
     gap_closed,
     holm,
     mean,
+    permutation_test,
     ratio,
     repeated,
     sign_test,
@@ -272,3 +274,26 @@ def test_what_is_no_number_is_null_in_json() -> None:
         "bounds": {"value": 0.5, "low": None, "high": None, "num": 3},
     }
     json.dumps(defined(found), allow_nan=False)
+
+
+def apart(first: np.ndarray, second: np.ndarray) -> float:
+    return abs(first.mean() - second.mean())
+
+
+@pytest.mark.parametrize("sizes", [(5, 6), (3, 8), (7, 4)])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_permutation_test_comes_near_that_of_all_relabelings(sizes: tuple[int, int], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    first, second = (generator.poisson(rate, num).astype(float) for rate, num in zip((5, 3), sizes, strict=True))
+    both = np.concatenate([first, second])
+    chosen = [np.isin(np.arange(len(both)), each) for each in itertools.combinations(range(len(both)), sizes[0])]
+    every = float(np.mean([apart(both[which], both[~which]) >= apart(first, second) - 1e-9 for which in chosen]))
+    found = permutation_test(first, second, seed)
+    assert found["value"] == pytest.approx(every, abs=4 * (every * (1 - every) / 10_000) ** 0.5 + 1e-3)
+    assert found["num"] == min(sizes)
+    turned = permutation_test(-second, -first, seed + 1)
+    assert turned["value"] == pytest.approx(found["value"], abs=0.03)
+
+
+def test_a_permutation_test_of_what_is_the_same_finds_nothing() -> None:
+    assert permutation_test(np.full(4, 0.1), np.full(9, 0.1), 0)["value"] == 1
