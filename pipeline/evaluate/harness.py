@@ -57,10 +57,9 @@ def fingerprint(settings: config.Harness) -> dict[str, Any]:
     if folder is not None and not folder.is_dir():
         raise UserError(f"{folder}: no such folder (evaluate.harness.folder)")
     _check_names(settings)
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
     return {
         "evaluate.harness.version": importlib.metadata.version("lm_eval"),
-        "evaluate.harness.files": {str(path.relative_to(folder)): file_hash(path) for path in files if folder},
+        "evaluate.harness.files": _own_files(folder) if folder else {},
     }
 
 
@@ -164,6 +163,16 @@ def _check_names(settings: config.Harness) -> None:
             f"evaluate.harness.tasks: lm-evaluation-harness has no task {unknown[0]};"
             " `lm-eval ls tasks` lists them, evaluate.harness.folder adds your own"
         )
+
+
+def _own_files(folder: Path) -> dict[str, str]:
+    """Hashes by name; without what is hidden, and the bytecode that an import of a task's own code leaves behind."""
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(name): file_hash(path)
+        for name, path in paths.items()
+        if name.suffix != ".pyc" and not any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+    }
 
 
 def _name(task: str, metric: str, filter_: str) -> str:

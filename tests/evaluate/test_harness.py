@@ -2,6 +2,7 @@
 
 import json
 import os
+import py_compile
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,23 @@ def test_the_fingerprint_changes_with_the_tasks_own_files(tmp_path: Path) -> Non
     second = harness.fingerprint(settings(tasks=("retort_choice",), folder=str(tmp_path)))
     assert first["evaluate.harness.files"] != second["evaluate.harness.files"]
     assert first["evaluate.harness.version"] == second["evaluate.harness.version"]
+
+
+def test_the_fingerprint_is_the_same_after_a_run_has_left_bytecode_behind(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text((ROOT / FOLDER / "retort_choice.yaml").read_text())
+    source = tmp_path / "own.py"
+    source.write_text("def answer(item):\n    return item\n")
+    mine = settings(tasks=("retort_choice",), folder=str(tmp_path))
+    first = harness.fingerprint(mine)
+    py_compile.compile(str(source))
+    assert list(tmp_path.rglob("*.pyc")), "as an import leaves it"
+    py_compile.compile(str(source), str(tmp_path / "own.pyc"))
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "index").write_text("1")
+    (tmp_path / ".own.py.swp").write_text("1")
+    assert harness.fingerprint(mine) == first
+    source.write_text("def answer(item):\n    return str(item)\n")
+    assert harness.fingerprint(mine) != first
 
 
 def test_without_tasks_nothing_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
