@@ -563,11 +563,11 @@ def _tries(folder: Path, earlier: dict[str, Any] | None) -> dict[str, Any]:
     num, spent_s = 0, 0.0
     if earlier and "elapsed_s" in earlier:
         num, spent_s = earlier.get("num_tries"), earlier["elapsed_s"]
-    elif earlier and (began_s := earlier.get("began_s")) is None:
+    elif earlier and earlier.get("began_s") is None:
         num = None  # one or several, with pauses between them
     elif earlier:
         newest_s = max(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
-        num, spent_s = earlier["num_tries"], earlier["spent_s"] + max(0.0, newest_s - began_s)
+        num, spent_s = earlier["num_tries"], earlier["spent_s"] + max(0.0, newest_s - earlier["began_s"])
     return {"began_s": time.time(), "spent_s": round(spent_s, 3), "num_tries": None if num is None else num + 1}
 
 
