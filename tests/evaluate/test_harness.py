@@ -155,17 +155,15 @@ def group(tmp_path: Path) -> Harness:
     return settings(tasks=("outer", "by_task"), folder=str(tmp_path), chat_template=False)
 
 
-@pytest.mark.parametrize("concurrency", [1, 2])
 def test_no_proxy_is_asked_and_groups_are_of_their_tasks_items(
-    concurrency: int, group: Harness, byte_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: Harness, byte_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine = group.model_copy(update={"concurrency": concurrency})
     monkeypatch.setenv("NO_PROXY", "example.com")
     monkeypatch.delenv("no_proxy", raising=False)
     with listening() as (port, paths), listening() as (proxy_port, proxied):
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy_port}")
-        found = harness.scored(mine, "student", byte_tokenizer, port, KEY, 4096, {})
+        found = harness.scored(group, "student", byte_tokenizer, port, KEY, 4096, {})
     assert proxied == [], "the key is in the header"
     assert set(paths) == {"/v1/completions"}
     assert (os.environ["NO_PROXY"], os.environ.get("no_proxy")) == ("example.com", None)
@@ -178,7 +176,7 @@ def test_no_proxy_is_asked_and_groups_are_of_their_tasks_items(
     for arm, scored in (("teacher", other), ("student", found)):
         write_json(stage.path / f"harness-{arm}.json", scored)
     folders = {"teacher": Path("t"), "student": Path("s")}
-    measured = harness.run(Evaluate(harness=mine, bootstrap=500), folders, _never, {}, stage)
+    measured = harness.run(Evaluate(harness=group, bootstrap=500), folders, _never, {}, stage)
     student, pooled = measured.arms["student"], (12 * long + 4 * short) / 16
     for name in ("outer_acc", "by_item_acc"):
         figure, difference = student[name], measured.comparisons[f"harness_{name}_difference_from_teacher"]
