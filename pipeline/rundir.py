@@ -63,6 +63,9 @@ class Started(BaseModel):
     fingerprint: dict[str, Any]
     accepted: list[dict[str, Any]]
     facts: dict[str, Any] = {}
+    began_s: float | None = None  # of the last try, since 1970; None: another version began it
+    spent_s: float = 0  # by the tries before it
+    num_tries: int | None = None  # None: not known
 
 
 class Manifest(Started):
@@ -71,7 +74,7 @@ class Manifest(Started):
     schema_version: Literal[1]
     files: list[FileRecord]
     counts: dict[str, Any]
-    elapsed_s: float
+    elapsed_s: float  # of all tries whose files are in it: of a stopped one until its newest file
     finished: str
 
 
@@ -197,17 +200,22 @@ class RunDir:
             earlier = None
         accepted = self._accepted(stage, earlier, fingerprint) if earlier else []
         folder.mkdir(parents=True, exist_ok=True)
-        opened = Stage(self, stage, folder, earlier["fingerprint"] if earlier else fingerprint, accepted)
+        tries = _tries(folder, earlier)
+        made_with = earlier["fingerprint"] if earlier else fingerprint
+        opened = Stage(self, stage, folder, made_with, accepted, spent_s=tries["spent_s"], num_tries=tries["num_tries"])
         if earlier is None:
             leftovers = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
             if leftovers:
                 raise UserError(f"{folder}: holds {leftovers[0]} but not the settings it was made with; delete it")
             self._write_config(stage, config)
-            write_json(started, {"fingerprint": fingerprint, "accepted": accepted, "started": now(), "facts": {}})
-        elif manifest.exists():
+            made = {"fingerprint": fingerprint, "accepted": accepted, "started": now(), "facts": {}}
+            write_json(started, {**made, **tries})
+        elif not manifest.exists():
+            write_json(started, {**earlier, **tries})
+        else:
             if accepted != earlier["accepted"]:
                 write_json(manifest, {**earlier, "accepted": accepted})
-            self._reopen(opened, earlier)
+            self._reopen(opened, earlier, tries)
         return opened
 
     def _is_other(self, folder: Path, earlier: dict[str, Any], fingerprint: dict[str, Any]) -> bool:
@@ -231,7 +239,7 @@ class RunDir:
             )
         return earlier["accepted"] + changed
 
-    def _reopen(self, stage: "Stage", manifest: dict[str, Any]) -> None:
+    def _reopen(self, stage: "Stage", manifest: dict[str, Any], tries: dict[str, Any]) -> None:
         """Find a finished stage complete, or make it one that has lost files and goes on."""
         lost = _lost(stage.path, manifest)
         for record in manifest["files"]:
@@ -245,7 +253,7 @@ class RunDir:
             _discard(stage.path / folder)  # a folder is there whole, or not at all
         # what is made anew has another hash: the old manifest must not outlive a kill
         started = stage.path / "started.json"
-        write_json(started, {**read_json(started, Started), "accepted": stage.accepted})
+        write_json(started, {**read_json(started, Started), "accepted": stage.accepted, **tries})
         (stage.path / "manifest.json").unlink()
 
     def _write_config(self, stage: str, config: Config) -> None:
@@ -274,6 +282,8 @@ class Stage:
     accepted: list[dict[str, Any]]
     complete: bool = False
     began: float = field(default_factory=time.monotonic)
+    spent_s: float = 0.0  # by earlier tries
+    num_tries: int | None = 1  # with this one; None: not known
 
     def commit(self, table: pa.Table, name: str, level: int = 3) -> None:
         """Write one Parquet file: temporary name, fsync, rename. Raises UserError where the disk is full."""
@@ -302,6 +312,10 @@ class Stage:
         """What was remembered, in this try or an earlier one."""
         return read_json(self.path / "started.json", Started).get("facts", {})
 
+    def elapsed_s(self) -> float:
+        """What this try has taken so far, and what is known of those before it."""
+        return self.spent_s + time.monotonic() - self.began
+
     def finish(self, files: list[Path], counts: dict[str, Any], **facts: Any) -> None:
         """Write the manifest: the stage is complete."""
         write_json(
@@ -317,7 +331,8 @@ class Stage:
                 **facts,
                 "versions": hardware.versions(),
                 "machine": hardware.describe(),
-                "elapsed_s": round(time.monotonic() - self.began, 3),
+                "elapsed_s": round(self.elapsed_s(), 3),
+                "num_tries": self.num_tries,
                 "finished": now(),
             },
         )
@@ -546,6 +561,19 @@ def _earlier(folder: Path) -> dict[str, Any] | None:
         if (folder / name).exists():
             return read_json(folder / name, shape)
     return None
+
+
+def _tries(folder: Path, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """What started.json says of a try that begins now, and of those before it, by what they left."""
+    num, spent_s = 0, 0.0
+    if earlier and "elapsed_s" in earlier:
+        num, spent_s = earlier.get("num_tries"), earlier["elapsed_s"]
+    elif earlier and earlier.get("began_s") is None:
+        num = None  # one or several, with pauses between them
+    elif earlier:
+        newest_s = max(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
+        num, spent_s = earlier["num_tries"], earlier["spent_s"] + max(0.0, newest_s - earlier["began_s"])
+    return {"began_s": time.time(), "spent_s": round(spent_s, 3), "num_tries": None if num is None else num + 1}
 
 
 def _lost(folder: Path, manifest: dict[str, Any]) -> list[str]:

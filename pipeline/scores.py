@@ -248,7 +248,7 @@ class Verdict(Section):
     self_preference_frac_over_sft_only: OneFigure = _of("answers likelier to the teacher; of manner, no win-rate")
     self_preference_nats_over_sft_only: OneFigure = _of("by how much likelier, a token")
     judge_grade_less_teachers: OneFigure = _of("the student's grade less the teacher's")
-    distillation_s: OneFigure = _of("time of the run, every stage's last try")
+    distillation_s: OneFigure = _of("time of the run, all tries of every stage; with `low` and no `high`: at least")
     distillation_cost: OneFigure = _of("the same at evaluate.price_per_hour")
     break_even_output_tokens: OneFigure = _of(
         "after so many output tokens the student has saved that time; null: never; without high: in some round never"

@@ -15,9 +15,10 @@ from typing import Any
 import httpx
 
 from pipeline import hardware
+from pipeline.errors import UserError
 
 HOST = "127.0.0.1"
-STOP_S = 30.0
+START_S, STOP_S = 3600.0, 30.0  # the largest models take half an hour from a slow disk
 QUIET = ("--disable-uvicorn-access-log", "--uvicorn-log-level=warning", "--no-enable-log-requests")
 
 
@@ -45,8 +46,14 @@ def running(
 
 
 def becomes_healthy(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until the server answers; False where it ended instead."""
+    """Wait until the server answers; False where it ended instead. Raises UserError where it does neither."""
+    deadline = time.monotonic() + START_S
     while process.poll() is None:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"the vLLM server has not answered on {HOST}:{port} in {START_S / 60:.0f} minutes, and was stopped; see"
+                " its last message above: weights on a slow disk, a download, or GPUs that wait for each other"
+            )
         with suppress(httpx.HTTPError):
             if httpx.get(f"http://{HOST}:{port}/health", timeout=5, trust_env=False).is_success:
                 return True

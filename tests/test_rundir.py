@@ -355,6 +355,64 @@ def test_what_was_remembered_is_in_the_manifest_of_a_later_try(stage: Stage, run
     assert run_dir.manifest("generate")["teacher_dtype"] == "float32"
 
 
+def stopped_after(stage: Stage, seconds: float) -> None:
+    """Have a try that committed a shard have begun so long before it: no test waits for hours."""
+    stage.commit(TABLE, "responses-00000.parquet")
+    path = stage.path / "started.json"
+    started = read_json(path)
+    path.write_text(json.dumps({**started, "began_s": started["began_s"] - seconds}))
+
+
+def test_the_time_of_a_run_is_that_of_all_tries(stage: Stage, run_dir: RunDir, config: Config) -> None:
+    stopped_after(stage, 36_000)
+    stopped_after(run_dir.begin("generate", config, SETTINGS), 1800)
+    again = run_dir.begin("generate", config, SETTINGS)
+    again.began -= 100
+    again.finish([again.path / "responses-00000.parquet"], {"responses": 3})
+    manifest = run_dir.manifest("generate")
+    assert manifest["elapsed_s"] == pytest.approx(37_900, abs=5)
+    assert manifest["num_tries"] == 3
+
+
+def test_the_pause_between_two_tries_is_not_counted(stage: Stage, run_dir: RunDir, config: Config) -> None:
+    stage.commit(TABLE, "responses-00000.parquet")
+    started = read_json(stage.path / "started.json")
+    (stage.path / "started.json").write_text(json.dumps({**started, "began_s": started["began_s"] - 5000}))
+    for path in stage.path.iterdir():
+        os.utime(path, (path.stat().st_mtime - 4000,) * 2)
+    assert run_dir.begin("generate", config, SETTINGS).elapsed_s() == pytest.approx(1000, abs=5)
+    started = read_json(stage.path / "started.json")  # a try that was stopped at once adds nothing
+    assert run_dir.begin("generate", config, SETTINGS).elapsed_s() == pytest.approx(1000, abs=5)
+
+
+def test_a_stage_that_lost_a_file_took_the_time_of_making_it_twice(finished: RunDir, config: Config) -> None:
+    path = finished.path / "generate/manifest.json"
+    path.write_text(json.dumps({**read_json(path), "elapsed_s": 700.0}))
+    shard(finished).unlink()
+    again = finished.begin("generate", config, SETTINGS)
+    again.began -= 20
+    finish(again)
+    manifest = finished.manifest("generate")
+    assert (manifest["elapsed_s"], manifest["num_tries"]) == (pytest.approx(720, abs=5), 2)
+
+
+def test_of_a_try_by_another_version_the_time_is_not_known(stage: Stage, run_dir: RunDir, config: Config) -> None:
+    stopped_after(stage, 36_000)
+    path = stage.path / "started.json"
+    path.write_text(json.dumps({k: v for k, v in read_json(path).items() if k not in ("began_s", "num_tries")}))
+    again = run_dir.begin("generate", config, SETTINGS)
+    stopped_after(again, 60)
+    again = run_dir.begin("generate", config, SETTINGS)
+    assert again.num_tries is None
+    assert again.elapsed_s() == pytest.approx(60, abs=5)
+
+
+def test_what_is_discarded_is_not_counted(stage: Stage, run_dir: RunDir, config: Config) -> None:
+    stopped_after(stage, 36_000)
+    again = RunDir(run_dir.path, fresh="always").begin("generate", config, SETTINGS)
+    assert (again.num_tries, round(again.elapsed_s())) == (1, 0)
+
+
 def test_a_setting_that_came_or_went_is_another_setting(finished: RunDir, config: Config) -> None:
     assert "generate.new was null, is 1" in refusal(finished, config, {**SETTINGS, "generate.new": 1})
     assert "generate.k was 64, is null" in refusal(finished, config, {"generate.temperature": 0.7})

@@ -97,7 +97,7 @@ class _Pages:
             instruction=asked.instruction,
             sides=(("A", asked.a), ("B", asked.b)),
             choices=CHOICES,
-            chosen=judged[number].vote if number in judged else None,
+            chosen=_as_shown(judged[number], asked) if number in judged else None,
             voter=voter,
         )
 
@@ -146,6 +146,12 @@ class _Pages:
 
     def _page(self, template: str, **context: Any) -> Response:
         return HTMLResponse(self.environment.get_template(template).render(**context))
+
+
+def _as_shown(vote: Vote, asked: Question) -> Choice:
+    """A vote by the sides that are shown now: another seed may have had them the other way round."""
+    is_swapped = vote.a != asked.a
+    return {"a": "b", "b": "a"}.get(vote.vote, vote.vote) if is_swapped else vote.vote
 
 
 async def _sent(request: Request) -> Sent:

@@ -1,6 +1,5 @@
 """What an arm takes: weights, memory, energy, money; and after how many tokens the student has paid for itself."""
 
-import time
 from collections.abc import Mapping
 from math import inf, isfinite
 from pathlib import Path
@@ -36,18 +35,22 @@ def figures(folder: Path, rounds: list[Round], price_per_hour: float | None) -> 
 def comparisons(
     run_dir: RunDir, stage: Stage, rounds: dict[str, list[Round]], together: bool, price_per_hour: float | None
 ) -> dict[str, Figure | None]:
-    """What the run took, every stage's last try and evaluate so far; and when the student has paid for it.
+    """What the run took, all tries of every stage and evaluate so far; and when the student has paid for it.
 
-    The machine's price cancels out of the latter: it is a matter of hours, as long as one machine does it all.
+    What a stopped try did after its last file is not known, and nothing is of the tries of a version that did not count
+    them: then the time has a `low`, its value, and no `high`. The machine's price cancels out of when it is paid for:
+    that is a matter of hours, as long as one machine does it all.
     """
-    spent_s = sum(run_dir.manifest(name)["elapsed_s"] for name in MADE_BY) + time.monotonic() - stage.began
+    made = [run_dir.manifest(name) for name in MADE_BY]
+    spent_s = sum(manifest["elapsed_s"] for manifest in made) + stage.elapsed_s()
+    is_known = {manifest.get("num_tries") for manifest in made} | {stage.num_tries} == {1}
     student, teacher = (speed.throughputs(rounds[arm]) for arm in ("student", "teacher"))
     found: dict[str, Figure | None] = {
-        DISTILLATION: exact(spent_s),
+        DISTILLATION: _spent(spent_s, is_known),
         BREAK_EVEN: break_even(spent_s, student, teacher, together),
     }
     if price_per_hour is not None:
-        found[SPENT] = exact(spent_s * price_per_hour / 3600)
+        found[SPENT] = _spent(spent_s * price_per_hour / 3600, is_known)
     return found
 
 
@@ -84,20 +87,27 @@ def sentence(arms: dict[str, dict[str, dict[str, Figure | None]]], compared: Map
     """When the student has paid for itself, and, where a price is known, what it and a million tokens cost."""
     spent, priced = compared[DISTILLATION], compared.get(SPENT)
     assert spent is not None  # noqa: S101 - it is a count
-    told = f"The run took {spent['value'] / 3600:.2f} hours of this machine"
+    least = "at least " if spent["low"] is not None else ""
+    told = f"The run took {least}{spent['value'] / 3600:.2f} hours of this machine"
     if priced:
         per_million = {arm: arms[arm]["cost"][PER_MILLION] for arm in ("student", "teacher")}
         student, teacher = (f"{figure['value']:.3g}" if figure else "?" for figure in per_million.values())
-        told += f", at a price of {priced['value']:.3g}; a million output tokens cost {student} (teacher: {teacher})"
-    return f"{told}. {_pays(compared[BREAK_EVEN])}"
+        told += (
+            f", at a price of {least}{priced['value']:.3g}; a million output tokens cost {student} (teacher: {teacher})"
+        )
+    return f"{told}. {_pays(compared[BREAK_EVEN], least)}"
 
 
-def _pays(even: Figure | None) -> str:
+def _pays(even: Figure | None, least: str) -> str:
     if even is None:
         return "It never pays for itself here: served on this machine the student is no faster than its teacher."
     low = f"{even['low']:.3g}" if even["low"] is not None else ""
     high = f"{even['high']:.3g}" if even["high"] is not None else "never"
-    return f"The student has paid for it after {even['value']:.3g} output tokens ({low} to {high}, by round)."
+    return f"The student has paid for it after {least}{even['value']:.3g} output tokens ({low} to {high}, by round)."
+
+
+def _spent(value: float, is_known: bool) -> Figure:
+    return {**exact(value), "low": None if is_known else value}
 
 
 def _tokens(spent_s: float, student: float, teacher: float) -> float:

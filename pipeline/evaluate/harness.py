@@ -8,13 +8,15 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import os
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from math import isclose
+from math import isclose, nan
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,14 @@ MEMORY_SHARE = 0.4  # of what is free, for the KV cache of a CPU
 INSTALL = "it is not installed; pip install 'retort-distill[harness]', or evaluate.harness.tasks=[]"
 NO_FILTER = "none"
 Rows = list[dict[str, Any]]
+Values = dict[tuple[str, int], float]  # by metric and item: groups have those of several metrics
 
 
 @dataclass
 class Measured:
     """What the tasks found; all empty where none are named."""
 
-    arms: dict[str, dict[str, Figure]] = field(default_factory=dict)  # section `harness` of each arm
+    arms: dict[str, dict[str, Figure | None]] = field(default_factory=dict)  # section `harness` of each arm
     comparisons: dict[str, Figure | None] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
 
@@ -57,10 +60,9 @@ def fingerprint(settings: config.Harness) -> dict[str, Any]:
     if folder is not None and not folder.is_dir():
         raise UserError(f"{folder}: no such folder (evaluate.harness.folder)")
     _check_names(settings)
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder else []
     return {
         "evaluate.harness.version": importlib.metadata.version("lm_eval"),
-        "evaluate.harness.files": {str(path.relative_to(folder)): file_hash(path) for path in files if folder},
+        "evaluate.harness.files": _own_files(folder) if folder else {},
     }
 
 
@@ -91,13 +93,15 @@ def run(
     rows = [{"arm": arm, **row} for arm in found for row in found[arm]["rows"]]
     stage.commit(pa.Table.from_pylist(rows, schema=HARNESS), "harness.parquet")
     draws = (settings.bootstrap, settings.seed)
-    values = {arm: _values(found[arm]["rows"]) for arm in found}
+    values = {arm: _values(found[arm]) for arm in found}
     return Measured(
-        arms={
-            arm: {name: _figure(value, values[arm].get(name), *draws) for name, value in found[arm]["values"].items()}
-            for arm in found
-        },
-        comparisons=_comparisons(values, *draws),
+        arms=statistics.defined(
+            {
+                arm: {name: _figure(value, values[arm].get(name), *draws) for name, value in of["values"].items()}
+                for arm, of in found.items()
+            }
+        ),
+        comparisons=statistics.defined(_comparisons(values, *draws)),
         files=[stage.path / "harness.parquet"],
     )
 
@@ -111,7 +115,7 @@ def clear(stage: Stage, arms: dict[str, Path]) -> None:
 def scored(
     settings: config.Harness, arm: str, folder: Path, port: int, key: str, context_tokens: int, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """`{"values": {name: figure}, "rows": [...]}` of the model that answers on `port` under the name `arm`."""
+    """`{"values": {name: figure}, "groups": {name: names}, "rows": [...]}` of the model `arm` on `port`."""
     model = _module("models.openai_completions").LocalCompletionsAPI(
         model=arm,
         base_url=f"http://{vllm_server.HOST}:{port}/v1/completions",
@@ -122,16 +126,36 @@ def scored(
         num_concurrent=settings.concurrency,
     )
     model.tokenizer.apply_chat_template = partial(model.tokenizer.apply_chat_template, **kwargs)
-    results = _module("evaluator").simple_evaluate(
-        model=model,
-        tasks=list(settings.tasks),
-        num_fewshot=settings.num_fewshot,
-        limit=settings.limit,
-        apply_chat_template=settings.chat_template,
-        bootstrap_iters=0,  # its standard errors are of unpaired items
-        task_manager=_module("tasks").TaskManager(include_path=settings.folder),
-    )
-    return {"values": _own_values(results), "rows": _rows(results)}
+    with _no_proxy_here():
+        results = _module("evaluator").simple_evaluate(
+            model=model,
+            tasks=list(settings.tasks),
+            num_fewshot=settings.num_fewshot,
+            limit=settings.limit,
+            apply_chat_template=settings.chat_template,
+            bootstrap_iters=0,  # its standard errors are of unpaired items
+            task_manager=_module("tasks").TaskManager(include_path=settings.folder),
+        )
+    return {"values": _own_values(results), "groups": _groups(results), "rows": _rows(results)}
+
+
+@contextmanager
+def _no_proxy_here() -> Iterator[None]:
+    """Keep requests to this machine, and the key in them, from a proxy; data sets may still come through it.
+
+    Of one request at a time it asks with `requests`, which takes HTTP_PROXY for 127.0.0.1 too; of several with aiohttp,
+    which takes none.
+    """
+    earlier = os.environ.get("no_proxy")
+    others = earlier or os.environ.get("NO_PROXY")  # the small one is read first
+    os.environ["no_proxy"] = ",".join(filter(None, [others, vllm_server.HOST]))
+    try:
+        yield
+    finally:
+        if earlier is None:
+            del os.environ["no_proxy"]
+        else:
+            os.environ["no_proxy"] = earlier
 
 
 def _scored(
@@ -166,6 +190,16 @@ def _check_names(settings: config.Harness) -> None:
         )
 
 
+def _own_files(folder: Path) -> dict[str, str]:
+    """Hashes by name; without what is hidden, and the bytecode that an import of a task's own code leaves behind."""
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(name): file_hash(path)
+        for name, path in paths.items()
+        if name.suffix != ".pyc" and not any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+    }
+
+
 def _name(task: str, metric: str, filter_: str) -> str:
     """As `retort report --gate` takes it: letters, digits, underscores."""
     return re.sub(r"\W", "_", "_".join([task, metric] if filter_ == NO_FILTER else [task, metric, filter_]))
@@ -180,6 +214,21 @@ def _own_values(results: dict[str, Any]) -> dict[str, float]:
             if filter_ and isinstance(value, int | float) and not metric.endswith("_stderr"):
                 values[_name(task, metric, filter_)] = float(value)
     return values
+
+
+def _groups(results: dict[str, Any]) -> dict[str, list[str]]:
+    """Of each figure of a group the same figure of the tasks in it, however deep they are."""
+    children = results.get("group_subtasks", {})
+
+    def tasks(name: str) -> list[str]:
+        return [task for child in children[name] for task in tasks(child)] if children.get(name) else [name]
+
+    found = {}
+    for group in filter(children.get, children):
+        for figure in results["results"].get(group, {}):
+            metric, _, filter_ = figure.partition(",")
+            found[_name(group, metric, filter_)] = [_name(task, metric, filter_) for task in tasks(group)]
+    return found
 
 
 def _rows(results: dict[str, Any]) -> Rows:
@@ -200,26 +249,34 @@ def _rows(results: dict[str, Any]) -> Rows:
     ]
 
 
-def _values(rows: Rows) -> dict[str, dict[int, float]]:
-    """Of each metric whose items have numbers, the number by item."""
-    values: dict[str, dict[int, float]] = defaultdict(dict)
-    for row in rows:
+def _values(found: dict[str, Any]) -> dict[str, Values]:
+    """Of each metric whose items have numbers, the number by item; of a group's its tasks' where it is their mean."""
+    values: dict[str, Values] = defaultdict(dict)
+    for row in found["rows"]:
         if row["value"] is not None:
-            values[row["metric"]][row["doc_id"]] = row["value"]
+            values[row["metric"]][row["metric"], row["doc_id"]] = row["value"]
+    for group, tasks in found.get("groups", {}).items():
+        pooled = {item: value for task in tasks for item, value in values.get(task, {}).items()}
+        if pooled and _is(float(np.mean(list(pooled.values()))), found["values"].get(group, nan)):
+            values[group] = pooled
     return values
 
 
-def _figure(value: float, of_items: dict[int, float] | None, resamples: int, seed: int) -> Figure:
+def _is(mean: float, value: float) -> bool:
+    return isclose(mean, value, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _figure(value: float, of_items: Values | None, resamples: int, seed: int) -> Figure:
     """Its figure, with the interval over items where it is their mean."""
     if not of_items:
         return {"value": value, "low": None, "high": None, "num": 0}
     figure = statistics.mean(np.array(list(of_items.values())), resamples, seed)
-    if not isclose(figure["value"], value, rel_tol=1e-6, abs_tol=1e-9):
+    if not _is(figure["value"], value):
         return {"value": value, "low": None, "high": None, "num": len(of_items)}
     return {**figure, "value": value}
 
 
-def _comparisons(values: dict[str, dict[str, dict[int, float]]], resamples: int, seed: int) -> dict[str, Figure | None]:
+def _comparisons(values: dict[str, dict[str, Values]], resamples: int, seed: int) -> dict[str, Figure | None]:
     """The student against its teacher, paired by item: the difference, and what is retained (None: not defined)."""
     compared: dict[str, Figure | None] = {}
     for name, of_student in values["student"].items():

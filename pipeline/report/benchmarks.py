@@ -17,7 +17,7 @@ def tables(arms: Row, verdict: Row) -> list[Table]:
     for name in names:
         figures = [arms[arm]["harness"].get(name) for arm in present]
         difference = cell(verdict.get(f"harness_{name}_difference_from_teacher"), "{:+.3f}".format)
-        num = Cell(whole(max(figure["num"] for figure in figures if figure)))
+        num = Cell(whole(max((figure["num"] for figure in figures if figure), default=0)))
         rows.append((name, [*(cell(figure, number) for figure in figures), difference, num]))
     if not rows:
         return []

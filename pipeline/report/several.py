@@ -1,5 +1,7 @@
 """comparison.html: several runs on one page, each student's quality and fidelity against what it gains in speed."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,16 +12,7 @@ from pipeline.report.judged import Table
 from pipeline.rundir import RunDir, read_json, write_text
 
 Row = dict[str, Any]
-SAME = {  # what must be alike for figures of two runs to be about the same thing, by stage and key of its fingerprint
-    "the teacher's weights": ("generate", "teacher.weights"),
-    "the chat set": ("evaluate", "evaluate.chat_set.hash"),
-    "the tasks": ("evaluate", "evaluate.tasks.path.hash"),
-    "how many tasks, and how long an answer": ("evaluate", "evaluate.tasks"),
-    "the requests at once": ("evaluate", "evaluate.speed_concurrency"),
-}
-
-
-LONG, SHORT = 64, 12  # characters: of a hash the first say enough
+HASH_CHARS = 12  # of a hash the first say enough
 
 
 class Measured(NamedTuple):
@@ -109,22 +102,60 @@ def _points(scores: dict[str, Row], measured: Measured) -> dict[str, tuple[Row, 
 def _differing(runs: list[RunDir]) -> list[Table]:
     """What is not the same in all runs, of that which figures depend on; empty where all is."""
     names = _names(runs)
-    found: dict[str, list[str]] = {}
-    for what, (stage, key) in SAME.items():
-        found[what] = [str(run_dir.manifest(stage)["fingerprint"].get(key)) for run_dir in runs]
-    found["the prompts"] = [run_dir.output_hash("prepare") for run_dir in runs]
-    found["the teacher's answers"] = [run_dir.output_hash("generate") for run_dir in runs]
-    found["the machine"] = [str(run_dir.manifest("evaluate").get("machine", figures.NONE)) for run_dir in runs]
-    rows = [
-        (what, [Cell(value if len(value) < LONG else value[:SHORT]) for value in values])
-        for what, values in found.items()
-        if len(set(values)) > 1
-    ]
+    found = [_conditions(run_dir) for run_dir in runs]
+    rows = []
+    for what in dict.fromkeys(what for conditions in found for what in conditions):
+        values = [_written(conditions[what]) if what in conditions else figures.NONE for conditions in found]
+        if len(set(values)) > 1:
+            rows.append((what, [Cell(value) for value in values]))
     return [Table("What is not the same in all runs", ["", *names], rows)] if rows else []
 
 
+def _conditions(run_dir: RunDir) -> Row:
+    """What a run's figures depend on besides its student: teacher, prompts, answers, evaluate's settings, machine.
+
+    A file that evaluate read counts by its content, not by its path.
+    """
+    generated, evaluated = run_dir.manifest("generate"), run_dir.manifest("evaluate")
+    made = evaluated["fingerprint"]
+    settings = {name: of for key in made if key.startswith("evaluate.") for name, of in _flat(key, made[key]).items()}
+    read = {key.removesuffix(".hash") for key in settings if key.endswith(".hash")}
+    read |= {"evaluate.risks.path", "evaluate.harness.folder"}  # have hashes by other names
+    return {
+        "the teacher's weights": generated["fingerprint"].get("teacher.weights"),
+        "the prompts": run_dir.output_hash("prepare"),
+        "the teacher's answers": run_dir.output_hash("generate"),
+        "the answers that filter kept": made.get("input.filter"),
+        **_flat("teacher.engine", generated["fingerprint"].get("teacher.engine")),
+        **{key: value for key, value in settings.items() if key not in read},
+        **_flat("version", evaluated.get("versions", {})),
+        "the machine": evaluated.get("machine"),
+    }
+
+
+def _flat(key: str, value: Any) -> Row:
+    """Nested sections key by key."""
+    if not isinstance(value, dict) or not value:
+        return {key: value}
+    return {name: leaf for part in value for name, leaf in _flat(f"{key}.{part}", value[part]).items()}
+
+
+def _written(value: Any) -> str:
+    """Whole, but for hashes: what two long values differ in may stand at their ends."""
+    if isinstance(value, str):
+        return value[:HASH_CHARS] if re.fullmatch("[0-9a-f]{64}", value) else value
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _names(runs: list[RunDir]) -> list[str]:
-    """The folders' names; with the folder before them where two are called alike."""
-    paths = [run_dir.path.resolve() for run_dir in runs]
-    alone = {path.name for path in paths if [other.name for other in paths].count(path.name) == 1}
-    return [path.name if path.name in alone else f"{path.parent.name}/{path.name}" for path in paths]
+    """The folders' names; with as many folders before them as tell apart those that are called alike."""
+    paths = [run_dir.path.resolve().parts for run_dir in runs]
+    return [str(Path(*next((tail for tail in _tails(path) if _is_alone(tail, paths)), path))) for path in paths]
+
+
+def _tails(path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [path[-length:] for length in range(1, len(path) + 1)]
+
+
+def _is_alone(tail: tuple[str, ...], paths: list[tuple[str, ...]]) -> bool:
+    return sum(path[-len(tail) :] == tail for path in paths) == 1

@@ -123,6 +123,23 @@ def test_who_goes_back_sees_the_choice_can_change_it_and_comes_back(site: TestCl
     assert (sum(counted.preferred.values()), counted.both_bad, counted.outdated) == (2, 1, 0)
 
 
+def test_a_choice_made_with_the_sides_changed_is_shown_on_the_side_that_the_arm_has_now(run_dir: RunDir) -> None:
+    for number, asked in enumerate(draw(run_dir, 0), 1):
+        choose(client(run_dir, 0), number, "both_bad" if number == 4 else "a" if asked.a == "student" else "b")
+    other, sides_changed = client(run_dir, 1), 0
+    for number, asked in enumerate(draw(run_dir, 1), 1):
+        [marked] = [choice for choice, is_marked in page(other, f"questions/{number}").buttons.items() if is_marked]
+        if marked != "both_bad":
+            assert marked == ("a" if asked.a == "student" else "b")
+        sides_changed += (asked.pair.item_id, asked.pair.turn, asked.a) not in {
+            (q.pair.item_id, q.pair.turn, q.a) for q in draw(run_dir, 0)
+        }
+        choose(other, number, marked)
+    assert 0 < sides_changed < NUM_PAIRS
+    counted = votes.tally(given(run_dir), votes.pairs(run_dir))
+    assert (counted.preferred, counted.both_bad) == ({"teacher": 0, "student": NUM_PAIRS - 1}, 1)
+
+
 def test_an_open_question_before_is_come_back_to(site: TestClient) -> None:
     for number in range(2, NUM_PAIRS):
         assert choose(site, number, "a") == f"questions/{number + 1}"

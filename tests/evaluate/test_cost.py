@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline import config as config_module
 from pipeline.evaluate import cost, speed
-from pipeline.rundir import RunDir
+from pipeline.rundir import RunDir, Stage
 
 RATES = st.floats(1, 1e4)
 
@@ -77,12 +77,17 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return RunDir(run_dir.path)
 
 
-def compared(done: RunDir, price: float | None) -> dict[str, Any]:
+def opened(done: RunDir) -> Stage:
+    """Evaluate, begun 400 s ago."""
     config = config_module.validate({"name": "trial", "runs_dir": str(done.path.parent)}, "test")
     stage = done.begin("evaluate", config, {"evaluate.seed": 0})
     stage.began = time.monotonic() - 400
+    return stage
+
+
+def compared(done: RunDir, price: float | None) -> dict[str, Any]:
     times = {"student": rounds(200.0, 220.0), "teacher": rounds(100.0, 100.0)}
-    return cost.comparisons(done, stage, times, True, price)
+    return cost.comparisons(done, opened(done), times, True, price)
 
 
 def test_the_run_costs_the_time_of_all_stages_at_the_machines_price(done: RunDir) -> None:
@@ -91,6 +96,32 @@ def test_the_run_costs_the_time_of_all_stages_at_the_machines_price(done: RunDir
     assert found["distillation_cost"]["value"] == pytest.approx(2.0, abs=0.01)
     assert found["break_even_output_tokens"]["low"] == pytest.approx(4000 / (1 / 100 - 1 / 220), rel=0.01)
     assert found["break_even_output_tokens"]["high"] == pytest.approx(800_000, rel=0.01)
+
+
+def test_a_run_that_was_stopped_took_at_least_so_long(done: RunDir) -> None:
+    manifest = done.stage_path("generate") / "manifest.json"
+    kept = manifest.read_text()
+    for num_tries, told in (
+        (1, "took 1.11 hours"),
+        (2, "took at least 1.11 hours"),
+        (None, "took at least 1.11 hours"),
+    ):
+        manifest.write_text(json.dumps({**json.loads(kept), "num_tries": num_tries}))
+        found = compared(done, None)
+        assert found["distillation_s"]["low"] == (None if num_tries == 1 else found["distillation_s"]["value"])
+        said = cost.sentence({}, found)
+        assert told in said
+        assert ("paid for it after at least " in said) == (num_tries != 1)
+    manifest.write_text(kept)
+
+
+def test_evaluates_own_earlier_tries_are_paid_for_too(done: RunDir) -> None:
+    stage = opened(done)
+    stage.spent_s, stage.num_tries = 10_000.0, 2
+    found = cost.comparisons(done, stage, {"student": rounds(200.0), "teacher": rounds(100.0)}, True, None)
+    assert found["distillation_s"] is not None
+    assert found["distillation_s"]["value"] == pytest.approx(14_000, abs=5)
+    assert found["distillation_s"]["low"] is not None
 
 
 def test_without_a_price_there_are_hours_and_no_costs(done: RunDir) -> None:

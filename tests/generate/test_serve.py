@@ -163,6 +163,25 @@ def test_what_a_killed_server_leaves_is_stopped_too() -> None:
     assert not alive
 
 
+def test_a_server_that_neither_answers_nor_ends_is_given_up_and_stopped(
+    demo_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = tmp_path / "hangs"
+    hangs.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 100\n")
+    hangs.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(hangs))
+    monkeypatch.setattr(vllm_server, "START_S", 1.0)
+    monkeypatch.setenv(KEY, SECRET)
+    config = config_module.load(ROOT / QUICKSTART, [f"teacher.model={demo_teacher}", "teacher.engine={}"])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(UserError, match=r"has not answered on 127\.0\.0\.1:\d+ in 0 minutes, and was stopped"):
+            serve.run(config, vllm_server.free_port(), "")
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
 # --- what does
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pipeline import cli
+from pipeline.config import Evaluate, output_settings
 from pipeline.report import several
 from pipeline.rundir import RunDir
 
@@ -58,10 +59,87 @@ def test_what_differs_between_runs_is_said(tmp_path: Path) -> None:
     manifest["fingerprint"]["evaluate.tasks"] = {"limit": 40}
     path.write_text(json.dumps(manifest))
     [table] = several._differing([one, other])
-    assert [(what, [each.value for each in cells]) for what, cells in table.rows] == [
-        ("how many tasks, and how long an answer", ["None", str({"limit": 40})])
-    ]
+    assert rows_of(table) == [("evaluate.tasks.limit", ["–", "40"])]
     assert "Not measured alike" in several.render([one, other])
+
+
+def rows_of(table: several.Table) -> list[tuple[str, list[str]]]:
+    return [(what, [each.value for each in cells]) for what, cells in table.rows]
+
+
+def alter(run_dir: RunDir, stage: str, key: str, value: Any) -> None:
+    """Have a run's fingerprint say something else."""
+    path = run_dir.stage_path(stage) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["fingerprint"][key] = value
+    path.write_text(json.dumps(manifest))
+
+
+FIELDS = sorted(output_settings(Evaluate()).keys() - {"chat_set"})
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_setting_of_evaluate_can_differ_unsaid(tmp_path: Path, field: str) -> None:
+    one, other = run_with(tmp_path / "a", 0.3, 0.9, 1.2), run_with(tmp_path / "b", 0.4, 0.8, 1.4)
+    alter(one, "evaluate", f"evaluate.{field}", {"of": {"the": "one"}})
+    alter(other, "evaluate", f"evaluate.{field}", {"of": {"the": "other"}})
+    [table] = several._differing([one, other])
+    assert rows_of(table) == [(f"evaluate.{field}.of.the", ["one", "other"])]
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "said"),
+    [
+        ("evaluate", "evaluate.chat_set.hash", "evaluate.chat_set.hash"),
+        ("evaluate", "input.filter", "the answers that filter kept"),
+        ("generate", "teacher.weights", "the teacher's weights"),
+    ],
+)
+def test_of_a_hash_the_first_characters_are_shown(tmp_path: Path, stage: str, key: str, said: str) -> None:
+    one, other = run_with(tmp_path / "a", 0.3, 0.9, 1.2), run_with(tmp_path / "b", 0.4, 0.8, 1.4)
+    alter(one, stage, key, "0123456789abcdef" * 4)
+    alter(other, stage, key, "f" * 64)
+    [table] = several._differing([one, other])
+    assert rows_of(table) == [(said, ["0123456789ab", "f" * 12])]
+
+
+def test_long_values_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
+    one, other = run_with(tmp_path / "a", 0.3, 0.9, 1.2), run_with(tmp_path / "b", 0.4, 0.8, 1.4)
+    values = ["a" * 80 + end for end in ("x", "y")]
+    for run_dir, value in zip((one, other), values, strict=True):
+        alter(run_dir, "evaluate", "evaluate.engine", {"hf_overrides": {"name": value}})
+    [table] = several._differing([one, other])
+    assert rows_of(table) == [("evaluate.engine.hf_overrides.name", values)]
+
+
+def test_where_a_file_lies_is_no_difference_where_it_says_the_same(tmp_path: Path) -> None:
+    one, other = run_with(tmp_path / "a", 0.3, 0.9, 1.2), run_with(tmp_path / "b", 0.4, 0.8, 1.4)
+    for run_dir, path in ((one, "prompts/chat_eval.jsonl"), (other, "elsewhere/chat_eval.jsonl")):
+        alter(run_dir, "evaluate", "evaluate.chat_set", path)
+        alter(run_dir, "evaluate", "evaluate.chat_set.hash", "ab" * 32)
+        alter(run_dir, "evaluate", "evaluate.tasks", {"path": path, "limit": 3})
+        alter(run_dir, "evaluate", "evaluate.tasks.path.hash", "cd" * 32)
+        alter(run_dir, "evaluate", "evaluate.risks", {"path": path, "limit": 3})
+        alter(run_dir, "evaluate", "evaluate.risks.hash", "ef" * 32)
+    assert several._differing([one, other]) == []
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", "b", "x"]), min_size=1, max_size=4), min_size=1, max_size=6, unique_by=tuple
+    )
+)
+def test_each_run_has_a_name_of_its_own(folders: list[list[str]]) -> None:
+    runs = [RunDir(Path("/nowhere", *folder)) for folder in folders]
+    names = several._names(runs)
+    assert len(set(names)) == len(runs)
+    for name, run_dir in zip(names, runs, strict=True):
+        assert str(run_dir.path).endswith(name)
+    assert several._names([RunDir(Path("/n/a/x/r")), RunDir(Path("/n/b/x/r")), RunDir(Path("/n/s"))]) == [
+        "a/x/r",
+        "b/x/r",
+        "s",
+    ]
 
 
 points = st.dictionaries(
