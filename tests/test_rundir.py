@@ -379,7 +379,8 @@ def test_the_pause_between_two_tries_is_not_counted(stage: Stage, run_dir: RunDi
     started = read_json(stage.path / "started.json")
     (stage.path / "started.json").write_text(json.dumps({**started, "began_s": started["began_s"] - 5000}))
     for path in stage.path.iterdir():
-        os.utime(path, (path.stat().st_mtime - 4000,) * 2)
+        earlier = path.stat().st_mtime - 4000
+        os.utime(path, (earlier, earlier))
     assert run_dir.begin("generate", config, SETTINGS).elapsed_s() == pytest.approx(1000, abs=5)
     started = read_json(stage.path / "started.json")  # a try that was stopped at once adds nothing
     assert run_dir.begin("generate", config, SETTINGS).elapsed_s() == pytest.approx(1000, abs=5)

@@ -150,8 +150,9 @@ class _Pages:
 
 def _as_shown(vote: Vote, asked: Question) -> Choice:
     """A vote by the sides that are shown now: another seed may have had them the other way round."""
-    is_swapped = vote.a != asked.a
-    return {"a": "b", "b": "a"}.get(vote.vote, vote.vote) if is_swapped else vote.vote
+    if vote.a == asked.a or vote.vote not in ("a", "b"):
+        return vote.vote
+    return "b" if vote.vote == "a" else "a"
 
 
 async def _sent(request: Request) -> Sent:

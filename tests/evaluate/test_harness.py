@@ -88,6 +88,7 @@ def test_figures_pair_the_arms_by_item(tmp_path: Path) -> None:
         write_json(stage.path / f"harness-{arm}.json", {"values": {"t_acc": float(np.mean(values))}, "rows": rows})
     measured = harness.run(Evaluate(harness=Harness(tasks=("t",)), bootstrap=2000), folders, _never, {}, stage)
     student = measured.arms["student"]["t_acc"]
+    assert student is not None
     assert (student["value"], student["num"]) == (0.5, 8)
     assert student["low"] is not None
     assert student["high"] is not None
@@ -125,7 +126,7 @@ class Completions(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
 
 
