@@ -25,12 +25,14 @@ import pyarrow as pa
 
 from pipeline import config, models, vllm_server
 from pipeline.console import progress, say
+from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
 from pipeline.evaluate import statistics
 from pipeline.evaluate.statistics import Figure
 from pipeline.records import HARNESS
 from pipeline.rundir import Stage, file_hash, write_json
 
+MAX_LOGPROBS = 20  # that its requests may ask for
 MEMORY_SHARE = 0.4  # of what is free, for the KV cache of a CPU
 INSTALL = "it is not installed; pip install 'retort-distill[harness]', or evaluate.harness.tasks=[]"
 NO_FILTER = "none"
@@ -163,7 +165,7 @@ def _scored(
 ) -> dict[str, Any]:
     port, key = vllm_server.free_port(), secrets.token_urlsafe(24)
     say(f"evaluate: starting a vLLM server with {arm} for {', '.join(settings.harness.tasks)}")
-    engine = {"model": str(folder), **engine, "generation_config": "vllm", "seed": settings.seed}
+    engine = {**engine_settings(str(folder), engine, MAX_LOGPROBS), "generation_config": "vllm", "seed": settings.seed}
     with vllm_server.running(arm, engine, port, key, MEMORY_SHARE) as process:
         if not vllm_server.becomes_healthy(process, port):
             raise UserError(f"the vLLM server of {arm} ended with code {process.returncode}; see its messages above")

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from pipeline import codec, hardware, licences, models, reasoning
 from pipeline.config import Config, Generate, output_settings
 from pipeline.console import console, progress, say
+from pipeline.engine_args import LOGPROBS_MODE
 from pipeline.errors import UserError
 from pipeline.generate import support
-from pipeline.generate.engine import LOGPROBS_MODE, Answer, Engine, Request
+from pipeline.generate.engine import Answer, Engine, Request
 from pipeline.generate.server import Server
 from pipeline.records import ALIGNMENT, RESPONSES
 from pipeline.rundir import RunDir, Stage, read_committed, read_planned

@@ -15,10 +15,9 @@ import numpy as np
 
 from pipeline import hardware
 from pipeline.codec import FloatArray, IdArray
+from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
 
-LOGPROBS_MODE = "raw_logprobs"  # before temperature, top-p, top-k and penalties: the contract in records.py
-SCORING_BATCH_TOKENS = 2048  # vLLM holds tokens × vocabulary × 6 bytes of them, beyond what it reserves
 OURS = (
     "model",
     "revision",
@@ -183,25 +182,6 @@ def _step(engine: Any) -> list[Any]:
         raise UserError(
             "vLLM's engine process died (see its messages above); the same command goes on from what is committed"
         ) from None
-
-
-def engine_settings(path: str, engine_args: dict[str, Any], k: int, scoring: bool = False) -> dict[str, Any]:
-    """What vLLM is started with, here or as a server: what the contract needs, and defaults that the user overrides."""
-    defaults: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
-    if hardware.is_cpu():
-        # A chunked prefill rewinds the request's generator, which CPU generators can't do: vLLM would raise.
-        # Scoring draws greedily, without one.
-        defaults |= {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128}
-        defaults |= {"enable_chunked_prefill": scoring}
-    if scoring:
-        defaults |= {"max_num_batched_tokens": SCORING_BATCH_TOKENS}
-    needed = {
-        "model": path,
-        "max_logprobs": max(k, 1),
-        "logprobs_mode": LOGPROBS_MODE,
-        "load_format": "safetensors",
-    }
-    return needed | defaults | engine_args
 
 
 def check_engine_args(engine_args: dict[str, Any]) -> None:

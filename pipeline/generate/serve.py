@@ -10,9 +10,10 @@ from typing import Any
 from pipeline import models, vllm_server
 from pipeline.config import Config
 from pipeline.console import say
+from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
 from pipeline.generate import completions
-from pipeline.generate.engine import check_engine_args, engine_settings
+from pipeline.generate.engine import check_engine_args
 from pipeline.generate.pilot import WIDEST_K
 from pipeline.generate.server import KEY
 from pipeline.vllm_server import HOST

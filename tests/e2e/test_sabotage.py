@@ -54,7 +54,7 @@ def with_student(captured: Path, folder: Path, student: Path) -> Path:
     shutil.copytree(captured, folder)
     config = config_module.load(ROOT / "configs/quickstart.yaml", [f"runs_dir={folder}", *SETTINGS])
     run_dir = RunDir(config.run_path)
-    stage = run_dir.begin("train", config, {"student.model": None})
+    stage = run_dir.begin("train", config, {"student.model": None, "train.max_length": 2048})
     shutil.copytree(student, stage.path / "student")
     stage.finish(list((stage.path / "student").iterdir()), {"rows": 1, "answer_tokens": 1})
     return run_dir.path

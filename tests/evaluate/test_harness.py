@@ -19,6 +19,7 @@ import pytest
 
 from pipeline import vllm_server
 from pipeline.config import Evaluate, Harness
+from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
 from pipeline.evaluate import harness
 from pipeline.records import HARNESS
@@ -52,7 +53,7 @@ def stage_in(folder: Path) -> Stage:
 @pytest.mark.timeout(400)
 def test_our_call_gives_the_figure_of_its_own_command(demo_teacher: Path, tmp_path: Path) -> None:
     port = vllm_server.free_port()
-    engine = {"model": str(demo_teacher), "max_model_len": 1024, "dtype": "float32", "enable_prefix_caching": False}
+    engine = engine_settings(str(demo_teacher), {"max_model_len": 1024, "enable_prefix_caching": False}, 20)
     with vllm_server.running("student", engine, port, KEY, 0.1) as process:
         assert vllm_server.becomes_healthy(process, port)
         ours = harness.scored(settings(), "student", demo_teacher, port, KEY, 1024, {})
