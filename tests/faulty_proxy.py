@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 FAULTS = ("429", "500", "garbage", "truncated", "dropped", "late")
-LATE_S = 12.0  # to be above the client's timeout
+LATE_S = 24.0  # to be above the client's timeout
 
 
 class FaultyProxy:
