@@ -187,6 +187,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(
 def test_ctrl_c_while_the_verbs_are_imported_is_no_traceback(name: str) -> None:
     finder = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
         f"        if name == {name!r}: os.kill(os.getpid(), signal.SIGINT)\n"
