@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,7 +17,7 @@ from pipeline import votes
 from pipeline.compare.guard import Guard
 from pipeline.compare.questions import Question, draw
 from pipeline.errors import UserError
-from pipeline.report.page import script_hash
+from pipeline.report.page import script_hash, templates
 from pipeline.rundir import RunDir, now
 from pipeline.votes import MAX_NAME_CHARS, Choice, Vote
 
@@ -181,13 +181,7 @@ def _redirect(where: str, **parameters: str) -> Response:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("pipeline", "compare"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("compare")
     here = Path(__file__).parent
     styles = [here.with_name("report") / "page.css", here / "page.css"]
     environment.globals["style"] = "\n".join(path.read_text(encoding="utf-8") for path in styles)

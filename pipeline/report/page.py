@@ -108,15 +108,20 @@ def side_by_side(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return items
 
 
-def environment() -> Environment:
-    """The pages' templates: everything that is put into them is escaped."""
-    environment = Environment(
-        loader=PackageLoader("pipeline", "report"),
+def templates(folder: str) -> Environment:
+    """The templates of a folder of this package: everything that is put into them is escaped."""
+    return Environment(
+        loader=PackageLoader("pipeline", folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def environment() -> Environment:
+    """The pages' templates, with what all pages need."""
+    environment = templates("report")
     environment.filters.update(script_hash=script_hash, seconds=figures.seconds, whole=figures.whole)
     environment.globals.update(plotly=get_plotlyjs(), arm_names=figures.ARM_NAMES, arm_colours=figures.ARM_COLOURS)
     return environment
