@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
+import tiny_model
 from fabricated_run import make
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from pipeline import config as config_module
 from pipeline import evaluate, models, served
@@ -79,17 +79,7 @@ class Evaluated:
         return json.loads(written, parse_constant=no_json)
 
     def _model(self, folder: Path, seed: int) -> None:
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=300,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-        )
-        LlamaForCausalLM(config).save_pretrained(folder)
-        self._tokenizer.save_pretrained(folder)
+        tiny_model.save(folder, self._tokenizer, seed)
 
 
 def no_json(name: str) -> None:
