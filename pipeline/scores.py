@@ -227,6 +227,14 @@ class Arm(BaseModel):
     harness: Harness = Harness()
 
 
+class Claim(BaseModel):
+    """A sentence of the verdict."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str
+    rows: str = Field(description="the file of evaluate's folder that holds what it was counted from")
+
+
 class Verdict(Section):
     """The student against the other arms, paired by prompt, item or round; and what was shown, in words."""
 
@@ -240,7 +248,7 @@ class Verdict(Section):
         r"harness_\w+_difference_from_teacher": "the student's figure less the teacher's, paired by item",
         r"harness_\w+_over_teacher": "the same, ÷",
     }
-    sentences: list[str] = Field(description="the verdict in words")
+    claims: list[Claim] = Field(description="the verdict in words")
     retained_quality: OneFigure = _of("task_pass_frac, student ÷ teacher")
     gap_closed: OneFigure = _of("task_pass_frac, (student − untrained) ÷ (teacher − untrained)")
     speed_over_teacher: OneFigure = _of("output_tokens_per_s, student ÷ teacher")

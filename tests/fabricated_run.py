@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline import codec
 from pipeline import config as config_module
 from pipeline.config import Config, output_settings
-from pipeline.records import ARMS, DECISIONS, PROMPTS, RESPONSES, SAMPLES
+from pipeline.records import ARMS, DECISIONS, PROMPTS, RESPONSES, RISKS, SAMPLES, TASKS
 from pipeline.rundir import RunDir, Stage, write_json
 
 PLANTED = (
@@ -35,9 +35,10 @@ def scores() -> Row:
     return {
         "arms": {arm: _arm_scores(place) for place, arm in enumerate(ARMS)},
         "verdict": {
-            "sentences": [
-                "The student is <close> to its teacher.",
-                "It writes 1.62× as many tokens a second.",
+            "claims": [
+                {"text": "The student is <close> to its teacher.", "rows": "fidelity.parquet"},
+                {"text": "It writes 1.62× as many tokens a second.", "rows": "speed.parquet"},
+                {"text": "The judge is sure.", "rows": "verdicts.jsonl"},
             ],
             "kl_over_untrained": figure(0.14, 0.13, 0.15),
             "retained_quality": figure(0.836, 0.71, 0.93, 40),
@@ -326,6 +327,47 @@ def _train(run_dir: RunDir, config: Config) -> None:
 
 def _evaluate(run_dir: RunDir, config: Config, scored: Row) -> None:
     stage = run_dir.begin("evaluate", config, {"evaluate.seed": 0})
-    path = _commit(stage, samples(), SAMPLES, "samples.parquet")
+    files = [_commit(stage, samples(), SAMPLES, "samples.parquet")]
+    for name, table in counted_rows().items():
+        stage.commit(table, name)
+        files.append(stage.path / name)
     write_json(stage.path / "scores.json", scored)
-    stage.finish([stage.path / "scores.json", path], {"held_out_answers": 48})
+    stage.finish([stage.path / "scores.json", *files], {"held_out_answers": 48})
+
+
+def counted_rows() -> dict[str, pa.Table]:
+    """What the claims were counted from, by file: one held-out prompt, two rounds, three tasks, a probe, an opening."""
+    shared = {"turn": 0, "finish_reason": "stop", "num_tokens": 7}
+    fidelity = [
+        {"section": section, "arm": arm, "cluster": "prompt5", "num_tokens": 24, "forward_kl_nats": 1.5 * place}
+        for section in ("fidelity", "fidelity_chat")
+        for place, arm in enumerate(ARMS[:4])
+    ]
+    rounds = [
+        {"arm": arm, "round": number, "output_tokens_per_s": 123.456, "first_token_s": None, "time_per_token_s": 0.5}
+        for arm in ("teacher", "student")
+        for number in range(2)
+    ]
+    tasks = [
+        {
+            **shared,
+            "item_id": f"task-{number}",
+            "category": "json",
+            "arm": arm,
+            "question": f"Do task {number}.",
+            "answer": f"Done. {PLANTED}",
+            "checks": [{"kind": "json_valid", "passed": arm == "teacher"}, {"kind": "num_words", "passed": True}],
+        }
+        for number in range(3)
+        for arm in ("teacher", "student")
+    ]
+    probes = [
+        {**shared, "item_id": kind, "category": kind, "arm": "student", "question": kind, "answer": "yes", "score": 1.0}
+        for kind in ("unanswerable", "verbatim_train")
+    ]
+    return {
+        "fidelity.parquet": pa.Table.from_pylist(fidelity),
+        "speed.parquet": pa.Table.from_pylist(rounds),
+        "tasks.parquet": pa.Table.from_pylist(tasks, schema=TASKS),
+        "risks.parquet": pa.Table.from_pylist(probes, schema=RISKS),
+    }

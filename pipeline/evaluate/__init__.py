@@ -62,7 +62,7 @@ class _Answered(NamedTuple):
 
 
 def run(config: Config, run_dir: RunDir) -> None:
-    """Write evaluate/scores.json, samples.parquet, tasks.parquet and risks.parquet."""
+    """Write evaluate/scores.json, and the rows that its figures were counted from."""
     models.quiet_transformers()
     generated = run_dir.manifest("generate")
     stage = run_dir.begin("evaluate", config, _fingerprint(config, run_dir))
@@ -94,15 +94,22 @@ def run(config: Config, run_dir: RunDir) -> None:
     compared = tasks.comparisons(scored, config.evaluate.bootstrap, config.evaluate.seed) if asked.tasks else {}
     compared |= benchmarks.comparisons
     costs = cost.comparisons(run_dir, stage, answered.rounds, together, config.evaluate.price_per_hour)
-    sentences = verdict.sentences(arms, comparisons, compared) + judged.sentences
-    sentences += [*risk_figures.sentences({arm: of["risks"] for arm, of in arms.items()}), cost.sentence(arms, costs)]
-    stage.commit(pa.Table.from_pylist(answered.chat, schema=SAMPLES), "samples.parquet")
+    told_of_risks = risk_figures.sentences({arm: of["risks"] for arm, of in arms.items()})
+    claims = [
+        *verdict.claims(arms, comparisons, compared),
+        *verdict.resting_on(judge.VERDICTS, judged.sentences),
+        *verdict.resting_on(verdict.RISK_ROWS, told_of_risks),
+        *verdict.resting_on(verdict.SPEED_ROWS, [cost.sentence(arms, costs)]),
+    ]
+    stage.commit(fidelity_figures.rows(sums), verdict.FIDELITY_ROWS)
+    stage.commit(speed.rows(answered.rounds), verdict.SPEED_ROWS)
+    stage.commit(pa.Table.from_pylist(answered.chat, schema=SAMPLES), verdict.CHAT_ROWS)
     checked = [row for arm in folders for row in tasks.checked_rows(asked.tasks, _of(arm, answered.tasks), scored[arm])]
-    stage.commit(pa.Table.from_pylist(checked, schema=TASKS), "tasks.parquet")
-    decided = {"sentences": sentences, **comparisons, **compared, **costs}
+    stage.commit(pa.Table.from_pylist(checked, schema=TASKS), verdict.TASK_ROWS)
+    decided = {"claims": [claim._asdict() for claim in claims], **comparisons, **compared, **costs}
     write_json(stage.path / "scores.json", {"arms": arms, "verdict": decided})
-    for sentence in sentences:
-        say(sentence)
+    for claim in claims:
+        say(claim.text)
     counts = {
         "held_out_answers": sums["fidelity"]["teacher"].num_texts,
         "chat_answers": len(answered.chat),
@@ -110,7 +117,8 @@ def run(config: Config, run_dir: RunDir) -> None:
         "risk_answers": len(answered.risks),
         "arms": len(arms),
     }
-    written = [stage.path / name for name in ("scores.json", "samples.parquet", "tasks.parquet")]
+    rows = (verdict.FIDELITY_ROWS, verdict.TASK_ROWS, verdict.SPEED_ROWS, verdict.CHAT_ROWS)
+    written = [stage.path / name for name in ("scores.json", *rows)]
     files = [*written, *risks.write(asked.probes, answered.risks, stage), *judged.files, *benchmarks.files]
     stage.finish(files, counts)
     harness.clear(stage, folders)

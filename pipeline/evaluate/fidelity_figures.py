@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.config import Evaluate
 from pipeline.console import say
@@ -24,6 +25,16 @@ EXPOSURE_MEASURES = (
     "acceptance_frac",
 )
 ROUNDING = 1e-6  # of a mean over tokens, in float32
+
+ROWS = pa.schema(
+    [
+        ("section", pa.string()),
+        ("arm", pa.string()),
+        ("cluster", pa.string()),
+        ("num_tokens", pa.int64()),
+        *((measure, pa.float64()) for measure in fidelity.MEASURES),
+    ]
+)
 
 SumsBySection = dict[str, dict[str, Sums]]  # section → arm → sums
 
@@ -103,6 +114,25 @@ def own_over_chat(own: Sums, chat: Sums, settings: Evaluate) -> dict[str, Figure
         return means_own_RM / np.where(means_chat_RM > 0, means_chat_RM, np.nan)  # of a resample without any: none
 
     return dict(zip(names, intervals(of_totals, columns_PC, settings.bootstrap, settings.seed), strict=True))
+
+
+def rows(sums: SumsBySection) -> pa.Table:
+    """fidelity.parquet: of each section, arm and prompt the measures' means over `num_tokens` answer tokens.
+
+    `cluster` is the conversation_id of a held-out prompt, the item_id of a question of the chat set. The tokens'
+    weighted mean over an arm's rows is its figure in scores.json; the calibration error needs the tokens themselves.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in ROWS.names}
+    for section, arms in sums.items():
+        for arm, of in arms.items():
+            num_tokens = of.num_tokens()
+            found["section"] += [section] * len(num_tokens)
+            found["arm"] += [arm] * len(num_tokens)
+            found["cluster"] += of.prompts()
+            found["num_tokens"] += num_tokens.astype(int).tolist()
+            for measure in fidelity.MEASURES:
+                found[measure] += (of.of(measure) / num_tokens).tolist()
+    return pa.table(found, schema=ROWS)
 
 
 def _columns(sums: Sums, names: tuple[str, ...], bucket: Bucket = ALL) -> FloatMatrix:

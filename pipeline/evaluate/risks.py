@@ -19,6 +19,7 @@ from pipeline.evaluate.chat import Manner
 from pipeline.evaluate.openings import Opening
 from pipeline.evaluate.risk_figures import Figures, Scores
 from pipeline.evaluate.valence import num_words, valence
+from pipeline.evaluate.verdict import RISK_ROWS
 from pipeline.probe_set import Probe
 from pipeline.records import RISKS, SAMPLES
 from pipeline.refusals import refuses
@@ -95,8 +96,8 @@ def write(asked: Probes, rows: Rows, stage: Stage) -> list[Path]:
         for item, score in of_items.items()
     }
     table = [row | {"score": by_item.get((row["arm"], row["item_id"]))} for row in rows]
-    stage.commit(pa.Table.from_pylist(table, schema=RISKS), "risks.parquet")
-    return [stage.path / "risks.parquet"]
+    stage.commit(pa.Table.from_pylist(table, schema=RISKS), RISK_ROWS)
+    return [stage.path / RISK_ROWS]
 
 
 def scores(asked: Probes, rows: Rows) -> Scores:

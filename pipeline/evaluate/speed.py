@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from pipeline import meters
 from pipeline.config import Evaluate
 from pipeline.evaluate.statistics import Figure, exact, repeated
@@ -66,6 +68,14 @@ def figures(rounds: list[Round]) -> dict[str, Figure]:
     """Median of the rounds, with minimum and maximum."""
     names = [name for name in rounds[0] if name.startswith(THROUGHPUT)] + [FIRST_TOKEN, NEXT_TOKEN]
     return {name: figure for name in names if (figure := over_rounds(rounds, name))}
+
+
+def rows(rounds: dict[str, list[Round]]) -> pa.Table:
+    """speed.parquet: what each round of each arm measured; null where the machine does not tell."""
+    measured = [{"arm": arm, "round": n, **each} for arm, of in rounds.items() for n, each in enumerate(of)]
+    names = list(dict.fromkeys(name for row in measured for name in row))[2:]
+    columns = [("arm", pa.string()), ("round", pa.int32()), *((name, pa.float64()) for name in names)]
+    return pa.Table.from_pylist(measured, schema=pa.schema(columns))
 
 
 def over_rounds(rounds: list[Round], name: str) -> Figure | None:

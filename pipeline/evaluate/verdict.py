@@ -1,7 +1,7 @@
-"""The verdict in sentences, made of the figures alone: what was shown, with intervals, and what was not."""
+"""The verdict in claims, made of the figures alone: what was shown, with intervals, and what was not."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from pipeline.evaluate.statistics import SIGNIFICANCE, Figure
 
@@ -17,6 +17,9 @@ TASK_OTHERS = {
     "other": "the other model",
 }
 
+FIDELITY_ROWS, TASK_ROWS, SPEED_ROWS = "fidelity.parquet", "tasks.parquet", "speed.parquet"
+CHAT_ROWS, RISK_ROWS = "samples.parquet", "risks.parquet"
+
 MAX_EQUALS_APART = 1.2  # times; on a quiet machine arms of one size are within a tenth
 
 OTHER_MEASURES = {  # (name, whether less of it is better)
@@ -27,10 +30,30 @@ OTHER_MEASURES = {  # (name, whether less of it is better)
 }
 
 
-def sentences(
+class Claim(NamedTuple):
+    """A sentence, and the file of evaluate's folder whose rows it was counted from."""
+
+    text: str
+    rows: str
+
+
+def claims(
     arms: dict[str, Any], comparisons: Mapping[str, Figure | None], task_comparisons: Mapping[str, Figure | None]
-) -> list[str]:
+) -> list[Claim]:
     """Fidelity first, then what training and KD bought, then tasks, then speed and size, then health."""
+    return [
+        *resting_on(FIDELITY_ROWS, _fidelity(arms, comparisons)),
+        *resting_on(TASK_ROWS, _tasks(arms, task_comparisons)),
+        *resting_on(SPEED_ROWS, [*_speed(comparisons), *_noise(arms)]),
+        *resting_on(CHAT_ROWS, _health(arms)),
+    ]
+
+
+def resting_on(rows: str, sentences: Iterable[str]) -> list[Claim]:
+    return [Claim(sentence, rows) for sentence in sentences]
+
+
+def _fidelity(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> list[str]:
     own = arms["student"]["fidelity"]
     told = [
         f"On {own['forward_kl_nats']['num']} held-out prompts the student's distributions are"
@@ -45,13 +68,7 @@ def sentences(
         chat = _kl_sentence(comparisons["chat_kl_over_sft_only"], OTHERS["sft_only"])
         told.append(f"On the chat set {chat[0].lower()}{chat[1:]}")
         told += _other_measures(comparisons, "chat_")
-    told += _exposure(arms["student"].get("own_over_chat", {}))
-    told += _tasks(arms, task_comparisons)
-    speed, size = comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]
-    if speed and size:
-        told.append(_speed_sentence(speed, size))
-    told += _noise(arms)
-    return told + _health(arms)
+    return told + _exposure(arms["student"].get("own_over_chat", {}))
 
 
 def _tasks(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> list[str]:
@@ -98,13 +115,16 @@ def _task_difference(comparisons: Mapping[str, Figure | None], other: str, name:
     return f"No difference in tasks from {name} was shown ({tested}{could})."
 
 
-def _speed_sentence(speed: Figure, size: Figure) -> str:
+def _speed(comparisons: Mapping[str, Figure | None]) -> list[str]:
+    speed, size = comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]
+    if not speed or not size:
+        return []
     told = f"Served by vLLM it writes {speed['value']:.2f}× as many tokens a second as the teacher"
     if speed["low"] is not None and speed["high"] is not None:
         told += f" (timed in turn, {speed['num']} rounds from {speed['low']:.2f} to {speed['high']:.2f})"
     else:
         told += " (timed one after the other)"
-    return f"{told}, with {size['value']:.2f}× its parameters."
+    return [f"{told}, with {size['value']:.2f}× its parameters."]
 
 
 def _noise(arms: dict[str, Any]) -> list[str]:

@@ -67,7 +67,7 @@ def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> M
     if made.get("student.config"):
         start = f"random weights, made as {made['student.config']} says"
     loss = _loss(made)
-    verdict = "\n".join(f"- {sentence}" for sentence in scores["verdict"]["sentences"])
+    verdict = "\n".join(f"- {claim['text']}" for claim in scores["verdict"]["claims"])
     body = f"""---
 {data.to_yaml()}
 ---

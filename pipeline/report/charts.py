@@ -5,11 +5,12 @@ then gives the text the page's own colour.
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import plotly.graph_objects as go
 
-from pipeline.report import figures
+from pipeline.report import figures, served
 from pipeline.report.figures import ARM_COLOURS, ARM_NAMES
 
 Row = dict[str, Any]
@@ -102,13 +103,7 @@ def by_position(arms: dict[str, Any]) -> Chart | None:
                 y=values,
                 name=f"{ARM_NAMES[arm]}{', own answers' if section == 'fidelity_own' else ''}",
                 line={"color": ARM_COLOURS[arm], "dash": dash, "width": 2},
-                error_y={
-                    "array": [_end(each, "high") - each["value"] for each in of.values()],
-                    "arrayminus": [each["value"] - _end(each, "low") for each in of.values()],
-                    "color": ARM_COLOURS[arm],
-                    "thickness": 1,
-                    "width": 4,
-                },
+                error_y=_spread(of.values(), ARM_COLOURS[arm]),
             )
     if not figure.data:
         return None
@@ -138,8 +133,8 @@ def trade(points: dict[str, tuple[Row, Row]], front: list[str], label: str, bett
             y=[kept["value"]],
             mode="markers",
             marker={"size": 9, "color": colour},
-            error_x=_whiskers(speed, colour),
-            error_y=_whiskers(kept, colour),
+            error_x=_spread([speed], colour),
+            error_y=_spread([kept], colour),
         )
         _label(figure, speed["value"], kept["value"], name)
     figure.update_layout(
@@ -147,6 +142,66 @@ def trade(points: dict[str, tuple[Row, Row]], front: list[str], label: str, bett
         showlegend=False,
         xaxis={"title": {"text": "speed, × the teacher"}},
         yaxis={"title": {"text": label}, "autorange": "reversed" if better == "lower" else True},
+    )
+    return _finished(figure)
+
+
+def throughput(arms: dict[str, Any]) -> Chart | None:
+    """Tokens a second of each arm by requests at once, with the slowest and the fastest round; None below two loads."""
+    loads = served.loads(arms)
+    if len(loads) < 2:
+        return None
+    figure = go.Figure()
+    for arm in figures.present_arms(arms):
+        of = {num: found for num in loads if (found := arms[arm]["speed"].get(f"{served.PREFIX}{num}"))}
+        figure.add_scatter(
+            x=[str(num) for num in of],
+            y=[found["value"] for found in of.values()],
+            name=ARM_NAMES[arm],
+            mode="lines+markers",
+            line={"color": ARM_COLOURS[arm], "width": 2},
+            error_y=_spread(of.values(), ARM_COLOURS[arm]),
+        )
+    figure.update_layout(
+        height=300,
+        showlegend=True,
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        xaxis={"title": {"text": "requests at once"}, "type": "category"},
+        yaxis={"title": {"text": "output tokens a second"}, "rangemode": "tozero"},
+    )
+    return _finished(figure)
+
+
+def break_even(arms: dict[str, Any], verdict: Row) -> Chart | None:
+    """Hours of the machine by tokens served, by the teacher and by the student with all that the run took before.
+
+    None where the speeds or the run's time are not known.
+    """
+    rates = {arm: arms.get(arm, {}).get("speed", {}).get("output_tokens_per_s") for arm in ("teacher", "student")}
+    spent, even = verdict.get("distillation_s"), verdict.get("break_even_output_tokens")
+    if not spent or not all(rates.values()):
+        return None
+    speeds = {arm: rate["value"] for arm, rate in rates.items() if rate}
+    last = 2 * (even["value"] if even else spent["value"] * speeds["teacher"])
+    figure = go.Figure()
+    for arm, before_s in (("teacher", 0), ("student", spent["value"])):
+        figure.add_scatter(
+            x=[0, last],
+            y=[before_s / 3600, (before_s + last / speeds[arm]) / 3600],
+            name=f"{ARM_NAMES[arm]}{', the run included' if before_s else ''}",
+            mode="lines",
+            line={"color": ARM_COLOURS[arm], "width": 2},
+        )
+    if even:
+        figure.add_vline(x=even["value"], line={"color": GREY, "dash": "dot", "width": 1.5})
+        told = f"paid for after {figures.scaled(even['value'])} tokens"
+        figure.add_annotation(x=even["value"], y=0, text=told, showarrow=False, xanchor="left", yanchor="bottom")
+    figure.update_layout(
+        height=300,
+        showlegend=True,
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        xaxis={"title": {"text": "output tokens served"}, "rangemode": "tozero"},
+        yaxis={"title": {"text": "hours of this machine"}, "rangemode": "tozero"},
     )
     return _finished(figure)
 
@@ -183,10 +238,12 @@ def _end(figure: dict[str, Any], end: str) -> float:
     return figure[end] if figures.is_number(figure.get(end)) else figure["value"]
 
 
-def _whiskers(figure: Row, colour: str) -> Row:
+def _spread(of: Iterable[Row], colour: str) -> Row:
+    """The whiskers of these figures."""
+    measured = list(of)
     return {
-        "array": [_end(figure, "high") - figure["value"]],
-        "arrayminus": [figure["value"] - _end(figure, "low")],
+        "array": [_end(each, "high") - each["value"] for each in measured],
+        "arrayminus": [each["value"] - _end(each, "low") for each in measured],
         "color": colour,
         "thickness": 1,
         "width": 4,

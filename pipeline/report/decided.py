@@ -78,7 +78,7 @@ def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
     `text`. All texts are cut to `max_chars`. Personal data that filter looked for is left out of them: a report is
     passed on. Of the answers only the files that hold an example are read.
     """
-    settings = Privacy.model_validate(run_dir.manifest("filter").get("screening", {}).get("privacy", {}))
+    settings = _privacy(run_dir)
 
     def turns(messages: list[Row]) -> list[Row]:
         said = [(each["role"], each["content"] or each["tool_calls"] or "") for each in messages]
@@ -103,6 +103,22 @@ def examples(run_dir: RunDir, num: int, max_chars: int) -> dict[str, list[Row]]:
             "text": _cut(clean["text"], max_chars) if is_whole else "(personal data)",
         }
     return {reason: [told[place] for place in places] for reason, places in chosen.items()}
+
+
+def questions(run_dir: RunDir, ids: set[str], column: str, max_chars: int) -> dict[str, str]:
+    """The last thing that the user said in each prompt, by `column`, cut, without personal data that filter looks for.
+
+    None where filter's folder is gone, which says what that is.
+    """
+    if not run_dir.is_done("filter"):
+        return {}
+    settings = _privacy(run_dir)
+    asked = _conversations(run_dir, ids, column)
+    return {name: _cut(_question(privacy.shown(messages, settings)), max_chars) for name, messages in asked.items()}
+
+
+def _privacy(run_dir: RunDir) -> Privacy:
+    return Privacy.model_validate(run_dir.manifest("filter").get("screening", {}).get("privacy", {}))
 
 
 def _decision(run_dir: RunDir, response_id: str) -> tuple[Row, Row]:
@@ -136,13 +152,13 @@ def _rows(run_dir: RunDir, places: list[Place]) -> list[Row]:
     return [row | {"messages": asked.get(row["prompt_id"], [])} for row in rows]
 
 
-def _conversations(run_dir: RunDir, prompt_ids: set[str]) -> dict[str, list[Row]]:
-    """The messages of each prompt; none where prepare's folder is gone."""
+def _conversations(run_dir: RunDir, ids: set[str], column: str = "prompt_id") -> dict[str, list[Row]]:
+    """The messages of each prompt, the last where several have one id; none where prepare's folder is gone."""
     found: dict[str, list[Row]] = {}
-    for table in read_shards(run_dir, "prepare", ["prompt_id", "messages"]) if run_dir.is_done("prepare") else ():
-        for place, prompt_id in enumerate(table.column("prompt_id").to_pylist()):
-            if prompt_id in prompt_ids:
-                found[prompt_id] = table.column("messages")[place].as_py()
+    for table in read_shards(run_dir, "prepare", [column, "messages"]) if run_dir.is_done("prepare") else ():
+        for place, name in enumerate(table.column(column).to_pylist()):
+            if name in ids:
+                found[name] = table.column("messages")[place].as_py()
     return found
 
 

@@ -13,7 +13,19 @@ from plotly.offline import get_plotlyjs
 
 from pipeline import models
 from pipeline.records import ARMS, STAGES
-from pipeline.report import benchmarks, charts, decided, figures, judged, preferred, prepared, risks, served, voted
+from pipeline.report import (
+    benchmarks,
+    charts,
+    decided,
+    figures,
+    judged,
+    preferred,
+    prepared,
+    risks,
+    rows,
+    served,
+    voted,
+)
 from pipeline.rundir import RunDir, read_committed, read_json, write_text
 
 NUM_OPEN_ITEMS = 6
@@ -28,7 +40,6 @@ CONTRACT = {  # what train/contract.py measured, for people
     "tempering_error_nats": "What is stored, made softer, against the teacher made softer, nats a token",
     "teacher_tolerance_nats": "Largest size of it that is let pass, nats",
 }
-SAMPLE_COLUMNS = ["item_id", "category", "turn", "arm", "question", "answer", "finish_reason", "num_tokens"]
 
 
 def write(run_dir: RunDir) -> Path:
@@ -44,11 +55,13 @@ def render(run_dir: RunDir) -> str:
     manifests = {"evaluate": run_dir.manifest("evaluate")} | _finished_stages(run_dir)
     scores = read_json(run_dir.stage_path("evaluate") / "scores.json")
     arms, verdict = scores.get("arms", {}), scores.get("verdict", {})
+    row_tables, row_answers = rows.tables(run_dir, arms), rows.answers(run_dir)
+    shown = [each[0] for each in (*row_tables, *row_answers)]
     context = {
         "name": run_dir.path.resolve().name,
         "models": _models(manifests),
         "evaluated": _minute(manifests["evaluate"]["finished"]),
-        "sentences": verdict.get("sentences", []),
+        "claims": verdict.get("claims", []),
         "comparisons": figures.verdict_cells(verdict),
         "arms": arms,
         "tables": {
@@ -75,12 +88,15 @@ def render(run_dir: RunDir) -> str:
         "judge_model": (manifests["evaluate"]["fingerprint"].get("evaluate.judge") or {}).get("model"),
         "risk_tables": risks.tables(arms),
         "num_probes": risks.num_probes(arms),
-        "charts": _charts(run_dir, arms, manifests),
+        "charts": _charts(run_dir, scores, manifests),
         "capture": _capture(manifests),
         "filter": _filter(run_dir, manifests),
         "prompts": prepared.described(run_dir) if "prepare" in manifests else None,
         "chat": _chat(run_dir),
         "votes": voted.summary(run_dir),
+        "row_tables": row_tables,
+        "row_answers": [(name, note, side_by_side(of)) for name, note, of in row_answers],
+        "rows_places": {name: rows.PLACES[name] for name in (*shown, "samples.parquet")},
         "num_open": NUM_OPEN_ITEMS,
         "num_held_out": figures.num_range(arms, figures.FIDELITY),
         "num_items": figures.num_range(arms, figures.HEALTH),
@@ -96,11 +112,11 @@ def script_hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def side_by_side(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def side_by_side(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of samples.parquet by item and turn, each turn with its answers in the order of records.ARMS."""
-    place = {item: number for number, item in enumerate(dict.fromkeys(row["item_id"] for row in rows))}
+    place = {item: number for number, item in enumerate(dict.fromkeys(row["item_id"] for row in answers))}
     arm_place = {arm: number for number, arm in enumerate(ARMS)}
-    ordered = sorted(rows, key=lambda r: (place[r["item_id"]], r["turn"], arm_place.get(r["arm"], len(ARMS))))
+    ordered = sorted(answers, key=lambda r: (place[r["item_id"]], r["turn"], arm_place.get(r["arm"], len(ARMS))))
     items = []
     for item_id, of_item in groupby(ordered, key=lambda row: row["item_id"]):
         turns = [list(of_turn) for _, of_turn in groupby(of_item, key=lambda row: row["turn"])]
@@ -145,9 +161,16 @@ def _models(manifests: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _charts(run_dir: RunDir, arms: dict[str, Any], manifests: dict[str, Any]) -> dict[str, charts.Chart]:
+def _charts(run_dir: RunDir, scores: dict[str, Any], manifests: dict[str, Any]) -> dict[str, charts.Chart]:
     """The charts that there are figures for, by name."""
-    drawn: dict[str, charts.Chart] = {}
+    arms, verdict = scores.get("arms", {}), scores.get("verdict", {})
+    of_arms = {
+        "forward_kl": charts.forward_kl(arms),
+        "kl_by_position": charts.by_position(arms),
+        "throughput": charts.throughput(arms),
+        "break_even": charts.break_even(arms, verdict),
+    }
+    drawn = {name: chart for name, chart in of_arms.items() if chart}
     if metrics := _metrics(run_dir):
         steps, validations = ([row for row in metrics if key in row] for key in ("loss", "eval_kl_nats"))
         drawn["loss"] = charts.curves(steps, "loss", "loss")
@@ -155,10 +178,6 @@ def _charts(run_dir: RunDir, arms: dict[str, Any], manifests: dict[str, Any]) ->
         if validations:
             drawn["validation_kl"] = charts.curves(validations, "eval_kl_nats", "KL, nats a token")
             drawn["validation_acceptance"] = charts.curves(validations, "eval_acceptance_frac", "acceptance")
-    if bars := charts.forward_kl(arms):
-        drawn["forward_kl"] = bars
-    if by_position := charts.by_position(arms):
-        drawn["kl_by_position"] = by_position
     if waterfall := manifests.get("filter", {}).get("waterfall"):
         drops = [(figures.words(row["reason"]), row["dropped"]) for row in waterfall]
         drawn["waterfall"] = charts.waterfall(manifests["filter"]["counts"]["responses"], drops)
@@ -232,7 +251,7 @@ def _graded(graded: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _chat(run_dir: RunDir) -> list[dict[str, Any]]:
     path = run_dir.stage_path("evaluate") / "samples.parquet"
-    return side_by_side(read_committed(path, SAMPLE_COLUMNS).to_pylist()) if path.is_file() else []
+    return side_by_side(read_committed(path, rows.ANSWER_COLUMNS).to_pylist()) if path.is_file() else []
 
 
 def _reproduce(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any]:

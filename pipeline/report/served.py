@@ -23,13 +23,17 @@ TAKES = [
 NOTE = "– this machine does not tell, or no price was given. Memory has the cache that vLLM reserves by what is free."
 
 
+def loads(arms: dict[str, Any]) -> list[int]:
+    """How many requests at once were tried, from the fewest on."""
+    tried = {key for arm in arms.values() for key in arm.get("speed", {}) if key.startswith(PREFIX)}
+    return sorted(int(key.removeprefix(PREFIX)) for key in tried)
+
+
 def speed(arms: dict[str, Any]) -> Table:
     """Throughput at each number of requests at once that was tried, and the latency of one alone."""
-    tried = dict.fromkeys(key for arm in arms.values() for key in arm.get("speed", {}) if key.startswith(PREFIX))
-    numbers = sorted(int(key.removeprefix(PREFIX)) for key in tried)
     throughput = [
         Column("speed", f"{PREFIX}{num}", f"{num} at once", "tokens/s, all requests", figures.tokens, "higher")
-        for num in numbers
+        for num in loads(arms)
     ]
     return figures.table(arms, [*(throughput or figures.SPEED[:1]), *figures.SPEED[1:]])
 

@@ -14,7 +14,9 @@ from transformers import AutoTokenizer
 from pipeline import config as config_module
 from pipeline import evaluate, models, served
 from pipeline.errors import UserError
+from pipeline.evaluate.fidelity import MEASURES
 from pipeline.report import page
+from pipeline.report.rows import PLACES
 from pipeline.rundir import RunDir
 from pipeline.scores import Scores
 
@@ -130,7 +132,7 @@ def test_tasks_are_asked_scored_compared_and_shown(evaluated: Evaluated) -> None
     verdict = scores["verdict"]
     assert verdict["retained_quality"]["value"] == pytest.approx(verdict["gap_closed"]["value"])  # the untrained: none
     assert verdict["retained_quality"]["low"] < 0.7 < verdict["retained_quality"]["high"]
-    assert any(sentence.startswith(f"Of {NUM_TASKS} tasks") for sentence in verdict["sentences"])
+    assert any(claim["text"].startswith(f"Of {NUM_TASKS} tasks") for claim in verdict["claims"])
     rows = pq.read_table(evaluated.run_dir.stage_path("evaluate") / "tasks.parquet").to_pylist()
     items = {row["item_id"] for row in rows}
     assert len(items) == NUM_TASKS
@@ -138,7 +140,27 @@ def test_tasks_are_asked_scored_compared_and_shown(evaluated: Evaluated) -> None
     assert 1 - len(failed) / NUM_TASKS == pytest.approx(passed["student"]["value"])
     assert f"the same {NUM_TASKS} tasks" in page.render(evaluated.run_dir)
     left = {path.name for path in evaluated.run_dir.stage_path("evaluate").iterdir()}
-    assert left == {"manifest.json", "started.json", "scores.json", "samples.parquet", "tasks.parquet", "risks.parquet"}
+    assert left == {"manifest.json", "started.json", "scores.json", *PLACES} - {"verdicts.jsonl"}
+
+
+def test_the_rows_of_fidelity_and_speed_come_to_the_figures(evaluated: Evaluated) -> None:
+    arms = evaluated.do()["arms"]
+    folder = evaluated.run_dir.stage_path("evaluate")
+    measured = pq.read_table(folder / "fidelity.parquet").to_pylist()
+    kinds = {(row["section"], row["arm"]) for row in measured}
+    assert kinds == {(section, arm) for arm, of in arms.items() for section in of if section.startswith("fidelity")}
+    for section, arm in kinds:
+        rows = [row for row in measured if (row["section"], row["arm"]) == (section, arm)]
+        num_tokens = sum(row["num_tokens"] for row in rows)
+        for measure in MEASURES:
+            mean = sum(row["num_tokens"] * row[measure] for row in rows) / num_tokens
+            figure = arms[arm][section][measure]
+            assert mean == pytest.approx(figure["value"], abs=1e-9)
+            assert len(rows) == figure["num"]
+    rounds = [row for row in pq.read_table(folder / "speed.parquet").to_pylist() if row["arm"] == "student"]
+    speeds = [row["output_tokens_per_s"] for row in rounds]
+    figure = arms["student"]["speed"]["output_tokens_per_s"]
+    assert (min(speeds), max(speeds), len(speeds)) == (figure["low"], figure["high"], figure["num"])
 
 
 def test_a_try_that_stopped_asks_no_task_twice(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:

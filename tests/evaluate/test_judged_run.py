@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from fabricated_run import WEIGHTS_HASH, make, samples
 from fake_judge import KEY, FakeJudge, first_place
@@ -42,12 +43,13 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.setattr(evaluate, "_serve", lambda *_: evaluate._Answered(rows, [], [], {arm: [] for arm in ARMS}))
     monkeypatch.setattr(evaluate, "_fidelity", lambda *_: ({"fidelity": {"teacher": SimpleNamespace(num_texts=8)}}, {}))
     monkeypatch.setattr(evaluate.fidelity_figures, "sections", lambda *_: {})
+    monkeypatch.setattr(evaluate.fidelity_figures, "rows", lambda _: pa.table({"section": []}))
     monkeypatch.setattr(evaluate.speed, "figures", lambda rounds: {})
     monkeypatch.setattr(evaluate.cost, "figures", lambda *_: {})
     monkeypatch.setattr(evaluate.cost, "comparisons", lambda *_: {})
     monkeypatch.setattr(evaluate.cost, "sentence", lambda *_: "Paid.")
     monkeypatch.setattr(evaluate, "_comparisons", lambda *_: {})
-    monkeypatch.setattr(evaluate.verdict, "sentences", lambda *_: ["Told."])
+    monkeypatch.setattr(evaluate.verdict, "claims", lambda *_: [evaluate.verdict.Claim("Told.", "fidelity.parquet")])
     return made
 
 
@@ -66,14 +68,17 @@ def test_verdicts_reach_scores_manifest_and_fingerprint(run_dir: RunDir, monkeyp
     assert scores["arms"]["student"]["judge"]["over_teacher"]["first_place_frac"]["value"] == 1
     assert scores["arms"]["teacher"]["judge"]["grade"]["value"] == 5
     assert scores["verdict"]["judge_win_rate_over_sft_only"]["value"] == 0.5
-    told = scores["verdict"]["sentences"]
-    assert told[0] == "Told."
-    assert told[1].startswith("Do not believe the judge fake")
+    claims = scores["verdict"]["claims"]
+    assert claims[0] == {"text": "Told.", "rows": "fidelity.parquet"}
+    assert claims[1]["text"].startswith("Do not believe the judge fake")
+    assert claims[1]["rows"] == "verdicts.jsonl"
     manifest = run_dir.manifest("evaluate")
     assert [record["name"] for record in manifest["files"]] == [
         "scores.json",
-        "samples.parquet",
+        "fidelity.parquet",
         "tasks.parquet",
+        "speed.parquet",
+        "samples.parquet",
         "verdicts.jsonl",
     ]
     assert set(manifest["fingerprint"]["evaluate.judge"]["templates.hash"]) == {"pairwise", "single"}

@@ -95,7 +95,7 @@ def test_risks_speeds_and_costs_reach_scores_page_and_manifest(evaluated: Evalua
     assert rates["teacher"] == {"value": 0, "low": 0, "high": 0, "num": 9}
     assert rates["student"] == rates["untrained"] == {"value": 1, "low": 1, "high": 1, "num": 9}
     assert arms["student"]["risks"]["hallucination_frac_p"]["value"] < 0.05
-    assert any("asserts an answer where nobody knows one more often" in told for told in verdict["sentences"])
+    assert any("asserts an answer where nobody knows one more often" in claim["text"] for claim in verdict["claims"])
     assert arms["student"]["speed"]["output_tokens_per_s_at_3"]["value"] == pytest.approx(3 * 14 / 0.5)
     assert verdict["speed_over_teacher"]["value"] == 2
     assert arms["student"]["cost"]["load_s"]["value"] == 1.25

@@ -105,8 +105,8 @@ def test_all_charts_are_drawn(dom: Dom) -> None:
 def test_planted_scripts_are_text(dom: Dom) -> None:
     assert dom.title == "trial: Retort report"
     assert "img" not in dom.tags
-    # summary, two questions, two answers, two examples of what was dropped, a category
-    assert len([text for text in dom.texts if PLANTED in text]) == 8
+    # summary, two questions, two answers, two examples of what was dropped, a category, six tasks
+    assert len([text for text in dom.texts if PLANTED in text]) == 8 + 6
 
 
 def test_escaping_alone_holds(html: str, tmp_path: Path) -> None:
@@ -138,10 +138,11 @@ def test_style_sheet_fetches_nothing(html: str) -> None:
 
 
 def test_print_opens_everything_and_fits_charts_to_paper(html: str, dom: Dom, tmp_path: Path) -> None:
-    # three breakdowns, two rules' examples, in each the earlier messages, two items and the config
-    assert dom.open.count(False) == 10
+    # three breakdowns, two rules' examples, in each the earlier messages, two items, the config; of rows four files,
+    # and in them three tasks and a probe
+    assert dom.open.count(False) == 10 + 4 + 4
     printing = dumped(POLICY.sub("", html).replace("</body>", f"{PRINTING}</body>"), tmp_path)
-    assert printing.open == [True] * 16
+    assert printing.open == [True] * 24
     assert printing.widths == {"640"}
 
 

@@ -33,7 +33,7 @@ def judged_scores(tmp_path: Path) -> dict[str, Any]:
     for arm, section in found.arms.items():
         scored["arms"][arm]["judge"] = section
     scored["verdict"] |= found.comparisons
-    scored["verdict"]["sentences"] += found.sentences
+    scored["verdict"]["claims"] += [{"text": told, "rows": "verdicts.jsonl"} for told in found.sentences]
     return scored
 
 
@@ -56,7 +56,7 @@ def test_a_judgement_has_a_section_with_every_table(tmp_path: Path) -> None:
     assert "at a cost of " in html
     assert "only a model has rated" in html
     assert PLANTED not in html
-    assert scored["verdict"]["sentences"][-1][:20] in html
+    assert scored["verdict"]["claims"][-1]["text"][:20] in html
 
 
 def test_every_figure_of_a_judgement_has_its_four_fields(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_sections_come_verdict_first_and_limits_before_how_to_reproduce(run_dir:
         "prompts",
         "filter",
         "answers",
+        "rows",
         "limits",
         "reproduce",
     ]
@@ -214,8 +215,8 @@ def test_what_models_and_prompts_say_is_text(run_dir: RunDir) -> None:
     assert PLANTED not in html
     assert "<img" not in html.replace(Reader(html).scripts[0], "")
     assert (
-        html.count("&lt;script&gt;window.pwned=1") == 1 + 2 + 2 + 2 + 1
-    )  # summary, both questions, both answers, examples of what was dropped, a category
+        html.count("&lt;script&gt;window.pwned=1") == 1 + 2 + 2 + 2 + 1 + 1 + 6
+    )  # summary, both questions, both answers, examples of what was dropped, a category, the rows' prompt and tasks
     assert "The student is &lt;close&gt; to its teacher." in html
 
 
@@ -239,7 +240,7 @@ def test_answers_stand_by_item_turn_and_arm_whatever_their_order() -> None:
 def test_first_items_are_open_and_cut_answers_are_marked(run_dir: RunDir) -> None:
     html = page.render(run_dir)
     assert html.count('<details class="item" open>') == page.NUM_OPEN_ITEMS
-    assert html.count('<details class="item">') == 2
+    assert html.count('<details class="item">') == 2 + 4  # of the chat set and of the rows
     assert html.count("<em>cut off</em>") == len(ARMS)  # the answers to item-1
 
 
@@ -372,6 +373,38 @@ def test_bars_have_whiskers_to_the_interval_and_leave_the_teacher_out() -> None:
     assert bars["error_x"]["arrayminus"] == pytest.approx([0.1, 0])
     assert chart["layout"]["xaxis"]["range"][1] > 2.0
     assert charts.forward_kl({"teacher": arms["teacher"]}) is None
+
+
+def test_throughput_has_a_line_for_each_arm_over_the_loads() -> None:
+    arms = {
+        arm: {"speed": {f"output_tokens_per_s_at_{num}": figure(rate * num, rate, 99 * rate, 3) for num in (1, 8, 32)}}
+        for arm, rate in (("student", 20.0), ("teacher", 10.0))
+    }
+    drawn = charts.throughput(arms)
+    assert drawn
+    assert [(line["name"], line["x"], line["y"]) for line in drawn["data"]] == [
+        ("Teacher", ["1", "8", "32"], [10, 80, 320]),
+        ("Student", ["1", "8", "32"], [20, 160, 640]),
+    ]
+    assert drawn["data"][0]["error_y"]["array"][0] == 980
+    for of in arms.values():
+        del of["speed"]["output_tokens_per_s_at_8"], of["speed"]["output_tokens_per_s_at_32"]
+    assert charts.throughput(arms) is None
+
+
+def test_break_even_is_where_the_lines_cross() -> None:
+    arms = {arm: {"speed": {"output_tokens_per_s": figure(rate)}} for arm, rate in (("teacher", 10), ("student", 20))}
+    verdict = {"distillation_s": figure(3600.0), "break_even_output_tokens": figure(72_000.0)}
+    drawn = charts.break_even(arms, verdict)
+    assert drawn
+    teacher, student = ([line["x"], line["y"]] for line in drawn["data"])
+    assert teacher == [[0, 144_000], [0, 4]]
+    assert student == [[0, 144_000], [1, 3]]  # hours; so that both are 2 at 72,000 tokens
+    assert drawn["layout"]["shapes"][0]["x0"] == 72_000
+    never = charts.break_even(arms, {**verdict, "break_even_output_tokens": None})
+    assert never
+    assert "shapes" not in never["layout"]
+    assert charts.break_even(arms, {}) is None
 
 
 def test_waterfall_goes_from_all_to_kept_over_the_rules_that_dropped() -> None:
