@@ -21,8 +21,8 @@ from pipeline.chat_set import told
 from pipeline.config import Config, EvaluationSet, Privacy
 from pipeline.corpora import BadRowError, Row, read, utf8
 from pipeline.errors import UserError
+from pipeline.files import file_hash, folder_hash
 from pipeline.probe_set import Probe
-from pipeline.rundir import file_hash, folder_hash
 from pipeline.texts import words
 
 LONG_NGRAM_WORDS, NGRAM_WORDS = 13, 8

@@ -13,7 +13,8 @@ from typing import Any
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.rundir import RunDir, file_hash, text_hash
+from pipeline.files import file_hash, text_hash
+from pipeline.rundir import RunDir
 
 DEMO = "demo"
 DEMO_NAME = "SmolLM2-135M-Instruct"

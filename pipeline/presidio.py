@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config import Presidio
 from pipeline.errors import UserError
-from pipeline.rundir import folder_hash
+from pipeline.files import folder_hash
 
 MAX_CHARS = 20_000  # that are looked at together: memory grows with them
 WORD_OF_A_CALL = re.compile(r"[a-z][A-Za-z_-]*")  # `role`, `user`, `getWeather`: a model may take them for names

@@ -4,10 +4,7 @@ A stage is complete when its manifest exists, its fingerprint matches, and the f
 was interrupted has a `started.json` with its fingerprint; its committed shards are kept, and it goes on from them.
 """
 
-import errno
-import hashlib
 import json
-import os
 import shlex
 import shutil
 import time
@@ -22,17 +19,17 @@ import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pipeline import config as config_module
 from pipeline import hardware
 from pipeline.config import Config
 from pipeline.console import say
 from pipeline.errors import UserError
+from pipeline.files import file_hash, read_json, text_hash, user_disk_errors, write_json, write_table, write_text
 from pipeline.records import STAGES
 
 SCHEMA_VERSION = 1
-FULL_DISK_BYTES = 16 << 20
 Fresh = Literal["no", "changed", "always"]
 SECTIONS = {  # of the config, that a stage is made with; others: their own
     "prepare": ("teacher", "prepare", "privacy", "safety", "licence_policy"),
@@ -392,115 +389,8 @@ def read_answers(run: RunDir, columns: list[str]) -> Iterator[tuple[pa.Table, pa
         yield answers.append_column("masked_spans", decided.column("masked_spans")), decided.column("kept")
 
 
-def read_committed(path: Path, columns: list[str]) -> pa.Table:
-    """A file committed by a stage that has not finished. Raises UserError where it can't be read."""
-    try:
-        return pq.read_table(path, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged ({_first_line(error)}); delete it and run the same command again") from None
-
-
-def write_table(table: pa.Table, path: Path, level: int = 3) -> None:
-    """Write a Parquet file atomically, at this level of zstd. Raises UserError where the disk is full."""
-    # numbers and packed bytes hardly repeat as a whole, and nobody looks for their least: both would only cost
-    text: Any = [field.name for field in table.schema if pa.types.is_string(field.type)]
-    options = {"use_dictionary": text, "write_statistics": text}
-    with _atomic(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=level, **options)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically. Raises UserError where the disk is full."""
-    with _atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, data: Any) -> None:
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path, shape: type[BaseModel] | None = None) -> dict[str, Any]:
-    """A JSON file that a run wrote, of this shape. Raises UserError where it is damaged."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if shape is not None:
-            shape.model_validate(data)
-        return data
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg'].lower()}"
-        raise UserError(f"{path}: damaged ({what}); delete the folder {path.parent} and run again") from None
-    except (ValueError, OSError) as error:  # no JSON, no UTF-8
-        raise UserError(
-            f"{path}: damaged ({_first_line(error)}); delete the folder {path.parent} and run again"
-        ) from None
-
-
-@contextmanager
-def user_disk_errors(path: Path) -> Iterator[None]:
-    """Turn `no space left` into one clear line; what was committed before stays."""
-    try:
-        yield
-    except Exception as error:  # torch and safetensors have exceptions of their own for a failed write
-        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
-        by_number = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        by_text = any(part in str(error) for part in ("No space left", "disk is full"))  # the latter: SQLite's
-        by_text = by_text or ("write" in str(error) and free < FULL_DISK_BYTES)
-        if isinstance(error, UserError) or not (by_number or by_text):
-            raise
-        raise UserError(
-            f"{path}: no disk space ({free / 1e6:.0f} MB free); free some and run the same command again:"
-            " what is committed is kept"
-        ) from None
-
-
-def readable(model: Path) -> None:
-    """Give a model's weights the mode of its config.json: safetensors writes them for their owner alone."""
-    mode = (model / "config.json").stat().st_mode
-    for path in model.glob("*.safetensors"):
-        path.chmod(mode)
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def folder_hash(folder: Path) -> str:
-    """One hash over the names and contents of all files in a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return text_hash(json.dumps([[str(path.relative_to(folder)), file_hash(path)] for path in files]))
-
-
-def text_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with user_disk_errors(path):
-        try:
-            yield temporary
-            with temporary.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-            fsync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Put on the disk that files in a folder are new, or have new names."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], accepted: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -540,10 +430,6 @@ def _differences(key: str, was: Any, now_is: Any) -> list[tuple[str, Any, Any]]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def _discard(folder: Path) -> None:

@@ -19,7 +19,7 @@ import yaml
 from pipeline import models
 from pipeline.config import Safety, output_settings
 from pipeline.errors import UserError
-from pipeline.rundir import file_hash
+from pipeline.files import file_hash
 
 FLAGGED = 0.5  # from this score on a label counts in reports and cards
 SHIPPED = Path(__file__).parent / "safety_words.yaml"

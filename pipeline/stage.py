@@ -17,7 +17,8 @@ from pipeline import hardware
 from pipeline.config import Config
 from pipeline.console import say, user_errors
 from pipeline.errors import UserError
-from pipeline.rundir import Fresh, RunDir, user_disk_errors
+from pipeline.files import user_disk_errors
+from pipeline.rundir import Fresh, RunDir
 
 HANDED_ON, NUM_PROCESSES = "RETORT_ORDER", "RETORT_PROCESSES"
 

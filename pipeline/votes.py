@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.binomial import clopper_pearson, sign_test
 from pipeline.errors import UserError
-from pipeline.rundir import RunDir, fsync_folder, read_committed, text_hash, user_disk_errors
+from pipeline.files import fsync_folder, read_committed, text_hash, user_disk_errors
+from pipeline.rundir import RunDir
 
 Arm = Literal["teacher", "student"]
 Choice = Literal["a", "b", "both_good", "both_bad", "skip"]

@@ -15,23 +15,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_files import fail_with
 
 from pipeline import config as config_module
 from pipeline import rundir
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.records import STAGES
-from pipeline.rundir import (
-    RunDir,
-    Stage,
-    read_answers,
-    read_committed,
-    read_json,
-    read_shards,
-    shard_paths,
-    user_disk_errors,
-    write_table,
-)
+from pipeline.rundir import RunDir, Stage, read_answers, read_shards, shard_paths
 
 SETTINGS = {"generate.temperature": 0.7, "generate.k": 64}
 TABLE = pa.table({"n": [1, 2, 3], "text": ["a", "b", "c"]})
@@ -83,13 +75,6 @@ def refusal(run_dir: RunDir, config: Config, fingerprint: dict[str, Any]) -> str
 # --- committing
 
 
-def fail_with(code: int) -> Callable[..., None]:
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    return fail
-
-
 def write_half(table: pa.Table, path: Path, **_: object) -> None:
     path.write_bytes(b"PAR1 half of it")
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -120,46 +105,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
         stage.commit(TABLE, "responses-00001.parquet")
     assert files_in(stage.path) == before
     assert pq.read_table(stage.path / "responses-00000.parquet").equals(TABLE)
-
-
-def test_a_full_disk_keeps_the_earlier_version_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "state.json"
-    rundir.write_json(path, {"version": 1})
-    monkeypatch.setattr("os.fsync", fail_with(errno.ENOSPC))
-    with pytest.raises(UserError, match="no disk space"):
-        rundir.write_json(path, {"version": 2})
-    assert read_json(path) == {"version": 1}
-    assert files_in(tmp_path) == {"state.json"}
-
-
-def test_another_error_of_the_system_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="I/O") as caught, user_disk_errors(tmp_path / "x"):
-        raise OSError(errno.EIO, "I/O")
-    assert caught.value.errno == errno.EIO
-
-
-def test_a_full_disk_is_known_by_what_a_library_of_its_own_exceptions_says(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no disk space"), user_disk_errors(tmp_path / "x"):
-        raise RuntimeError("Error while serializing: No space left on device (os error 28)")
-    with pytest.raises(RuntimeError, match="write failed"), user_disk_errors(tmp_path / "x"):
-        raise RuntimeError("write failed")
-
-
-def test_what_the_user_is_told_is_not_wrapped_a_second_time(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^No space left for doubt$"), user_disk_errors(tmp_path / "x"):
-        raise UserError("No space left for doubt")
-
-
-def test_a_failed_write_of_any_kind_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", fail_with(errno.EIO))
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        write_table(TABLE, tmp_path / "a.parquet")
-    assert not files_in(tmp_path)
-
-
-def test_text_is_written_as_utf8_on_any_machine(tmp_path: Path) -> None:
-    rundir.write_json(tmp_path / "a.json", {"text": "你好 🙂"})
-    assert "你好 🙂" in (tmp_path / "a.json").read_bytes().decode("utf-8")
 
 
 def test_shards_are_those_committed_in_order(stage: Stage) -> None:
@@ -638,14 +583,6 @@ def test_a_damaged_shard_is_named_with_how_to_mend_it(finished: RunDir, damage: 
         next(tables)
 
 
-@pytest.mark.parametrize("data", [b"", b"PAR1", b"no Parquet at all, but longer than its footer"])
-def test_a_committed_file_that_cannot_be_read_is_named(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "a.parquet").write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.parquet: damaged .*; delete it and run the same command again") as caught:
-        read_committed(tmp_path / "a.parquet", ["n"])
-    assert "\n" not in str(caught.value)
-
-
 def test_a_damaged_file_that_is_no_parquet_is_found_too(run_dir: RunDir, config: Config) -> None:
     stage = run_dir.begin("train", config, SETTINGS)
     (stage.path / "weights.bin").write_bytes(b"weights")
@@ -732,11 +669,6 @@ def test_the_lock_is_free_again_after_a_failure(run_dir: RunDir) -> None:
 
 
 # --- what made it
-
-
-def test_hashes_are_sha256_of_the_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes("é".encode())
-    assert rundir.file_hash(tmp_path / "a") == rundir.text_hash("é") == hashlib.sha256("é".encode()).hexdigest()
 
 
 def test_a_manifest_is_plain_json_that_other_tools_read(finished: RunDir) -> None:

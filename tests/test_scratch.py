@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import scratch
 from pipeline.errors import UserError
-from pipeline.rundir import user_disk_errors
+from pipeline.files import user_disk_errors
 
 PROGRAM = """
 import pathlib, sys

@@ -13,8 +13,9 @@ from fabricated_run import make
 
 from pipeline import codec, verify
 from pipeline.errors import UserError
+from pipeline.files import file_hash
 from pipeline.records import STAGES
-from pipeline.rundir import RunDir, file_hash
+from pipeline.rundir import RunDir
 
 Rows = list[dict[str, Any]]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from pipeline import chat_set
 from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.rundir import RunDir, file_hash
+from pipeline.files import file_hash
+from pipeline.rundir import RunDir
 from pipeline.votes import Arm, Pair, pairs
 
 

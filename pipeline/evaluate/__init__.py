@@ -31,10 +31,11 @@ from pipeline.evaluate import (
 from pipeline.evaluate.chat import Manner
 from pipeline.evaluate.fidelity_figures import SumsBySection
 from pipeline.evaluate.statistics import Figure, cluster_sums, defined, exact, ratio
+from pipeline.files import file_hash, read_committed, write_json
 from pipeline.forced import load
 from pipeline.judge import fingerprint as judge_fingerprint
 from pipeline.records import ARMS, SAMPLES, TASKS
-from pipeline.rundir import RunDir, Stage, file_hash, read_committed, write_json
+from pipeline.rundir import RunDir, Stage
 from pipeline.served import Served
 
 Rows = list[dict[str, Any]]

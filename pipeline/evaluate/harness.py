@@ -29,8 +29,9 @@ from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
 from pipeline.evaluate import statistics
 from pipeline.evaluate.statistics import Figure
+from pipeline.files import file_hash, write_json
 from pipeline.records import HARNESS
-from pipeline.rundir import Stage, file_hash, write_json
+from pipeline.rundir import Stage
 
 MAX_LOGPROBS = 20  # that its requests may ask for
 MEMORY_SHARE = 0.4  # of what is free, for the KV cache of a CPU

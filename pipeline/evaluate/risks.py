@@ -20,10 +20,11 @@ from pipeline.evaluate.openings import Opening
 from pipeline.evaluate.risk_figures import Figures, Scores
 from pipeline.evaluate.valence import num_words, valence
 from pipeline.evaluate.verdict import RISK_ROWS
+from pipeline.files import file_hash, read_committed
 from pipeline.probe_set import Probe
 from pipeline.records import RISKS, SAMPLES
 from pipeline.refusals import refuses
-from pipeline.rundir import RunDir, Stage, file_hash, read_committed
+from pipeline.rundir import RunDir, Stage
 from pipeline.served import Served
 
 Rows = list[dict[str, Any]]

@@ -10,7 +10,8 @@ from pipeline import models
 from pipeline.config import Config, output_settings
 from pipeline.console import say
 from pipeline.export import cards, model_index
-from pipeline.rundir import RunDir, read_json, readable
+from pipeline.files import read_json, readable
+from pipeline.rundir import RunDir
 
 
 def run(config: Config, run_dir: RunDir) -> None:

@@ -15,9 +15,10 @@ from pipeline import models, privacy
 from pipeline.config import Privacy
 from pipeline.errors import UserError
 from pipeline.export import cards
+from pipeline.files import user_disk_errors, write_table
 from pipeline.records import MESSAGE, PROMPTS, RESPONSES
 from pipeline.report.figures import setting_text, words
-from pipeline.rundir import RunDir, read_answers, read_planned, shard_paths, user_disk_errors, write_table
+from pipeline.rundir import RunDir, read_answers, read_planned, shard_paths
 
 Row = dict[str, Any]
 SPLITS = ("train", "held_out")

@@ -21,13 +21,14 @@ from pipeline import models, scratch
 from pipeline.config import Config, Filter, Selection, output_settings
 from pipeline.console import say
 from pipeline.errors import UserError
+from pipeline.files import read_committed
 from pipeline.filter import comparison, grading, learnability, screen, selection
 from pipeline.filter.comparison import Comparison, ExactDuplicates
 from pipeline.filter.learnability import Learnability
 from pipeline.filter.rules import REFUSAL, RULES, Candidate, Run, confidence
 from pipeline.filter.selection import Selector
 from pipeline.records import DECISIONS
-from pipeline.rundir import RunDir, Stage, read_committed, read_shards
+from pipeline.rundir import RunDir, Stage, read_shards
 
 Row = dict[str, Any]
 COLUMNS = ["response_id", "prompt_id", "split", "category", "text", "token_ids", "token_logprobs", "reasoning_tokens"]

@@ -22,7 +22,8 @@ from pipeline.codec import decode
 from pipeline.config import Config
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.rundir import RunDir, read_committed, read_shards, shard_paths, text_hash, write_table
+from pipeline.files import read_committed, text_hash, write_table
+from pipeline.rundir import RunDir, read_shards, shard_paths
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,11 +19,12 @@ from pipeline.config import Config, Generate, output_settings
 from pipeline.console import console, progress, say
 from pipeline.engine_args import LOGPROBS_MODE
 from pipeline.errors import UserError
+from pipeline.files import read_committed
 from pipeline.generate import support
 from pipeline.generate.engine import Answer, Engine, Request
 from pipeline.generate.server import Server
 from pipeline.records import ALIGNMENT, RESPONSES
-from pipeline.rundir import RunDir, Stage, read_committed, read_planned
+from pipeline.rundir import RunDir, Stage, read_planned
 
 Row = dict[str, Any]
 ZSTD_LEVEL = 15  # of the shards: 2-5 % smaller than at 3, for up to 20 ms per thousand tokens

@@ -17,9 +17,10 @@ from pipeline import generate, hardware, models
 from pipeline.config import Config
 from pipeline.console import console, progress
 from pipeline.errors import UserError
+from pipeline.files import read_json, write_json, write_table
 from pipeline.generate.engine import Answer
 from pipeline.records import RESPONSES
-from pipeline.rundir import RunDir, read_json, read_planned, write_json, write_table
+from pipeline.rundir import RunDir, read_planned
 
 Row = dict[str, Any]
 WIDEST_K = 128

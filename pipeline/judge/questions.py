@@ -11,7 +11,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from pipeline import config
 from pipeline.errors import UserError
-from pipeline.rundir import text_hash
+from pipeline.files import text_hash
 
 Kind = Literal["pairwise", "single"]
 Choice = Literal["A", "B", "tie"] | float

@@ -14,12 +14,13 @@ from pipeline.config import Config, output_settings, synthesis_files
 from pipeline.console import console, say
 from pipeline.corpora import BadRowError
 from pipeline.errors import UserError
+from pipeline.files import file_hash, folder_hash, text_hash
 from pipeline.prepare import conversations, screening, sources, synthesis
 from pipeline.prepare.comparison import Comparison
 from pipeline.prepare.conversations import Asked, Renderer
 from pipeline.prepare.instructions import Pool, template_hash
 from pipeline.records import PROMPTS
-from pipeline.rundir import RunDir, Stage, file_hash, folder_hash, text_hash
+from pipeline.rundir import RunDir, Stage
 
 
 def run(config: Config, run_dir: RunDir) -> None:

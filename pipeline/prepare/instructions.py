@@ -12,10 +12,10 @@ from jinja2 import Template
 from pipeline import licences, models
 from pipeline.config import METHODS, Config
 from pipeline.errors import UserError
+from pipeline.files import text_hash
 from pipeline.prepare import passages, sources
 from pipeline.prepare.passages import Passage
 from pipeline.records import UNCATEGORISED
-from pipeline.rundir import text_hash
 
 Row = dict[str, Any]
 NUM_EXAMPLES = 4

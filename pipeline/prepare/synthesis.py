@@ -29,11 +29,12 @@ from pipeline import models, reasoning
 from pipeline.config import Config
 from pipeline.console import progress, say
 from pipeline.errors import UserError
+from pipeline.files import write_text
 from pipeline.prepare import diversity, drafts
 from pipeline.prepare.conversations import Asked
 from pipeline.prepare.instructions import Instruction, Plan, Pool
 from pipeline.prepare.screening import Screening
-from pipeline.rundir import Stage, write_text
+from pipeline.rundir import Stage
 from pipeline.served import Served
 from pipeline.texts import words
 

@@ -5,7 +5,8 @@ import re
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.rundir import RunDir, read_json
+from pipeline.files import read_json
+from pipeline.rundir import RunDir
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 CONDITION = re.compile(r"\s*([\w.]+)\s*(>=|<=|>|<)\s*(-?[0-9.]+(?:e-?[0-9]+)?)\s*", re.IGNORECASE)

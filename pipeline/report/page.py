@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from pipeline import models
+from pipeline.files import read_committed, read_json, write_text
 from pipeline.records import ARMS, STAGES
 from pipeline.report import (
     benchmarks,
@@ -26,7 +27,7 @@ from pipeline.report import (
     served,
     voted,
 )
-from pipeline.rundir import RunDir, read_committed, read_json, write_text
+from pipeline.rundir import RunDir
 
 NUM_OPEN_ITEMS = 6
 NUM_EXAMPLES, EXAMPLE_CHARS = 2, 160  # of what each rule dropped

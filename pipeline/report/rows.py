@@ -3,10 +3,11 @@
 import json
 from typing import Any
 
+from pipeline.files import read_committed
 from pipeline.report import decided, figures
 from pipeline.report.figures import ARM_NAMES, Cell, present_arms, whole
 from pipeline.report.judged import Table
-from pipeline.rundir import RunDir, read_committed
+from pipeline.rundir import RunDir
 
 Row = dict[str, Any]
 MAX_ROWS = 300  # of one kind on the page

@@ -12,7 +12,8 @@ from peft import PeftModel
 from pipeline import models
 from pipeline.config import Config, Train, check_counts, output_settings
 from pipeline.console import say
-from pipeline.rundir import RunDir, Stage, file_hash, readable, user_disk_errors
+from pipeline.files import file_hash, readable, user_disk_errors
+from pipeline.rundir import RunDir, Stage
 from pipeline.train import contract, student
 from pipeline.train.rows import Answers, kept_answers, split_validation
 from pipeline.train.trainer import fit

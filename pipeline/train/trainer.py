@@ -24,7 +24,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from pipeline.config import Train
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.rundir import write_text
+from pipeline.files import write_text
 from pipeline.train.batches import ITEM_COLUMNS, LengthGrouped, collate_items, items, sampler
 from pipeline.train.losses import Validation, token_losses, validation_measures
 from pipeline.train.packing import use_packed_attention

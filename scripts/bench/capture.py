@@ -68,8 +68,8 @@ def capture(teacher: Any, asked: list[Any], folder: Path) -> list[list[int]]:
 
     from pipeline import generate, models
     from pipeline.config import Config
+    from pipeline.files import write_table
     from pipeline.records import RESPONSES
-    from pipeline.rundir import write_table
 
     config, tokenizer = Config(name="bench"), models.find("demo").tokenizer()
     rows: list[dict[str, Any]] = []

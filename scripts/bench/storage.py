@@ -36,10 +36,10 @@ from rich.table import Table
 
 from pipeline import codec, config, generate, models
 from pipeline.config import Config, Generate
+from pipeline.files import write_table
 from pipeline.generate import support
 from pipeline.generate.engine import Answer, Engine, Request
 from pipeline.records import RESPONSES
-from pipeline.rundir import write_table
 
 ROOT = Path(__file__).parent.parent.parent
 WIDE_K, K, LARGE_VOCABULARY = 256, 50, 151_936

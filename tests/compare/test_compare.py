@@ -22,7 +22,8 @@ from pipeline import compare, votes
 from pipeline.compare.questions import draw
 from pipeline.compare.server import MAX_BODY_BYTES, application
 from pipeline.errors import UserError
-from pipeline.rundir import RunDir, file_hash, write_json
+from pipeline.files import file_hash, write_json
+from pipeline.rundir import RunDir
 from pipeline.votes import MAX_NAME_CHARS, Vote
 
 KEY = "the-key_of-this-test"

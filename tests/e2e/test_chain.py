@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import codec
-from pipeline.rundir import file_hash
+from pipeline.files import file_hash
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parent.parent.parent

@@ -22,9 +22,10 @@ from pipeline.config import Evaluate, Harness
 from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
 from pipeline.evaluate import harness
+from pipeline.files import write_json
 from pipeline.records import HARNESS
 from pipeline.report import benchmarks
-from pipeline.rundir import RunDir, Stage, write_json
+from pipeline.rundir import RunDir, Stage
 
 pytest.importorskip("lm_eval")
 ROOT = Path(__file__).parent.parent.parent

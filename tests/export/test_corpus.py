@@ -16,7 +16,8 @@ from fabricated_run import WEIGHTS_HASH, make
 from pipeline import codec, presidio
 from pipeline.errors import UserError
 from pipeline.export import corpus
-from pipeline.rundir import RunDir, file_hash, write_json
+from pipeline.files import file_hash, write_json
+from pipeline.rundir import RunDir
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from fabricated_run import make
 
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.generate import pilot
 from pipeline.generate.engine import Answer, Request
-from pipeline.rundir import write_json
 
 VOCAB = 1000
 Disk = namedtuple("Disk", "total used free")

@@ -24,10 +24,10 @@ from faulty_proxy import LATE_S, FaultyProxy
 from pipeline import codec, models, vllm_server
 from pipeline import config as config_module
 from pipeline.errors import UserError
+from pipeline.files import file_hash
 from pipeline.generate import serve
 from pipeline.generate.engine import Answer, Engine, Request
 from pipeline.generate.server import KEY, Server
-from pipeline.rundir import file_hash
 
 RETORT = [sys.executable, "-m", "pipeline"]
 ROOT = Path(__file__).parent.parent.parent

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from pipeline import models, prepare, verify
 from pipeline.config import Synthesis, check_files, validate
 from pipeline.errors import UserError
+from pipeline.files import file_hash
 from pipeline.prepare import synthesis
 from pipeline.prepare.instructions import template_hash
 from pipeline.prepare.synthesis import Tally, next_round, shared_out
-from pipeline.rundir import file_hash
 
 TEMPLATES = Path(synthesis.__file__).parent.parent.parent / "prompts/templates"
 NOUNS = ("harbour", "kettle", "violin", "comet", "meadow", "ladder", "teapot", "glacier", "lantern", "walrus")

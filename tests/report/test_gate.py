@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.report import gate
-from pipeline.rundir import RunDir, read_json
+from pipeline.rundir import RunDir
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from fabricated_run import PLANTED, WEIGHTS_HASH, figure, make, samples, scores
 
 from pipeline.config import fields
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.filter import REASONS
 from pipeline.records import ARMS
 from pipeline.report import charts, figures, page
-from pipeline.rundir import RunDir, write_json
+from pipeline.rundir import RunDir
 
 
 class Reader(HTMLParser):

@@ -7,8 +7,9 @@ from fabricated_run import PLANTED
 from test_page import Reader
 
 from pipeline import licences as table
+from pipeline.files import write_json
 from pipeline.report import page
-from pipeline.rundir import RunDir, write_json
+from pipeline.rundir import RunDir
 
 MIT, BY = (
     f"{table.MEANINGS[entry.verdict]}. {entry.clause} ({entry.name}: {entry.read})"
