@@ -1,4 +1,4 @@
-"""A model of one layer that is made in no time, for tests in which its answers do not matter."""
+"""Llamas that are made in no time, for tests in which what they say does not matter."""
 
 from pathlib import Path
 from typing import Any
@@ -7,16 +7,25 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
-def save(folder: Path, tokenizer: Any, seed: int) -> None:
-    """Write it with its tokenizer, as a plain transformers folder; seeds tell weights apart."""
+def make(seed: int, vocab_size: int, **config: Any) -> Any:
+    """Two layers of weights wide enough apart that no two seeds agree by chance."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
+    made = LlamaConfig(
+        **{
+            "vocab_size": vocab_size,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "initializer_range": 0.4,
+            **config,
+        }
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    return LlamaForCausalLM(made).eval()
+
+
+def save(folder: Path, tokenizer: Any, seed: int) -> None:
+    """Write one of one layer with its tokenizer, as a plain transformers folder; seeds tell weights apart."""
+    make(seed, 300, num_hidden_layers=1, initializer_range=0.02).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

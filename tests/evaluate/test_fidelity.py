@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_model
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline import forced
 from pipeline.config import Evaluate
@@ -23,17 +23,7 @@ DOWNWARDS = ("forward_kl_nats", "reverse_kl_nats", "js_divergence_nats", "nll_na
 
 
 def tiny(seed: int, vocab_size: int = VOCAB_SIZE) -> Any:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        initializer_range=0.4,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_model.make(seed, vocab_size)
 
 
 TEXTS = [

@@ -2,8 +2,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_model
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.evaluate import preference
 from pipeline.evaluate.preference import mean_logprobs_nats, self_preference
@@ -14,17 +14,7 @@ VOCAB = 23
 
 @pytest.fixture(scope="module")
 def teacher() -> Any:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        initializer_range=0.4,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_model.make(0, VOCAB)
 
 
 def reference(teacher: Any, prompt: list[int], answer: list[int]) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_model
 import torch
 from captured import Filtered, Row, reasons, response
 
@@ -46,13 +47,10 @@ def test_no_mass_outside_the_support_costs_nothing_there() -> None:
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
     """A tiny model with the teacher's tokens."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer
 
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("student")
-    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.4}
-    LlamaForCausalLM(LlamaConfig(vocab_size=V, **shape, **heads)).save_pretrained(folder)
+    tiny_model.make(0, V).save_pretrained(folder)
     AutoTokenizer.from_pretrained(teacher).save_pretrained(folder)
     return folder
 
