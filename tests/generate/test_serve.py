@@ -53,7 +53,7 @@ class Served:
 
     def __init__(self, port: int) -> None:
         self.port, self.url = port, f"http://127.0.0.1:{port}"
-        environment = {**os.environ, KEY: SECRET, "VLLM_CPU_KVCACHE_SPACE": "1"}
+        environment = {**os.environ, KEY: SECRET}
         command = [
             sys.executable,
             "-m",
@@ -227,7 +227,6 @@ def teacher(served: Served, monkeypatch: pytest.MonkeyPatch, demo_teacher: Path)
 
 @pytest.fixture(scope="module")
 def engine(demo_teacher: Path) -> Engine:
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     return Engine(str(demo_teacher), ENGINE, k=K)
 
 
@@ -403,7 +402,7 @@ def test_an_engine_process_that_dies_is_one_line_and_the_same_command_goes_on(pl
     where = [*copy_of_prepared(plain, tmp_path), f"teacher.engine={ENGINE}", "generate.max_tokens=24"]
     # an engine in this process has left its preloads behind, which a shell would not have
     own = {name: value for name, value in os.environ.items() if not name.startswith(("LD_PRELOAD", "OMP_", "KMP_"))}
-    environment = {**own, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment = {**own, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     command, shards = [*RETORT, "generate", *where], tmp_path / "other/generate"
     run = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     while not list(shards.glob("responses-*.parquet")):
