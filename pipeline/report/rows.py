@@ -95,7 +95,7 @@ def _verdicts(run_dir: RunDir) -> tuple[str, str, Table] | None:
     path = run_dir.stage_path("evaluate") / name
     if not path.is_file():
         return None
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     rows = []
     for line in lines[:MAX_ROWS]:
         try:

@@ -17,7 +17,7 @@ VERDICTS = [
     {
         "about": {"compared": "over_teacher", "item_id": "item-1", "turn": 1, "order": 1},
         "choice": "A",
-        "reply": f"{'x' * 500} {PLANTED} Verdict: A",
+        "reply": f"{'x' * 500} {PLANTED}\u2028Verdict: A",
     },
     {"about": {"graded": "sft_only", "item_id": "item-2", "turn": 0}, "choice": 7.5, "reply": "Grade: 7.5"},
     {"about": {"graded": "student", "item_id": "item-3", "turn": 0}, "choice": None, "reply": ""},
@@ -25,7 +25,7 @@ VERDICTS = [
 
 
 def write_verdicts(run_dir: RunDir) -> None:
-    text = "".join(f"{json.dumps(verdict)}\n" for verdict in VERDICTS)
+    text = "".join(f"{json.dumps(verdict, ensure_ascii=False)}\n" for verdict in VERDICTS)
     (run_dir.path / "evaluate" / "verdicts.jsonl").write_text(text + '{"about": {', encoding="utf-8")
 
 
