@@ -16,6 +16,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import survivors
 
 from pipeline import codec
 from pipeline.files import file_hash
@@ -73,8 +74,7 @@ class Runs:
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        _, alive = psutil.wait_procs(children, timeout=20)
-        assert not alive, "a stage outlived the command that started it"
+        assert not survivors(children, timeout=20), "a stage outlived the command that started it"
 
     def manifest(self, stage: str) -> dict[str, Any]:
         return json.loads((self.path / stage / "manifest.json").read_text())

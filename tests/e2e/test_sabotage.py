@@ -25,7 +25,7 @@ SETTINGS = [
     "teacher.engine.max_num_seqs=16",
     "teacher.engine.max_model_len=1024",
     "evaluate.chat_items=12",
-    "evaluate.tasks.limit=120",
+    "evaluate.tasks.limit=48",
     "evaluate.tasks.max_tokens=64",
     "evaluate.max_tokens=32",
     "evaluate.risks.limit=2",
@@ -119,7 +119,8 @@ def test_the_teacher_is_its_own_equal_by_every_measure(captured: Path, demo_teac
 
 
 def test_shuffled_layers_are_caught_by_every_metric(captured: Path, demo_teacher: Path, tmp_path: Path) -> None:
-    scores = evaluated(captured, tmp_path / "shuffled", shuffled(demo_teacher, tmp_path / "weights"))
+    weights = shuffled(demo_teacher, tmp_path / "weights")
+    scores = evaluated(captured, tmp_path / "shuffled", weights, "evaluate.tasks.limit=120")
     student, teacher, verdict = scores["arms"]["student"], scores["arms"]["teacher"], scores["verdict"]
     for section in ("fidelity", "fidelity_chat"):
         measured, own = student[section], teacher[section]
