@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 SENTENCE = re.compile(r"[.!?]\s+|[。！？]\s*|\n+")
 ODD_SPACE = re.compile(r"[\t\r\x0b\x0c\x1c-\x1f]")
@@ -53,10 +53,10 @@ def top_ngram_char_fracs(words: list[str], nums: Sequence[int]) -> list[float]:
     for place, num in enumerate(nums):
         ngrams = _ngrams_at(words, starts, num)
         counts = Counter(ngrams)
-        common = {ngram: count for ngram, count in counts.items() if count >= MIN_TOP_COUNT}
-        if not common:  # nor is a longer one
+        times = max(counts.values(), default=0)
+        if times < MIN_TOP_COUNT:  # nor is a longer one so common
             break
-        times = max(common.values())
+        common = {ngram: count for ngram, count in counts.items() if count >= MIN_TOP_COUNT}
         longest = max(sum(map(len, ngram)) for ngram, count in common.items() if count == times)
         shares[place] = min(1.0, longest * times / num_chars)
         # a longer one that is so common begins with one that is
@@ -70,17 +70,25 @@ def duplicate_ngram_char_fracs(words: list[str], nums: Sequence[int]) -> list[fl
     Gopher, table A1; each character is counted once.
     """
     shares = [0.0] * len(nums)
-    num_chars = max(1, sum(map(len, words)))
+    ends = list(accumulate(map(len, words), initial=0))  # of the words, in characters
     starts: Sequence[int] = range(len(words))
     for place, num in enumerate(nums):
         ngrams = _ngrams_at(words, starts, num)
-        counts = Counter(ngrams)
-        if len(counts) == len(ngrams):  # nor does a longer one stand there twice
+        if len(set(ngrams)) == len(ngrams):  # nor does a longer one stand there twice
             break
-        twice = {ngram for ngram, count in counts.items() if count > 1}
-        # a longer one that does begins with one that does
+        once: set[tuple[str, ...]] = set()
+        twice: set[tuple[str, ...]] = set()
+        repeated, covered = 0, 0  # characters; words up to `covered` are counted
+        for at, ngram in zip(starts, ngrams, strict=False):
+            if ngram in once:
+                twice.add(ngram)
+                repeated += ends[at + num] - ends[max(at, covered)]
+                covered = at + num
+            else:
+                once.add(ngram)
+        shares[place] = repeated / max(1, ends[-1])
+        # a longer one that stands there twice begins with one that does
         starts = [at for at, ngram in zip(starts, ngrams, strict=False) if ngram in twice]
-        shares[place] = _chars_in_duplicates(words, starts, num) / num_chars
     return shares
 
 
@@ -104,18 +112,6 @@ def _longest_run(parts: list[str]) -> int:
         return int(any(c.isalnum() for part in said for c in part))
     said = [part for part in said if any(c.isalnum() for c in part)]
     return max((len(list(run)) for _, run in groupby(said)), default=0)
-
-
-def _chars_in_duplicates(words: list[str], starts: Sequence[int], num: int) -> int:
-    seen: set[tuple[str, ...]] = set()
-    repeated, covered = 0, 0  # characters; words up to `covered` are counted
-    for place in starts:
-        ngram = tuple(words[place : place + num])
-        if ngram in seen:
-            repeated += sum(map(len, words[max(place, covered) : place + num]))
-            covered = place + num
-        seen.add(ngram)
-    return repeated
 
 
 def _ngrams(words: list[str], num: int) -> Iterator[tuple[str, ...]]:

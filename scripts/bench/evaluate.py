@@ -33,7 +33,7 @@ import torch
 
 from pipeline.forced import ForcedText
 
-NUM_TEXTS = 64
+NUM_TEXTS = 16  # a round of which takes two cores two minutes
 
 
 def texts(run: Path | None, num: int, vocab_size: int) -> list[ForcedText]:
@@ -137,14 +137,14 @@ def rounds_of(arms: dict[str, Callable[[], Any]], num: int, device: torch.device
 def main() -> None:
     parser = bench.options(__doc__)
     parser.add_argument("--model", type=Path, help="the teacher's folder; else the bundled teacher")
-    parser.add_argument("--num", type=int, help=f"so many texts (else {NUM_TEXTS}, an eighth of it with --quick)")
+    parser.add_argument("--num", type=int, help=f"so many texts (else {NUM_TEXTS}, half of it with --quick)")
     chosen = parser.parse_args()
     from pipeline.config import Evaluate
     from pipeline.evaluate import fidelity
     from pipeline.forced import batches
 
     teacher, student = pair(chosen.model)
-    num = chosen.num or (NUM_TEXTS // 8 if chosen.quick else NUM_TEXTS)
+    num = chosen.num or (NUM_TEXTS // 2 if chosen.quick else NUM_TEXTS)
     read = texts(chosen.run, num, teacher.config.vocab_size)
     check(teacher, student, read[:2])
     tokens = Evaluate().batch_tokens

@@ -40,7 +40,8 @@ PLAINLY_ENGLISH = frozenset(
         "explain",
     )
 )
-MIN_PLAIN_WORDS = 2  # of those, which no other language has
+MIN_PLAIN_WORDS = 2  # of those, which no other language has, in a prompt
+MIN_PLAIN_ANSWER_WORDS = 3  # in the beginning of an answer: the model would say English, at twenty times the cost
 # How languages are named in prompts, by ISO 639-1 code: in English, in the language itself, in some others.
 NAMES = {
     "en": r"english|englisch\w*|anglais|inglés|ingles|inglese|inglês|engels|engelska|английск\w+|英語|英语|英文|영어",
@@ -150,12 +151,15 @@ def wrong_language(answer: Candidate, settings: Filter) -> Verdict | None:
         return None
     if prose.isascii() and len(prose) < MIN_WORD_CHARS * len(answer.words):
         return None
-    found, prob = detect(prose[:LOOKED_AT_CHARS])[0]
+    beginning = prose[:LOOKED_AT_CHARS]
     if settings.languages:
+        found, prob = detect(beginning)[0]
         return (0.0, True) if _is_among(found, settings.languages) else (prob, prob < limit)
+    is_plain = beginning.isascii() and _num_plain_words(beginning) >= MIN_PLAIN_ANSWER_WORDS
+    found, prob = ("en", 1.0) if is_plain else detect(beginning)[0]
     if answer.prompt.isascii() and len(WORD.findall(answer.prompt[:LOOKED_AT_CHARS])) < MIN_PROMPT_WORDS:
         return None
-    if found == "en" and len(PLAINLY_ENGLISH.intersection(answer.prompt.lower().split())) >= MIN_PLAIN_WORDS:
+    if found == "en" and _num_plain_words(answer.prompt) >= MIN_PLAIN_WORDS:
         return 0.0, True  # most corpora are: their prompts need no second look
     of_prompt = _detect_prompt(answer.prompt[:LOOKED_AT_CHARS])
     if _is_among(found, {code for code, code_prob in of_prompt if code_prob >= MIN_SECOND_PROB}):
@@ -197,6 +201,10 @@ def detect(text: str, num: int = 1) -> list[tuple[str, float]]:
     """`(ISO 639 code, probability)` of a text's likeliest languages, likeliest first."""
     found = _detector().detect(text.lower() if text.isupper() else text, k=num)
     return [(each["lang"], each["score"]) for each in found] or [("", 0.0)]
+
+
+def _num_plain_words(text: str) -> int:
+    return len(PLAINLY_ENGLISH.intersection(text.lower().split()))
 
 
 @cache

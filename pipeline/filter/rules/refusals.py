@@ -69,6 +69,7 @@ _HINTS = (
 )
 HINTS = frozenset(_HINTS.split())
 LETTERS = re.compile(r"[a-zà-ÿ]+")
+ASCII_LETTERS = {code: " " for code in range(128) if not chr(code).islower()}  # all else is a space
 HAN_HINTS = re.compile("模型|人工|通义|助手|开发的")
 
 
@@ -93,7 +94,10 @@ def teacher_identity(answer: Candidate, settings: Filter) -> Verdict | None:
         return None
     text = answer.text.replace("’", "'")
     lower = text.lower()
-    is_hinted = not HINTS.isdisjoint(LETTERS.findall(lower)) or (not lower.isascii() and HAN_HINTS.search(lower))
+    if lower.isascii():  # as LETTERS has it, in half the time
+        is_hinted = not HINTS.isdisjoint(lower.translate(ASCII_LETTERS).split())
+    else:
+        is_hinted = not HINTS.isdisjoint(LETTERS.findall(lower)) or HAN_HINTS.search(lower)
     num = sum(pattern.search(text) is not None for pattern in IDENTITY) if is_hinted else 0
     if settings.identity_names:
         num += _names(settings.identity_names).search(text) is not None
