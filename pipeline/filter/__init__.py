@@ -22,10 +22,10 @@ from pipeline.config import Config, Filter, Selection, output_settings
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.files import read_committed
-from pipeline.filter import comparison, grading, learnability, screen, selection
+from pipeline.filter import comparison, grading, learnability, rules, screen, selection
 from pipeline.filter.comparison import Comparison, ExactDuplicates
 from pipeline.filter.learnability import Learnability
-from pipeline.filter.rules import REFUSAL, RULES, Candidate, Run, confidence
+from pipeline.filter.rules import REFUSAL, RULES, Candidate, Run, Verdict, confidence
 from pipeline.filter.selection import Selector
 from pipeline.records import DECISIONS
 from pipeline.rundir import RunDir, Stage, read_shards
@@ -112,7 +112,10 @@ def run(config: Config, run_dir: RunDir) -> None:
         others, exact = Comparison(config, run_dir, stage, database), ExactDuplicates(database)
         for number, answers in enumerate(_answers(run_dir, settings, facts)):
             name = f"decisions-{number:05d}.parquet"
-            judged = [_decide(row, answer, settings, exact) for row, _, answer in answers]
+            said = rules.verdicts([answer for _, _, answer in answers], settings)
+            judged = [
+                _decide(row, verdicts, settings, exact) for (row, _, _), verdicts in zip(answers, said, strict=True)
+            ]
             decisions = [decision for decision, _ in judged]
             learnable.decide(number, decisions)
             screening.decide([row for row, _, _ in answers], decisions)
@@ -173,12 +176,11 @@ def duplicate_key(prompt_id: str, text: str) -> bytes:
     return hashlib.sha256(f"{prompt_id} {' '.join(text.lower().split())}".encode()).digest()[:16]
 
 
-def _decide(row: Row, answer: Candidate, settings: Filter, exact: ExactDuplicates) -> tuple[Row, list[str]]:
+def _decide(row: Row, verdicts: dict[str, Verdict], settings: Filter, exact: ExactDuplicates) -> tuple[Row, list[str]]:
     """One row of DECISIONS as the rules have it, and the rules that say no.
 
     A duplicate is one only of an answer that was kept; refusals are kept for now.
     """
-    verdicts = {name: verdict for name, rule in RULES.items() if (verdict := rule(answer, settings)) is not None}
     scores = {name: float(score) for name, (score, _) in verdicts.items()}
     refused = [name for name, (_, keep) in verdicts.items() if not keep]
     reasons = [name for name in refused if name != REFUSAL]

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import config, filter
-from pipeline.filter.rules import RULES, Candidate, language
+from pipeline.filter.rules import RULES, Candidate, language, verdicts
 from pipeline.rundir import RunDir
 
 NUM_TOKENS = 200
@@ -69,11 +69,8 @@ def _joined(parts: list[Candidate]) -> Candidate:
 def apply_rules(answers: list[Candidate], names: tuple[str, ...]) -> int:
     """How many answers are dropped; nothing is known of them before."""
     language._detect_prompt.cache_clear()
-    dropped = 0
-    for answer in map(replace, answers):
-        verdicts = [RULES[name](answer, SETTINGS) for name in names]
-        dropped += any(verdict is not None and not verdict[1] for verdict in verdicts)
-    return dropped
+    judged = verdicts([replace(answer) for answer in answers], SETTINGS, names)
+    return sum(not all(keep for _, keep in said.values()) for said in judged)
 
 
 def datatrove_filters() -> Callable[[list[Candidate]], int]:
