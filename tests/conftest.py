@@ -3,11 +3,9 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -37,21 +35,6 @@ def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     special = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
     PreTrainedTokenizerFast(tokenizer_object=cutter, **special).save_pretrained(folder)
     return folder
-
-
-def survivors(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
-    """Those of them that still run after so many seconds; an orphan that nobody has waited for has ended, too."""
-    deadline = time.monotonic() + timeout
-    while (alive := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return alive
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def retort(*arguments: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:

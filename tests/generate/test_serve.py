@@ -19,8 +19,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import survivors
 from faulty_proxy import LATE_S, FaultyProxy
+from processes import survivors
 
 from pipeline import codec, models, vllm_server
 from pipeline import config as config_module
