@@ -1,5 +1,6 @@
 """The chat set that evaluate asks: items of one or more turns, one JSON object a line."""
 
+from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
@@ -44,8 +45,11 @@ def load_as(kind: type[ItemType], path: Path, limit: int | None, what: str, sett
             items.append(kind.model_validate_json(line))
         except ValidationError as error:
             raise UserError(f"{path}:{number}: not a {what} item: {told(error)}") from None
-    if len({item.id for item in items}) < len(items):
-        raise UserError(f"{path}: two items have the same id")
+    if not items:
+        raise UserError(f"{path}: no {what} item in it ({setting}; null for none)")
+    twice = [name for name, count in Counter(item.id for item in items).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: two items have the same id: {twice[0]}")
     return items if limit is None else _spread(items)[:limit]
 
 

@@ -294,11 +294,11 @@ def _print_schema(is_asked: bool) -> None:
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs.")],
     conditions: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--gate", metavar="CONDITIONS", help="What must be so, as in kl<0.5,speed>=1.2; else exit code 1."
         ),
-    ] = "",
+    ] = None,
     schema: Annotated[
         bool,
         typer.Option(
@@ -320,7 +320,7 @@ def report(
     """
     from pipeline.report import gate, several
 
-    wanted = gate.parse(conditions) if conditions else []
+    wanted = [] if conditions is None else gate.parse(conditions)
     failed = False
     runs = list({run.resolve(): run for run in runs}.values())
     if len(runs) > 1:

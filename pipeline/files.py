@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import UserError
 
 FULL_DISK_BYTES = 16 << 20
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
 
 
 def read_committed(path: Path, columns: list[str]) -> pa.Table:
@@ -113,8 +114,13 @@ def _atomic(path: Path) -> Iterator[Path]:
                 os.fsync(stream.fileno())
             temporary.replace(path)
             fsync_folder(path.parent)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise UserError(f"{path}: can't be written ({error.strerror})") from None
         finally:
-            temporary.unlink(missing_ok=True)
+            if os.access(path.parent, os.W_OK):
+                temporary.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

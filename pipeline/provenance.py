@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from pipeline import licences, models
+from pipeline.errors import UserError
 from pipeline.rundir import RunDir
 
 NOT_RECORDED = "An earlier version of Retort made this run, and did not record it."
@@ -139,7 +140,13 @@ def _licensed(who: str, licence: str | None, prompts: int | None, terms: str) ->
 def _config(run_dir: RunDir) -> dict[str, Any]:
     """The settings that the run was made with; none where they are gone."""
     path = run_dir.path / "config.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged (no settings in YAML); mend it, or delete it: manifests have what was run")
+    return found
 
 
 def _teacher(run_dir: RunDir, told: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,12 @@ PARAGRAPH = re.compile(r"\n\s*\n")
 NGRAM_WORDS = 10
 MIN_NGRAM_TEXT_WORDS = 30
 MIN_TOP_COUNT = 3
+MAX_SENTENCE_RUN, MAX_DUPLICATE_NGRAM_FRAC = 3, 0.35  # as filter has them by default
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether an answer goes round in circles: by sentences or lines in a row, or by duplicate 10-grams."""
+    return longest_sentence_run(text) > MAX_SENTENCE_RUN or duplicate_ngram_frac(text) > MAX_DUPLICATE_NGRAM_FRAC
 
 
 def longest_sentence_run(text: str) -> int:

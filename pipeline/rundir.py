@@ -347,15 +347,20 @@ def read_shards(run: RunDir, stage: str, columns: list[str] | None = None) -> It
 
     Raises UserError that names a file which is missing, truncated or altered.
     """
-    for record in run.manifest(stage)["files"]:
-        if record["name"].endswith(".parquet"):
-            path = run._check_file(stage, record)
-            if lacking := set(columns or []) - set(pq.read_schema(path).names):
-                raise UserError(
-                    f"{path}: has no {min(lacking)}: another version of Retort made it; do"
-                    f" `{run.command(stage, '--fresh')}` and what follows, or use that version"
-                )
-            yield pq.read_table(path, columns=columns)
+    for number in range(len(shard_paths(run, stage))):
+        yield read_shard(run, stage, number, columns)
+
+
+def read_shard(run: RunDir, stage: str, number: int, columns: list[str] | None = None) -> pa.Table:
+    """One of them, with the same checks."""
+    records = [record for record in run.manifest(stage)["files"] if record["name"].endswith(".parquet")]
+    path = run._check_file(stage, records[number])
+    if lacking := set(columns or []) - set(pq.read_schema(path).names):
+        raise UserError(
+            f"{path}: has no {min(lacking)}: another version of Retort made it; do"
+            f" `{run.command(stage, '--fresh')}` and what follows, or use that version"
+        )
+    return pq.read_table(path, columns=columns)
 
 
 def shard_paths(run: RunDir, stage: str) -> list[Path]:

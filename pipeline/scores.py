@@ -243,7 +243,7 @@ class Verdict(Section):
         "(?:chat_)?(?:reverse_kl_nats|top1_agreement_frac|acceptance_frac|nll_nats)_over_sft_only": "the same, ÷",
         "task_difference_from_(?:teacher|sft_only|untrained|other)": "items passed, the student less that arm",
         "task_p_(?:teacher|sft_only|untrained|other)": "McNemar's exact test, by Holm",
-        "task_detectable_difference_(?:teacher|sft_only|untrained|other)": "what so many items show with 80 % power",
+        "task_detectable_difference_(?:teacher|sft_only|untrained|other)": "what so many show with 80 % power",
         "judge_(?:length_controlled_)?win_rate_over_(?:teacher|sft_only)": "as in the student's judge section",
         r"harness_\w+_difference_from_teacher": "the student's figure less the teacher's, paired by item",
         r"harness_\w+_over_teacher": "the same, ÷",

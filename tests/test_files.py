@@ -10,7 +10,16 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.files import file_hash, read_committed, read_json, text_hash, user_disk_errors, write_json, write_table
+from pipeline.files import (
+    file_hash,
+    read_committed,
+    read_json,
+    text_hash,
+    user_disk_errors,
+    write_json,
+    write_table,
+    write_text,
+)
 
 TABLE = pa.table({"n": [1, 2, 3], "text": ["a", "b", "c"]})
 
@@ -73,3 +82,10 @@ def test_a_committed_file_that_cannot_be_read_is_named(tmp_path: Path, data: byt
 def test_hashes_are_sha256_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes("é".encode())
     assert file_hash(tmp_path / "a") == text_hash("é") == hashlib.sha256("é".encode()).hexdigest()
+
+
+def test_what_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(UserError, match=r"report\.html: can't be written \(Is a directory\)"):
+        write_text(tmp_path / "report.html", "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -176,3 +176,14 @@ def test_a_limit_takes_from_every_category(items: list[Item]) -> None:
 def test_a_missing_set_says_how_to_do_without(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such task set \(evaluate.tasks.path; null for none\)"):
         task_set.load(tmp_path / "none.jsonl", None)
+
+
+def test_a_set_without_an_item_or_with_one_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n")
+    with pytest.raises(UserError, match=r"tasks\.jsonl: no .*item in it"):
+        task_set.load(path, None)
+    item = json.loads((PROMPTS / "tasks.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    path.write_text(f"{json.dumps(item)}\n" * 2)
+    with pytest.raises(UserError, match=f"two items have the same id: {item['id']}"):
+        task_set.load(path, None)

@@ -35,6 +35,7 @@ from pipeline.files import file_hash, read_committed, write_json
 from pipeline.forced import load
 from pipeline.judge import fingerprint as judge_fingerprint
 from pipeline.records import ARMS, SAMPLES, TASKS
+from pipeline.repetition import is_repetitive
 from pipeline.rundir import RunDir, Stage
 from pipeline.served import Served
 
@@ -263,7 +264,7 @@ def _quality(config: Config, rows: Rows) -> dict[str, Figure]:
         return {}
     measured = {
         "truncated_frac": [float(row["finish_reason"] != "stop") for row in rows],
-        "repetition_frac": [float(chat.is_repetitive(row["answer"])) for row in rows],
+        "repetition_frac": [float(is_repetitive(row["answer"])) for row in rows],
         "answer_tokens": [float(row["num_tokens"]) for row in rows],
     }
     items = [row["item_id"] for row in rows]

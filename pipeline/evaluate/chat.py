@@ -7,11 +7,7 @@ from typing import Any
 from pipeline import models, reasoning
 from pipeline.chat_set import Item
 from pipeline.config import Evaluate
-from pipeline.repetition import duplicate_ngram_frac, longest_sentence_run
 from pipeline.served import Served
-
-MAX_SENTENCE_RUN = 3
-MAX_DUPLICATE_NGRAM_FRAC = 0.35  # both as filter has them by default
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,3 @@ def answer(arm: Served, items: Sequence[Item], manner: Manner, settings: Evaluat
                 }
             )
     return rows
-
-
-def is_repetitive(text: str) -> bool:
-    """Whether an answer goes round in circles."""
-    return longest_sentence_run(text) > MAX_SENTENCE_RUN or duplicate_ngram_frac(text) > MAX_DUPLICATE_NGRAM_FRAC

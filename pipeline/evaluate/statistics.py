@@ -5,7 +5,6 @@ Axes: N prompts (or items: whatever is independent), C columns, R resamples.
 
 from collections.abc import Iterator, Sequence
 from math import isfinite
-from statistics import NormalDist
 from typing import Any, TypedDict
 
 import numpy as np
@@ -133,17 +132,25 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def detectable_difference(differences: FloatVector) -> Figure | None:
-    """The least true difference of means that so many pairs show with 80 % power at 5 %; None where no pair differs.
+def detectable_difference(differences: FloatVector, num_tests: int = 1) -> Figure | None:
+    """The least true difference of shares that so many pairs show with 80 % power; None where no pair differs, or none.
 
-    (z₀.₉₇₅ + z₀.₈) · √(mean square of the differences / N). Of binary outcomes the mean square is the share of
-    discordant pairs, as in Connor 1987 for a small difference; for evaluations see Miller 2024 (arXiv:2411.00640).
+    By the exact sign test at 5 % ÷ `num_tests`, the strictest level of Holm's for so many; as many pairs differ as do
+    here, or as the difference itself needs. How to say it of evaluations: Miller 2024 (arXiv:2411.00640).
     """
-    mean_square = float(np.mean(differences**2)) if len(differences) else 0.0
-    if mean_square == 0:
+    num, discordant = len(differences), float(np.mean(differences != 0)) if len(differences) else 0.0
+    level = SIGNIFICANCE / num_tests
+
+    def power(difference: float) -> float:
+        return binomial.power_of_sign_test(num, max(discordant, difference), difference, level)
+
+    if not discordant or power(1) < POWER:
         return None
-    z = NormalDist().inv_cdf(1 - SIGNIFICANCE / 2) + NormalDist().inv_cdf(POWER)
-    return {"value": z * (mean_square / len(differences)) ** 0.5, "low": None, "high": None, "num": len(differences)}
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(middle) < POWER else (low, middle)
+    return {"value": high, "low": None, "high": None, "num": num}
 
 
 def repeated(values: list[float]) -> Figure:

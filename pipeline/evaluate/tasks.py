@@ -90,10 +90,11 @@ def comparisons(scored: dict[str, list[Score]], resamples: int, seed: int) -> di
     if "untrained" in passed:
         compared["gap_closed"] = statistics.gap_closed(student, passed["untrained"], teacher, resamples, seed)
     tests: dict[str, Figure] = {}
-    for other in (arm for arm in OTHERS if arm in passed):
+    others = [arm for arm in OTHERS if arm in passed]
+    for other in others:
         differences = student - passed[other]
         compared[f"task_difference_from_{other}"] = statistics.mean(differences, resamples, seed)
-        compared[f"task_detectable_difference_{other}"] = statistics.detectable_difference(differences)
+        compared[f"task_detectable_difference_{other}"] = statistics.detectable_difference(differences, len(others))
         tests[other] = statistics.sign_test(differences)
     adjusted = statistics.holm({other: test["value"] for other, test in tests.items()})
     for other, p in adjusted.items():

@@ -20,7 +20,7 @@ TASK_OTHERS = {
 FIDELITY_ROWS, TASK_ROWS, SPEED_ROWS = "fidelity.parquet", "tasks.parquet", "speed.parquet"
 CHAT_ROWS, RISK_ROWS = "samples.parquet", "risks.parquet"
 
-MAX_EQUALS_APART = 1.2  # times; on a quiet machine arms of one size are within a tenth
+MAX_EQUALS_APART = 1.1  # times; on a quiet machine arms of one size are within a tenth
 
 OTHER_MEASURES = {  # (name, whether less of it is better)
     "reverse_kl_nats": ("reverse KL", True),
@@ -135,8 +135,9 @@ def _noise(arms: dict[str, Any]) -> list[str]:
     if not rates or max(rates) <= MAX_EQUALS_APART * min(rates):
         return []
     return [
-        f"Do not believe the speeds, nor what follows from them: {len(rates)} students of the same size were timed at"
-        f" {min(rates):.0f} to {max(rates):.0f} tokens a second, so other work on this machine decided them."
+        f"{len(rates)} students of the same size were timed at {min(rates):.0f} to {max(rates):.0f} tokens a second,"
+        f" {max(rates) / min(rates):.2f}× apart, by other work on this machine: do not believe in differences of speed"
+        " that are no larger, nor in what follows from them."
     ]
 
 

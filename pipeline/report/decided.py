@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import privacy
 from pipeline.config import Privacy
 from pipeline.console import escaped
 from pipeline.errors import UserError
 from pipeline.report.figures import NONE, rule_unit, setting_text, words
-from pipeline.rundir import RunDir, read_answers, read_shards, shard_paths
+from pipeline.rundir import RunDir, read_answers, read_shard, read_shards
 
 Row = dict[str, Any]
 Place = tuple[int, int]  # file, row
@@ -141,11 +140,10 @@ def _decided(run_dir: RunDir) -> Iterator[tuple[Place, list[str]]]:
 
 def _rows(run_dir: RunDir, places: list[Place]) -> list[Row]:
     """The answers at these places, in ascending order, each with its prompt's messages and why it was dropped."""
-    answers, decisions = shard_paths(run_dir, "generate"), shard_paths(run_dir, "filter")
     rows = []
     for number in dict.fromkeys(number for number, _ in places):
-        whole = pq.ParquetFile(answers[number]).read([*COLUMNS, "reasoning"])
-        decided = pq.ParquetFile(decisions[number]).read(["reasons", "masked_spans"])
+        whole = read_shard(run_dir, "generate", number, [*COLUMNS, "reasoning"])
+        decided = read_shard(run_dir, "filter", number, ["reasons", "masked_spans"])
         for row in (row for file, row in places if file == number):
             rows.append(whole.slice(row, 1).to_pylist()[0] | decided.slice(row, 1).to_pylist()[0])
     asked = _conversations(run_dir, {row["prompt_id"] for row in rows})

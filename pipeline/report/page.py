@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from pipeline import models
 from pipeline.files import read_committed, read_json, write_text
 from pipeline.records import ARMS, STAGES
+from pipeline.repetition import is_repetitive
 from pipeline.report import (
     benchmarks,
     charts,
@@ -30,6 +31,7 @@ from pipeline.report import (
 from pipeline.rundir import RunDir
 
 NUM_OPEN_ITEMS = 6
+LOOPS = "↻ goes round in circles"
 NUM_EXAMPLES, EXAMPLE_CHARS = 2, 160  # of what each rule dropped
 CONTRACT = {  # what train/contract.py measured, for people
     "worst_sampled_difference_nats": "Largest gap between a token's log-prob and its stored row, beyond rounding, nats",
@@ -252,7 +254,8 @@ def _graded(graded: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _chat(run_dir: RunDir) -> list[dict[str, Any]]:
     path = run_dir.stage_path("evaluate") / "samples.parquet"
-    return side_by_side(read_committed(path, rows.ANSWER_COLUMNS).to_pylist()) if path.is_file() else []
+    answers = read_committed(path, rows.ANSWER_COLUMNS).to_pylist() if path.is_file() else []
+    return side_by_side([row | {"mark": LOOPS if is_repetitive(row["answer"]) else ""} for row in answers])
 
 
 def _reproduce(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any]:

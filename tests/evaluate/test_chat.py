@@ -8,6 +8,7 @@ from pipeline.config import Evaluate
 from pipeline.errors import UserError
 from pipeline.evaluate import chat
 from pipeline.evaluate.chat import Manner
+from pipeline.repetition import is_repetitive
 
 
 class Echo:
@@ -80,6 +81,6 @@ def test_a_missing_set_says_how_to_do_without(tmp_path: Path) -> None:
 
 
 def test_loops_are_seen_and_prose_is_not() -> None:
-    assert chat.is_repetitive("It is. " * 5)
-    assert chat.is_repetitive("one two three four five six seven eight nine ten eleven " * 6)
-    assert not chat.is_repetitive("Rain is water that falls from clouds. It fills rivers, and feeds plants.")
+    assert is_repetitive("It is. " * 5)
+    assert is_repetitive("one two three four five six seven eight nine ten eleven " * 6)
+    assert not is_repetitive("Rain is water that falls from clouds. It fills rivers, and feeds plants.")

@@ -397,3 +397,15 @@ def test_p_values_are_adjusted_for_all_that_is_tested_of_an_arm() -> None:
     student = risk_figures.figures({"teacher": teacher, "student": scores}, SETTINGS)["student"]
     assert student["hallucination_frac_p"] == {"value": 2 * 2 / 2**6, "low": None, "high": None, "num": 6}
     assert student["over_refusal_frac_p"]["value"] == 1
+
+
+def test_gaps_of_pairs_whose_interval_leaves_zero_out_are_told_with_the_test() -> None:
+    refused = {"over_refusal_frac": {"a": 0.0, "b": 1.0}}
+    teacher = {"pair_length_gap_frac": {f"p{n}": 0.1 for n in range(5)}, **refused}
+    student = {"pair_length_gap_frac": {f"p{n}": 0.4 + n / 10 for n in range(5)}, **refused}
+    found = risk_figures.figures({"teacher": teacher, "student": student}, Evaluate(bootstrap=500))
+    [told] = risk_figures.sentences(found)
+    assert "in none was the student shown to differ" in told
+    assert "By its interval or its test this differs from the teacher's: the difference in length of a pair's" in told
+    assert "(+0.5, " in told
+    assert "sign test p = 0.12)" in told

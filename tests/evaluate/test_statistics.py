@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from itertools import product
 from math import comb
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import binomial
 from pipeline.evaluate import verdict
 from pipeline.evaluate.statistics import (
     Figure,
@@ -202,21 +204,37 @@ def test_holm_keeps_false_findings_of_a_family_at_five_percent() -> None:
     assert 0.04 <= np.mean(found) <= 0.06
 
 
-@pytest.mark.parametrize("discordant", [0.1, 0.3])
-def test_the_detectable_difference_is_found_four_times_in_five(discordant: float) -> None:
-    """With so many discordant pairs, and a difference as large as was said, by McNemar's test without correction."""
+@pytest.mark.parametrize(
+    ("num", "discordant", "num_tests"), [(400, 0.1, 1), (400, 0.3, 3), (40, 0.25, 3), (40, 0.05, 3)]
+)
+def test_the_detectable_difference_is_found_four_times_in_five(num: int, discordant: float, num_tests: int) -> None:
+    """With so many discordant pairs, or as many as the difference needs, by the exact test at its strictest level."""
     generator = np.random.default_rng(9)
-    num = 400
     half = round(num * discordant / 2)
     observed = np.array([1.0] * half + [-1.0] * half + [0.0] * (num - 2 * half))
-    figure = detectable_difference(observed)
+    figure = detectable_difference(observed, num_tests)
     assert figure is not None
-    assert figure["value"] == pytest.approx(2.8016 * (discordant / num) ** 0.5, rel=1e-4)
-    ups, downs = (discordant + figure["value"]) / 2, (discordant - figure["value"]) / 2
-    counts = generator.multinomial(num, [ups, downs, 1 - ups - downs], size=20_000)
-    b, c = counts[:, 0], counts[:, 1]
-    found = np.abs(b - c) / np.sqrt(np.maximum(b + c, 1)) > 1.96
-    assert 0.77 <= found.mean() <= 0.86
+    differ = max(discordant, figure["value"])
+    ups, downs = (differ + figure["value"]) / 2, (differ - figure["value"]) / 2
+    counts = generator.multinomial(num, [ups, max(0, downs), 1 - differ], size=10_000)
+    found = [binomial.sign_test(int(up), int(down)) < 0.05 / num_tests for up, down, _ in counts]
+    assert 0.785 <= np.mean(found) <= 0.815
+
+
+def test_so_few_pairs_that_no_difference_would_show_have_none_to_tell() -> None:
+    """Even 5 of 5 the same way have p = 0.0625."""
+    assert detectable_difference(np.array([1.0, -1.0, 0.0, 0.0, 0.0])) is None
+    assert detectable_difference(np.array([1.0, -1.0, 0.0, 0.0, 0.0, 0.0]), 3) is None
+
+
+def test_the_power_of_the_sign_test_is_that_of_all_outcomes_added_up() -> None:
+    num, differ, difference = 9, 0.6, 0.45
+    up, down = (differ + difference) / 2, (differ - difference) / 2
+    expected = 0.0
+    for ups, downs in ((u, d) for u in range(num + 1) for d in range(num + 1 - u) if binomial.sign_test(u, d) < 0.05):
+        ways = math.factorial(num) / math.factorial(ups) / math.factorial(downs) / math.factorial(num - ups - downs)
+        expected += ways * up**ups * down**downs * (1 - differ) ** (num - ups - downs)
+    assert binomial.power_of_sign_test(num, differ, difference, 0.05) == pytest.approx(expected, rel=1e-9)
 
 
 def test_pairs_that_all_agree_say_nothing_of_what_could_be_detected() -> None:

@@ -12,8 +12,8 @@ def arm(rate: float, size: float) -> dict[str, Any]:
 def test_students_of_one_size_that_were_timed_far_apart_tell_of_noise() -> None:
     arms = {"teacher": arm(89, 134), "student": arm(168, 113), "sft_only": arm(98, 113), "untrained": arm(80, 113)}
     [sentence] = verdict._noise(arms)
-    assert "Do not believe the speeds, nor what follows from them: 3 students of the same size" in sentence
-    assert "were timed at 80 to 168 tokens a second" in sentence
+    assert "3 students of the same size were timed at 80 to 168 tokens a second, 2.10× apart" in sentence
+    assert "do not believe in differences of speed that are no larger" in sentence
 
 
 def test_what_is_close_or_of_another_size_is_no_noise() -> None:

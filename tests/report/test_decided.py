@@ -138,3 +138,10 @@ def test_decisions_about_other_answers_are_refused(run_dir: RunDir) -> None:
     manifest.write_text(manifest.read_text().replace(run_dir.output_hash("generate"), "0" * 64))
     with pytest.raises(UserError, match="decided about other answers"):
         decided.sample(run_dir, "kept", 2)
+
+
+def test_a_damaged_file_of_answers_is_named(run_dir: RunDir) -> None:
+    path = run_dir.path / "generate/responses-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"responses-00001\.parquet: damaged"):
+        decided.sample(run_dir, "kept", 9)

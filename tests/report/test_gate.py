@@ -69,10 +69,17 @@ def test_evaluate_must_have_finished(run_dir: RunDir) -> None:
         gate.check(run_dir, gate.parse("kl<1"))
 
 
-@pytest.mark.parametrize(("conditions", "code"), [("kl<1000,kl>=0", 0), ("kl<1000,kl<0", 1), ("", 0)])
-def test_the_command_ends_with_one_where_a_condition_fails(run_dir: RunDir, conditions: str, code: int) -> None:
-    arguments = ["report", str(run_dir.path), *(["--gate", conditions] if conditions else [])]
+@pytest.mark.parametrize(("conditions", "code"), [("kl<1000,kl>=0", 0), ("kl<1000,kl<0", 1), (None, 0)])
+def test_the_command_ends_with_one_where_a_condition_fails(run_dir: RunDir, conditions: str | None, code: int) -> None:
+    arguments = ["report", str(run_dir.path), *(["--gate", conditions] if conditions is not None else [])]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == code
     assert ("FAILS  kl<0" in result.stdout) is bool(code)
     assert (run_dir.path / "report.html").is_file()
+
+
+def test_a_gate_that_asks_nothing_is_no_gate(run_dir: RunDir) -> None:
+    """As of a shell's variable that is not set."""
+    result = CliRunner().invoke(app, ["report", str(run_dir.path), "--gate", ""])
+    assert result.exit_code != 0
+    assert "'' is no condition" in str(result.exception)

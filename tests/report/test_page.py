@@ -5,6 +5,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fabricated_run import PLANTED, WEIGHTS_HASH, figure, make, samples, scores
 
@@ -12,7 +14,8 @@ from pipeline.config import fields
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.filter import REASONS
-from pipeline.records import ARMS
+from pipeline.records import ARMS, SAMPLES
+from pipeline.repetition import is_repetitive
 from pipeline.report import charts, figures, page
 from pipeline.rundir import RunDir
 
@@ -318,6 +321,25 @@ def test_reproduction_has_command_config_weights_contract_and_times(run_dir: Run
         "train",
         "evaluate",
     ]
+
+
+@pytest.mark.parametrize("text", ["name: [", "- 1", "\xff"])
+def test_a_damaged_config_is_one_line(run_dir: RunDir, text: str) -> None:
+    (run_dir.path / "config.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"config\.yaml: damaged"):
+        page.render(run_dir)
+
+
+def test_an_answer_that_loops_is_marked(run_dir: RunDir) -> None:
+    html = page.render(run_dir)
+    assert not any(is_repetitive(row["answer"]) for row in samples())
+    assert page.LOOPS not in html
+    path = run_dir.path / "evaluate" / "samples.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[3]["answer"] = "So it goes. " * 9
+    pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLES), path)
+    marks = [row["mark"] for item in page._chat(run_dir) for turn in item["turns"] for row in turn]
+    assert [mark for mark in marks if mark] == [page.LOOPS]
 
 
 def test_accepted_changes_are_told(run_dir: RunDir) -> None:
