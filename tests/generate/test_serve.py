@@ -424,7 +424,9 @@ def test_an_engine_process_that_dies_is_one_line_and_the_same_command_goes_on(pl
 @pytest.mark.timeout(600)
 def test_a_server_killed_and_started_again_mid_run_is_waited_for(served: Served, plain: Path, tmp_path: Path) -> None:
     where = copy_of_prepared(plain, tmp_path)
-    command = [*RETORT, "generate", *where, f"teacher.server.urls=[{served.url}]"]
+    # a server that is told to end waits for what it is asked, until whoever asked gives up
+    patience = "teacher.server.timeout_s=20"
+    command = [*RETORT, "generate", *where, f"teacher.server.urls=[{served.url}]", patience]
     environment = {**os.environ, KEY: SECRET}
     run = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     shards = tmp_path / "other/generate"
