@@ -82,7 +82,7 @@ class Served:
         everyone = self.processes()
         assert len(everyone) >= 3, "retort serve, vLLM's server, its engine"
         self.process.send_signal(number)
-        alive = survivors(everyone, timeout=40)
+        alive = survivors(everyone, timeout=100)
         for process in alive:
             process.kill()
         assert not alive, f"left after {number.name}: {alive}"
