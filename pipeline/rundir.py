@@ -347,14 +347,21 @@ def read_shards(run: RunDir, stage: str, columns: list[str] | None = None) -> It
 
     Raises UserError that names a file which is missing, truncated or altered.
     """
-    for number in range(len(shard_paths(run, stage))):
-        yield read_shard(run, stage, number, columns)
+    for record in _shard_records(run, stage):
+        yield _read_shard(run, stage, record, columns)
 
 
 def read_shard(run: RunDir, stage: str, number: int, columns: list[str] | None = None) -> pa.Table:
     """One of them, with the same checks."""
-    records = [record for record in run.manifest(stage)["files"] if record["name"].endswith(".parquet")]
-    path = run._check_file(stage, records[number])
+    return _read_shard(run, stage, _shard_records(run, stage)[number], columns)
+
+
+def _shard_records(run: RunDir, stage: str) -> list[dict[str, Any]]:
+    return [record for record in run.manifest(stage)["files"] if record["name"].endswith(".parquet")]
+
+
+def _read_shard(run: RunDir, stage: str, record: dict[str, Any], columns: list[str] | None) -> pa.Table:
+    path = run._check_file(stage, record)
     if lacking := set(columns or []) - set(pq.read_schema(path).names):
         raise UserError(
             f"{path}: has no {min(lacking)}: another version of Retort made it; do"
@@ -365,8 +372,7 @@ def read_shard(run: RunDir, stage: str, number: int, columns: list[str] | None =
 
 def shard_paths(run: RunDir, stage: str) -> list[Path]:
     """The Parquet files of a complete stage, in the order in which `read_shards` reads and checks them."""
-    names = [record["name"] for record in run.manifest(stage)["files"]]
-    return [run.stage_path(stage) / name for name in names if name.endswith(".parquet")]
+    return [run.stage_path(stage) / record["name"] for record in _shard_records(run, stage)]
 
 
 def read_planned(run: RunDir, columns: list[str], num_samples: int) -> Iterator[dict[str, Any]]:

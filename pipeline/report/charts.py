@@ -37,14 +37,7 @@ def curves(metrics: list[dict[str, Any]], key: str, title: str) -> Chart:
             line={"color": ARM_COLOURS.get(arm, GREY), "dash": DASHES.get(arm, "dot"), "width": 2},
             marker={"size": 5},
         )
-    figure.update_layout(
-        height=300,
-        showlegend=True,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        xaxis={"title": {"text": "optimizer step"}, "rangemode": "tozero"},
-        yaxis={"title": {"text": title}},
-    )
-    return _finished(figure)
+    return _lines(figure, 300, {"title": {"text": "optimizer step"}, "rangemode": "tozero"}, {"title": {"text": title}})
 
 
 def forward_kl(arms: dict[str, Any]) -> Chart | None:
@@ -107,14 +100,12 @@ def by_position(arms: dict[str, Any]) -> Chart | None:
             )
     if not figure.data:
         return None
-    figure.update_layout(
-        height=320,
-        showlegend=True,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        xaxis={"title": {"text": "token of the answer"}, "type": "category"},
-        yaxis={"title": {"text": "forward KL, nats a token"}, "rangemode": "tozero"},
+    return _lines(
+        figure,
+        320,
+        {"title": {"text": "token of the answer"}, "type": "category"},
+        {"title": {"text": "forward KL, nats a token"}, "rangemode": "tozero"},
     )
-    return _finished(figure)
 
 
 def trade(points: dict[str, tuple[Row, Row]], front: list[str], label: str, better: str) -> Chart:
@@ -162,14 +153,12 @@ def throughput(arms: dict[str, Any]) -> Chart | None:
             line={"color": ARM_COLOURS[arm], "width": 2},
             error_y=_spread(of.values(), ARM_COLOURS[arm]),
         )
-    figure.update_layout(
-        height=300,
-        showlegend=True,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        xaxis={"title": {"text": "requests at once"}, "type": "category"},
-        yaxis={"title": {"text": "output tokens a second"}, "rangemode": "tozero"},
+    return _lines(
+        figure,
+        300,
+        {"title": {"text": "requests at once"}, "type": "category"},
+        {"title": {"text": "output tokens a second"}, "rangemode": "tozero"},
     )
-    return _finished(figure)
 
 
 def break_even(arms: dict[str, Any], verdict: Row) -> Chart | None:
@@ -196,14 +185,12 @@ def break_even(arms: dict[str, Any], verdict: Row) -> Chart | None:
         figure.add_vline(x=even["value"], line={"color": GREY, "dash": "dot", "width": 1.5})
         told = f"paid for after {figures.scaled(even['value'])} tokens"
         figure.add_annotation(x=even["value"], y=0, text=told, showarrow=False, xanchor="left", yanchor="bottom")
-    figure.update_layout(
-        height=300,
-        showlegend=True,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        xaxis={"title": {"text": "output tokens served"}, "rangemode": "tozero"},
-        yaxis={"title": {"text": "hours of this machine"}, "rangemode": "tozero"},
+    return _lines(
+        figure,
+        300,
+        {"title": {"text": "output tokens served"}, "rangemode": "tozero"},
+        {"title": {"text": "hours of this machine"}, "rangemode": "tozero"},
     )
-    return _finished(figure)
 
 
 def waterfall(num_answers: int, drops: list[tuple[str, int]]) -> Chart:
@@ -252,6 +239,13 @@ def _spread(of: Iterable[Row], colour: str) -> Row:
 
 def _label(figure: go.Figure, x: float, y: float | str, text: str) -> None:
     figure.add_annotation(x=x, y=y, text=text, showarrow=False, xanchor="left", xshift=8)
+
+
+def _lines(figure: go.Figure, height: int, xaxis: Row, yaxis: Row) -> Chart:
+    """A chart of several lines, whose names stand above it."""
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    figure.update_layout(height=height, showlegend=True, legend=legend, xaxis=xaxis, yaxis=yaxis)
+    return _finished(figure)
 
 
 def _finished(figure: go.Figure) -> Chart:
