@@ -92,7 +92,7 @@ def check_logits(model: Any, own_NV: Tensor, hidden_NH: Tensor | None, who: str)
 
 
 def input_device(model: Any) -> torch.device:
-    """Where a model takes its token ids: where the embedding computes, also if accelerate keeps its weights elsewhere."""
+    """Where a model takes its token ids: where its embedding computes, also if accelerate keeps it elsewhere."""
     embedding = model.get_input_embeddings()
     device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
     return embedding.weight.device if device is None else torch.device(device)

@@ -14,9 +14,9 @@ from pipeline import alignment, models
 from pipeline.config import Train
 from pipeline.console import say
 from pipeline.errors import UserError
+from pipeline.head import head_of, logits
 from pipeline.train import student
 from pipeline.train.batches import collate
-from pipeline.head import head_of, logits
 from pipeline.train.losses import states, token_losses
 from pipeline.train.targets import is_masked
 from pipeline.train.temperature import tempering_error_nats

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.pruning import layers_of
+
 MAX_MEASURED_TOKENS = 1024  # of an answer and its prompt
 NUM_MEASURED = 32  # answers on which block influence is measured
 
@@ -44,7 +46,7 @@ def block_influence(model: PreTrainedModel, rows: Any) -> list[float]:
     before, device = model.device, _device(model)
     decoder.to(device).eval()
     num_tokens = 0
-    with _summed(decoder.layers) as sums, torch.no_grad():
+    with _summed(layers_of(model)) as sums, torch.no_grad():
         for index in chosen:
             ids = [*rows[index]["prompt_token_ids"], *rows[index]["token_ids"]][:MAX_MEASURED_TOKENS]
             decoder(input_ids=torch.tensor([ids], device=device), use_cache=False)
