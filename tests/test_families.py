@@ -10,6 +10,7 @@ import families
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from torch import Tensor
 
 from pipeline import codec, forced, head, language_model, pruning
@@ -241,3 +242,25 @@ def test_of_a_model_that_sees_its_language_model_is_taken(tmp_path: Path, name: 
     torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
     losses_and_gradients(saved, collate(rows(), 0, VOCAB, Train()))
     assert all(weight.grad is not None for weight in saved.parameters()), "processes train together"
+
+
+# --- models that are too large for their device
+
+
+@pytest.mark.parametrize("where", [cpu_offload, disk_offload])
+@pytest.mark.parametrize("name", ["gemma2", "phi", "llama-tied", "gemma3"])
+def test_weights_that_accelerate_keeps_elsewhere_are_fetched(tmp_path: Path, name: str, where: Any) -> None:
+    """As device_map does to what does not fit: the head's weights, too, are on no device between two uses."""
+    whole = families.build(name, VOCAB)
+    place = {} if where is cpu_offload else {"offload_dir": tmp_path}
+    where(whole, execution_device=torch.device("cpu"), **place)
+    model = language_model._alone(whole, name)
+    assert model.get_output_embeddings().weight.is_meta
+    head.prove(model, name)
+    for teacher, arm in ((built(name), model), (model, built(name))):
+        sums = fidelity.measure(teacher, {"arm": arm}, texts(), 4096)["arm"]
+        assert abs(sums.of("forward_kl_nats")).max() < 1e-5
+        assert sums.of("acceptance_frac").sum() == pytest.approx(sums.num_tokens().sum(), abs=1e-4)
+    means = [preference.mean_logprobs_nats(of, texts(), 4096) for of in (model, built(name))]
+    assert means[0] == pytest.approx(means[1], abs=1e-5)
+    assert model.get_output_embeddings().weight.is_meta
