@@ -12,7 +12,7 @@ async def _stalled(limit: Limit, stalls: int, stall_s: float) -> str:
     async with limit:
         for _ in range(stalls):
             await asyncio.sleep(0.001)
-            time.sleep(stall_s)  # the loop stands still  # noqa: ASYNC251
+            time.sleep(stall_s)  # the loop stands still
         return "came"
 
 
