@@ -14,6 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline import language_model
+from pipeline.head import Head, dense_logits, input_device
+
 CHUNK_TOKENS = 512  # tokens whose vocabulary logits are held at once, of each model
 WINDOW_TEXTS = 1024  # texts held at once, among which those of like length are found
 
@@ -31,14 +34,13 @@ class ForcedText:
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
-def load(folder: Path, dtype: str) -> Any:
-    """The model in a folder, ready to be asked; several GPUs share one that is too large for one."""
-    from transformers import AutoModelForCausalLM
+def load(folder: Path, dtype: str, who: str) -> Any:
+    """The language model in a folder, ready to be asked; several GPUs share one that is too large for one.
 
+    `who` is the stage and the model, for messages. Raises UserError where it can't be loaded, or its head is not known.
+    """
     spread = {"device_map": "auto"} if torch.cuda.is_available() else {}
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **spread
-    ).eval()
+    return language_model.load(folder, dtype, who, **spread)
 
 
 def batches(texts: Iterable[ForcedText], batch_tokens: int) -> Iterator[list[ForcedText]]:
@@ -58,8 +60,9 @@ def _length(text: ForcedText) -> int:
     return len(text.prompt_token_ids) + len(text.token_ids)
 
 
-def answer_states(model: Any, batch: list[ForcedText], device: torch.device) -> tuple[Tensor, npt.NDArray[np.int64]]:
+def answer_states(model: Any, batch: list[ForcedText]) -> tuple[Tensor, npt.NDArray[np.int64]]:
     """`(hidden_NH, owner_N)`: the state that predicts each answer token, and which text of the batch it is of."""
+    device = input_device(model)
     T = max(len(text.prompt_token_ids) + len(text.token_ids) for text in batch)
     input_ids_BT = torch.zeros((len(batch), T), dtype=torch.long)
     attention_BT = torch.zeros_like(input_ids_BT)
@@ -75,8 +78,6 @@ def answer_states(model: Any, batch: list[ForcedText], device: torch.device) -> 
     return hidden_BTH[predicts_BT.to(hidden_BTH.device)], predicts_BT.nonzero()[:, 0].numpy()
 
 
-def logprobs(model: Any, hidden_NH: Tensor, vocab_size: int) -> Tensor:
-    """Log-probs of the first `vocab_size` tokens after each state, float32, nats: (N, V)."""
-    head = model.get_output_embeddings()
-    logits_NV = head(hidden_NH.to(head.weight.device))[:, :vocab_size]
-    return logits_NV.to(next(model.parameters()).device).float().log_softmax(dim=1)
+def logprobs(head: Head, hidden_NH: Tensor, vocab_size: int, device: torch.device) -> Tensor:
+    """Log-probs of the first `vocab_size` tokens after each state, float32, nats: (N, V), on the device."""
+    return dense_logits(hidden_NH, head)[:, :vocab_size].to(device).float().log_softmax(dim=1)

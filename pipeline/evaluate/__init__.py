@@ -245,7 +245,9 @@ def _fidelity(
     config: Config, run_dir: RunDir, folders: dict[str, Path], rows: Rows, dtype: str
 ) -> tuple[SumsBySection, dict[str, Figure]]:
     """Sums by prompt of every arm on every set of texts, against the teacher; and which answers it finds likelier."""
-    loaded: dict[str, Any] = {arm: load(folder, dtype) for arm, folder in folders.items()}
+    loaded: dict[str, Any] = {
+        arm: load(folder, dtype, f"evaluate: {arm} ({folder})") for arm, folder in folders.items()
+    }
     vocab_size = len(loaded["teacher"].get_output_embeddings().weight)
     answers = {arm: forced_texts.of_arm(rows, arm, vocab_size) for arm in loaded}
     settings = config.evaluate

@@ -25,6 +25,7 @@ from pipeline.evaluate.calibration import Bins
 from pipeline.evaluate.per_prompt import FloatMatrix, PerPrompt
 from pipeline.evaluate.statistics import FloatVector
 from pipeline.forced import ForcedText, answer_states, batches, logprobs
+from pipeline.head import head_of, input_device
 
 MEASURES = (
     "forward_kl_nats",
@@ -171,19 +172,18 @@ def _values(
     teacher: Any, arms: dict[str, Any], batch: list[ForcedText], vocab_size: int
 ) -> tuple[dict[str, FloatMatrix], FloatVector]:
     """Each arm's measures of the batch's answer tokens, (N, M), and the teacher's entropies, (N,), nats."""
-    device = next(teacher.parameters()).device
-    teacher_NH, _ = answer_states(teacher, batch, device)
-    states = {
-        name: teacher_NH if model is teacher else answer_states(model, batch, device)[0] for name, model in arms.items()
-    }
+    device = input_device(teacher)
+    teacher_NH, _ = answer_states(teacher, batch)
+    states = {name: teacher_NH if model is teacher else answer_states(model, batch)[0] for name, model in arms.items()}
+    teacher_head, heads = head_of(teacher), {name: head_of(model) for name, model in arms.items()}
     labels_N = torch.tensor([token for text in batch for token in text.token_ids], device=device)
     values: dict[str, list[Tensor]] = {name: [] for name in arms}
     entropies: list[Tensor] = []
     for start in range(0, len(labels_N), CHUNK_TOKENS):
         rows = slice(start, start + CHUNK_TOKENS)
-        teacher_NV = logprobs(teacher, teacher_NH[rows], vocab_size)
+        teacher_NV = logprobs(teacher_head, teacher_NH[rows], vocab_size, device)
         of_arms = {
-            name: teacher_NV if model is teacher else logprobs(model, states[name][rows], vocab_size).to(device)
+            name: teacher_NV if model is teacher else logprobs(heads[name], states[name][rows], vocab_size, device)
             for name, model in arms.items()
         }
         for block in _blocks(teacher_NV):

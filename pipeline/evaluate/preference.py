@@ -15,6 +15,7 @@ import torch
 from pipeline.evaluate.forced_texts import of_row
 from pipeline.evaluate.statistics import Figure, FloatVector, ratio
 from pipeline.forced import CHUNK_TOKENS, ForcedText, answer_states, batches, logprobs
+from pipeline.head import head_of, input_device
 
 Rows = list[dict[str, Any]]
 LABEL = "self_preference"
@@ -23,15 +24,16 @@ LABEL = "self_preference"
 @torch.no_grad()
 def mean_logprobs_nats(teacher: Any, texts: list[ForcedText], batch_tokens: int) -> FloatVector:
     """The teacher's mean log-prob per token of each text, in the order of the texts; one that is empty is NaN."""
-    device, vocab_size = next(teacher.parameters()).device, len(teacher.get_output_embeddings().weight)
+    device, vocab_size = input_device(teacher), len(teacher.get_output_embeddings().weight)
     sums, places = np.zeros(len(texts)), {id(text): place for place, text in enumerate(texts)}
     for batch in batches([text for text in texts if text.token_ids], batch_tokens):
-        hidden_NH, owners = answer_states(teacher, batch, device)
+        hidden_NH, owners = answer_states(teacher, batch)
+        head = head_of(teacher)
         labels_N = torch.tensor([token for text in batch for token in text.token_ids], device=device)
         owner_places = np.array([places[id(text)] for text in batch])[owners]
         for start in range(0, len(labels_N), CHUNK_TOKENS):
             chunk = slice(start, start + CHUNK_TOKENS)
-            logprobs_NV = logprobs(teacher, hidden_NH[chunk], vocab_size)
+            logprobs_NV = logprobs(head, hidden_NH[chunk], vocab_size, device)
             given_N = logprobs_NV.gather(1, labels_N[chunk, None]).squeeze(1)
             np.add.at(sums, owner_places[chunk], given_N.double().cpu().numpy())
     lengths = np.array([len(text.token_ids) for text in texts], dtype=np.float64)

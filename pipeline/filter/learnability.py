@@ -94,7 +94,7 @@ def _measured(config: Config, run_dir: RunDir, name: str, weights_hash: str | No
     say(f"filter: what {name} can still learn of each answer (one forward pass)")
     files[0].parent.mkdir(exist_ok=True)
     dtype = run_dir.manifest("generate").get("teacher_dtype") or "float32"
-    model = load(student.path, dtype)
+    model = load(student.path, dtype, f"filter.learnability.student {name}")
     num_answers = sum(pq.read_metadata(path).num_rows for path in paths)
     with progress("answers") as bar:
         task = bar.add_task("student's KL", total=num_answers, note="")
@@ -142,9 +142,11 @@ def _mean_kl_nats(model: Any, batch: list[Any], stored: list[tuple[npt.NDArray[A
     import torch
 
     from pipeline.forced import CHUNK_TOKENS, answer_states, logprobs
+    from pipeline.head import head_of
 
     with torch.no_grad():
-        states_NH, owners_N = answer_states(model, batch, next(model.parameters()).device)
+        states_NH, owners_N = answer_states(model, batch)
+        head = head_of(model)
         K, vocab_size = max(ids.shape[1] for ids, _, _ in stored), len(model.get_output_embeddings().weight)
         missing = [((0, 0), (0, K - ids.shape[1])) for ids, _, _ in stored]  # columns; an id repeats one of its row
         ids_NK = np.concatenate([np.pad(ids, of, "edge") for (ids, _, _), of in zip(stored, missing, strict=True)])
@@ -155,7 +157,7 @@ def _mean_kl_nats(model: Any, batch: list[Any], stored: list[tuple[npt.NDArray[A
         kl_N = torch.cat(
             [
                 kl_of_rows(
-                    logprobs(model, states_NH[rows], vocab_size).cpu(),
+                    logprobs(head, states_NH[rows], vocab_size, torch.device("cpu")),
                     *(torch.from_numpy(part[rows]) for part in (ids_NK, logprobs_NK, tail_N)),
                 )
                 for rows in (slice(start, start + CHUNK_TOKENS) for start in range(0, len(owners_N), CHUNK_TOKENS))

@@ -16,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from pipeline.errors import UserError
+from pipeline.head import input_device
 from pipeline.train.rows import WINDOW_SHARDS, Answers
 
 NAME = "documents"  # of our attention, as transformers knows it
@@ -155,7 +156,7 @@ AttentionMaskInterface.register(NAME, _mask)
 def _check_apart(model: PreTrainedModel) -> None:
     """Raises UserError where the hidden states of an answer change with the answer before it, tried on a few tokens."""
     decoder: Any = model.get_decoder()
-    device, was_training = next(model.parameters()).device, model.training
+    device, was_training = input_device(model), model.training
     ends = torch.tensor([0, 4, 8], dtype=torch.int32, device=device)
     sizes = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 4, "max_length_k": 4}
     position_ids = torch.arange(4, device=device).repeat(2)[None]

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from pipeline import models
+from pipeline import language_model, models
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -45,12 +45,8 @@ def make(config: Config, teacher: models.Model, target: Path, rows: Any) -> dict
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal LM from a local folder of safetensors. Raises UserError where transformers can't build it."""
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False, use_safetensors=True)
-    except (ValueError, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path}: can't be loaded as a causal language model: {first}") from None
+    """The causal LM in a local folder, as language_model.load has it. Raises UserError where it can't be had."""
+    return language_model.load(path, dtype, f"train: {path}")
 
 
 def load_frozen(path: Path, bits: int | None) -> PreTrainedModel:

@@ -61,8 +61,8 @@ def pair(folder: Path | None) -> tuple[Any, Any]:
     from pipeline.train import student
 
     if folder is None:
-        return load(models.find("demo").path, "float32"), bench.untrained().eval()
-    teacher = load(folder, "float32")
+        return load(models.find("demo").path, "float32", "demo"), bench.untrained().eval()
+    teacher = load(folder, "float32", str(folder))
     kept = list(range(teacher.config.num_hidden_layers - 1))
     return teacher, student.keep_layers(copy.deepcopy(teacher), kept).eval()
 
@@ -88,7 +88,7 @@ def answers_alone(models: list[Any], batches: list[list[ForcedText]]) -> None:
 
     for batch in batches:
         for model in models:
-            states_NH, _ = answer_states(model, batch, model.device)
+            states_NH, _ = answer_states(model, batch)
             for chunk_NH in states_NH.split(CHUNK_TOKENS):
                 model.get_output_embeddings()(chunk_NH)
 

@@ -12,7 +12,7 @@ from pipeline.generate import support
 from pipeline.train import contract
 from pipeline.train.batches import LengthGrouped, collate
 from pipeline.train.divergences import buckets, forward_kl_nats
-from pipeline.train.head import Head, support_logprobs
+from pipeline.head import Head, support_logprobs
 from pipeline.train.targets import IGNORED
 
 DRAWN = Generate(support="sampled", num_draws=6)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pipeline.train.divergences import buckets, forward_kl_nats
-from pipeline.train.head import Head, entropy_and_best, support_logprobs
+from pipeline.head import Head, entropy_and_best, support_logprobs
 
 N, K, V, H = 7, 4, 23, 5
 

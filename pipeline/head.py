@@ -1,4 +1,4 @@
-"""From hidden states to the student's log-probs on a support, its exact tail and the label: no N×V logits at once.
+"""The head, one for train and evaluate: from hidden states to logits, and to log-probs without N×V logits at once.
 
 Axes: N tokens, C tokens of one chunk, K stored support, V vocabulary, H hidden.
 """
@@ -7,9 +7,19 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
+
+from pipeline.errors import UserError
+
+PROOF_TOKENS = 32
+# Of the largest logit. Float32: two orders of the same sums. Half types: a model rounds after each of its few steps.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")  # of a config: what logits are multiplied by
+DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")  # what they, or the hidden states, are divided by
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 class Head(NamedTuple):
@@ -31,18 +41,74 @@ class SupportLogprobs(NamedTuple):
 
 
 def head_of(model: Any) -> Head:
-    """The head of a causal LM. What its config says of scale and cap is proved against its own logits by contract.py.
+    """The head of a causal LM, as `prove` has shown it to be its own.
 
-    A head that FSDP keeps in parts is gathered.
+    A head that FSDP keeps in parts is gathered, and one that accelerate has offloaded is fetched to where it computes.
+    Raises UserError where the model has none, or an adapter changes it.
     """
-    layer, config = model.get_output_embeddings(), model.config.get_text_config()
-    weight_VH, bias_V = _whole(layer.weight), _whole(getattr(layer, "bias", None))
-    factors = [getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")]
-    scale = next((float(factor) for factor in factors if factor is not None), None)
-    if scale is None:  # Granite divides by it, HyperCLOVA X multiplies
-        divisor = float(getattr(config, "logits_scaling", None) or 1.0)
-        scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
-    return Head(weight_VH, bias_V, scale, getattr(config, "final_logit_softcapping", None))
+    layer, config = model.get_output_embeddings(), model.config.get_text_config(decoder=True)
+    if hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save"):
+        raise UserError("train.lora: adapters on the output layer are not supported; leave it out of target_modules")
+    if getattr(layer, "weight", None) is None:
+        raise UserError(f"{config.model_type} models have no output layer that is known here")
+    with align_module_device(layer):
+        weight_VH, bias_V = _whole(layer.weight), _whole(getattr(layer, "bias", None))
+    return Head(weight_VH, bias_V, _scale(config), _first_of(config, CAPS))
+
+
+def prove(model: Any, who: str) -> None:
+    """Show that the logits made here of a model's hidden states are its own, on tokens from all over its vocabulary.
+
+    `who` begins the message: the stage and the model. Raises UserError where they differ.
+    """
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    ids_1N = torch.linspace(0, vocab_size - 1, PROOF_TOKENS, device=input_device(model)).long()[None]
+    inputs = {"input_ids": ids_1N, "attention_mask": torch.ones_like(ids_1N), "use_cache": False}
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        hidden_1NH = getattr(model.get_decoder()(**inputs), "last_hidden_state", None)
+        own_NV = model(**inputs).logits[0]
+    model.train(was_training)
+    check_logits(model, own_NV, None if hidden_1NH is None else hidden_1NH[0], who)
+
+
+def check_logits(model: Any, own_NV: Tensor, hidden_NH: Tensor | None, who: str) -> None:
+    """Raises UserError where a model's own logits are not those that are made here of its hidden states."""
+    unknown = f"{who}: {model.config.model_type} models make their logits in a way that is not known here"
+    if hidden_NH is None:
+        raise UserError(f"{unknown}; choose a model of another architecture")
+    ours_NV = dense_logits(hidden_NH, head_of(model))
+    if ours_NV.shape != own_NV.shape:
+        raise UserError(
+            f"{unknown} ({own_NV.shape[1]} of {ours_NV.shape[1]} rows); choose a model of another architecture"
+        )
+    tolerance, own_NV = TOLERANCE[own_NV.dtype], own_NV.to(ours_NV)
+    if not own_NV.isfinite().all():
+        raise UserError(f"{who}: its logits are not finite: the weights are damaged, or overflow their type")
+    off = (own_NV - ours_NV).abs().max().item()
+    if not off <= tolerance * (1 + own_NV.abs().max().item()):
+        raise UserError(f"{unknown} (off by {off:.3g}); choose a model of another architecture")
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its token ids: where the embedding computes, also if accelerate keeps its weights elsewhere."""
+    embedding = model.get_input_embeddings()
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return embedding.weight.device if device is None else torch.device(device)
+
+
+def _scale(config: Any) -> float:
+    """What logits are multiplied by. Granite divides by what HyperCLOVA X, under the same name, multiplies with."""
+    scale, divisor = _first_of(config, SCALES), _first_of(config, DIVISORS)
+    if scale is not None or divisor is None:
+        return 1.0 if scale is None else scale
+    return divisor if config.model_type.startswith("hyperclovax") else 1 / divisor
+
+
+def _first_of(config: Any, names: tuple[str, ...]) -> float | None:
+    values = (getattr(config, name, None) for name in names)
+    return next((float(value) for value in values if isinstance(value, int | float)), None)
 
 
 def support_logprobs(
@@ -65,6 +131,13 @@ def logits(hidden_NH: Tensor, head: Head) -> Tensor:
     if head.softcap is not None:
         dense_NV = head.softcap * torch.tanh(dense_NV / head.softcap)
     return dense_NV / head.temperature
+
+
+@torch.no_grad()
+def dense_logits(hidden_NH: Tensor, head: Head) -> Tensor:
+    """All logits, (N, V), where the head is; as the sparse ones are made: in float32 at least, without gradients."""
+    cast = _cast(head.weight_VH, head.bias_V)
+    return _logits(hidden_NH.to(head.weight_VH.device), *cast, head[2:])[0]
 
 
 @torch.no_grad()

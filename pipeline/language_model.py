@@ -1,0 +1,144 @@
+"""The language model in a folder: what stands beside it, such as a vision tower, is left out.
+
+Axes: N tokens, H hidden.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from pipeline import head
+from pipeline.errors import UserError
+
+# Of a config: language models that transformers has with their tower alone, and what each is without it
+ALONE = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a config
+PROOF_WIDTH = 64  # rows of the output layer that stands in for the whole one
+
+
+def load(path: Path, dtype: Any, who: str, **how: Any) -> PreTrainedModel:
+    """The causal LM in a local folder of safetensors, its head proved (head.prove); of a model that sees or hears, its
+    language model.
+
+    `how` goes to from_pretrained, and `who` begins the message: the stage and the model. Raises UserError where
+    transformers can't build it, weights are missing, or its head is not known here.
+    """
+    try:
+        whole, lacking = _loaded(path, dtype, **how)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{who}: can't be loaded as a causal language model: {_first_line(error)}") from None
+    if lacking:
+        raise UserError(f"{who}: the weights lack {len(lacking)} tensors, such as {min(lacking)}: fetch them again")
+    model = _alone(whole, who)
+    head.prove(model, who)
+    return model.eval()
+
+
+def config_alone(config: Any, who: str) -> Any:
+    """The config of the language model in a model of this config: the config itself, where there is nothing beside it.
+
+    Raises UserError where transformers has no class for it alone.
+    """
+    text = config.get_text_config(decoder=True)
+    if text is config:
+        return config
+    alone = ALONE.get(text.model_type)
+    if alone:
+        settings = {key: value for key, value in text.to_dict().items() if key not in ("model_type", "architectures")}
+        text = AutoConfig.for_model(alone, **settings)
+    elif type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"{who}: a {config.model_type} is more than a language model, and transformers has no class for its"
+            " language model alone; choose a model of text"
+        )
+    text = copy.deepcopy(text)
+    text.tie_word_embeddings = config.tie_word_embeddings
+    for key in TOKENS:
+        if getattr(text, key, None) is None:
+            setattr(text, key, getattr(config, key, None))
+    return text
+
+
+def on_meta(config: Any, who: str) -> PreTrainedModel:
+    """The language model of a config without its weights, its head proved on stand-ins for hidden states and weights.
+
+    Raises UserError where transformers can't build it, or its head is not known here.
+    """
+    try:
+        with torch.device("meta"):  # a model without weights
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config_alone(config, who)), trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # each architecture checks in ways of its own
+        raise UserError(f"{who}: no causal language model can be made of it: {_first_line(error)}") from None
+    _prove_shape(model, who)
+    return model
+
+
+class _States(dict):
+    """What a decoder gives, of which only the hidden states are there."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name)
+
+    def __getitem__(self, name: Any) -> Any:
+        return self["last_hidden_state"] if name == 0 else super().__getitem__(name)
+
+
+def _prove_shape(model: Any, who: str) -> None:
+    """head.prove, where there are no weights: the model's own forward pass, but for its layers and most of its rows.
+
+    Leaves the model as it was.
+    """
+    layer, decoder = model.get_output_embeddings(), model.get_decoder()
+    if not isinstance(layer, torch.nn.Linear):
+        raise UserError(f"{who}: {model.config.model_type} models have no output layer that is known here")
+    generator = torch.Generator().manual_seed(0)
+    small = torch.nn.Linear(layer.in_features, PROOF_WIDTH, bias=layer.bias is not None)
+    for parameter in small.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    hidden_NH = torch.randn(head.PROOF_TOKENS, layer.in_features, generator=generator) * 8 / layer.in_features**0.5
+    decoder.forward = lambda *_, **__: _States(last_hidden_state=hidden_NH[None])
+    try:
+        model.set_output_embeddings(small)
+        ids_1N = torch.zeros(1, head.PROOF_TOKENS, dtype=torch.long)
+        own_NV = model(input_ids=ids_1N, attention_mask=torch.ones_like(ids_1N), use_cache=False).logits[0].detach()
+        head.check_logits(model, own_NV, hidden_NH, who)
+    finally:
+        del decoder.forward
+        model.set_output_embeddings(layer)
+
+
+def _loaded(path: Path, dtype: Any, **how: Any) -> tuple[Any, list[str]]:
+    """The model as it stands in the folder, and what of its weights is not there."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    has_tower = config.get_text_config(decoder=True) is not config
+    kind = AutoModelForMultimodalLM if has_tower else AutoModelForCausalLM
+    model, found = kind.from_pretrained(
+        path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **how
+    )
+    return model, sorted(found["missing_keys"])
+
+
+def _alone(whole: Any, who: str) -> Any:
+    """The language model of a loaded one, of the same weights, wherever they are."""
+    config = config_alone(whole.config, who)
+    if config is whole.config:
+        return whole
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=whole.dtype, trust_remote_code=False)
+    decoder = whole.get_decoder()
+    if model.get_decoder() is not model.base_model:
+        raise UserError(f"{who}: the language model of a {whole.config.model_type} can't be taken out of it here")
+    setattr(model, model.base_model_prefix, decoder)
+    model.set_output_embeddings(whole.get_output_embeddings())
+    model.generation_config = whole.generation_config
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
