@@ -51,6 +51,15 @@ class Model:
             raise UserError(f"model {self.name}: {self.path}/config.json is no JSON object")
         return config
 
+    def transformers_config(self) -> Any:
+        """Its config as transformers reads it. Raises UserError if transformers does not know such models."""
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # each architecture checks in ways of its own
+            raise UserError(f"model {self.name}: its config.json can't be used: {_first_line(error)}") from None
+
     def tokenizer(self) -> Any:
         """The tokenizer, as transformers loads it. Raises UserError where there is none."""
         from transformers import AutoTokenizer
@@ -146,10 +155,10 @@ def check_settings(config: Config) -> None:
     ):
         if name and name != DEMO and (_folder(name).is_dir() or _is_path(name)):
             find(name).check_tokenizer_files()
-    teacher = _local(config.teacher.model)
+    teacher = local(config.teacher.model)
     if teacher:
         check_support(teacher, config.generate.k)
-    pruned = _local(config.student.model or config.teacher.model)
+    pruned = local(config.student.model or config.teacher.model)
     if config.student.config is not None:
         random_config(config.student.config)
     elif pruned and is_pruned(config.student):
@@ -159,6 +168,9 @@ def check_settings(config: Config) -> None:
             f"student.choose_layers={config.student.choose_layers} chooses nothing yet: say how many layers with"
             " student.num_layers"
         )
+    from pipeline import model_checks
+
+    model_checks.check(config)
 
 
 def quiet_transformers() -> None:
@@ -372,9 +384,13 @@ def check_student(config: Config, teacher: Model, tokenizer: Any) -> None:
     if settings.config is not None:
         vocab_size = random_config(settings.config).get_text_config().vocab_size
         return check_vocabulary(f"student.config {settings.config}", vocab_size, tokenizer)
-    origin = _local(settings.model) if settings.model else teacher
+    origin = local(settings.model) if settings.model else teacher
     if origin:
         check_origin(settings, origin, tokenizer)
+        if config.train.lora is not None:
+            from pipeline import model_checks
+
+            model_checks.check_adapters(config, origin.transformers_config())
 
 
 def check_origin(settings: Student, origin: Model, tokenizer: Any) -> None:
@@ -449,7 +465,7 @@ def random_config(name: str) -> Any:
     return config
 
 
-def _local(name: str) -> Model | None:
+def local(name: str) -> Model | None:
     """A model whose config.json is here already, unless it is on the hub alone."""
     path = _demo_target() if name == DEMO else _folder(name)
     return Model(name, path) if (path / "config.json").is_file() else None
