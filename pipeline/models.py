@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import checkpoint
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -23,6 +24,7 @@ DEMO_LICENCE = "apache-2.0"
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # safetensors only: no pickles
 WANTED_FILES += ["README.md", "LICENSE", "LICENSE.md"]  # for licences.py
+TOKENIZER_FILES = ("tokenizer.*", "tekken.json", "vocab.*", "*.tiktoken", "*.model", "*.spm")  # any of them will do
 UNWANTED_FILES = ["consolidated*", "original/*"]  # second copies of the weights
 PROBE = [
     {"role": "system", "content": "Be brief."},
@@ -49,14 +51,32 @@ class Model:
             raise UserError(f"model {self.name}: {self.path}/config.json is no JSON object")
         return config
 
+    def transformers_config(self) -> Any:
+        """Its config as transformers reads it. Raises UserError if transformers does not know such models."""
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # each architecture checks in ways of its own
+            raise UserError(f"model {self.name}: its config.json can't be used: {_first_line(error)}") from None
+
     def tokenizer(self) -> Any:
         """The tokenizer, as transformers loads it. Raises UserError where there is none."""
         from transformers import AutoTokenizer
 
+        self.check_tokenizer_files()
         try:
             return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:  # a damaged file fails in ways of its own
             raise UserError(f"model {self.name}: its tokenizer can't be loaded: {_first_line(error)}") from None
+
+    def check_tokenizer_files(self) -> None:
+        """Raises UserError if the folder has no tokenizer: transformers would make an empty one for some models."""
+        if not any(path.is_file() for pattern in TOKENIZER_FILES for path in self.path.glob(pattern)):
+            raise UserError(
+                f"model {self.name}: its tokenizer can't be loaded: {self.path} has no tokenizer file (tokenizer.json,"
+                " tokenizer.model, vocab.json, ...); copy those of the model that it was made of"
+            )
 
     def context_tokens(self) -> int:
         """The longest prompt + answer the model's positions allow, tokens."""
@@ -71,7 +91,8 @@ class Model:
     def _text(self, key: str, default: int | None = None) -> int:
         """A number from config.json, that of the text model where there are several."""
         config = self.config()
-        value = config.get("text_config", config).get(key, default)
+        text = config.get("text_config")
+        value = (text if isinstance(text, dict) else config).get(key, default)
         if not isinstance(value, int):
             raise UserError(f"model {self.name}: {self.path}/config.json has no number {key}")
         return value
@@ -84,13 +105,8 @@ class Model:
         return frozenset(token for token in (*listed, tokenizer.eos_token_id) if token is not None)
 
     def weight_files(self) -> list[Path]:
-        """The files that transformers loads: those of the index where there is one (a repository may hold copies)."""
-        index = self.path / "model.safetensors.index.json"
-        if index.is_file():
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            return sorted(self.path / name for name in names)
-        single = self.path / "model.safetensors"
-        return [single] if single.is_file() else sorted(self.path.glob("*.safetensors"))
+        """The files that transformers loads. Raises UserError if their index is damaged."""
+        return checkpoint.weight_files(self.name, self.path)
 
     def weights_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.weight_files())
@@ -108,7 +124,7 @@ class Model:
 def find(name: str, revision: str | None = None) -> Model:
     """The model's folder, fetched from the hub or unpacked (`demo`) where that is not yet done.
 
-    Raises UserError where there is no such folder, hub repository or weights.
+    Raises UserError if there is no such folder or hub repository, or it holds no whole model.
     """
     if name == DEMO:
         return Model(DEMO, demo_path())
@@ -117,10 +133,7 @@ def find(name: str, revision: str | None = None) -> Model:
         if _is_path(name):
             raise UserError(f"model {name}: no such folder")
         path = _from_hub(name, revision)
-    if not (path / "config.json").is_file():
-        raise UserError(f"model {name}: {path} has no config.json, so is no transformers model")
-    if not any(path.glob("*.safetensors")):
-        raise UserError(f"model {name}: {path} has no .safetensors weights (pickled weights are not loaded)")
+    checkpoint.check(name, path)
     return Model(name, path)
 
 
@@ -134,13 +147,18 @@ def check_settings(config: Config) -> None:
 
     Raises UserError for a folder that is no model, a support above the vocabulary, layers that a model does not have.
     """
-    for name in (config.teacher.model, config.student.model):
+    for name in (
+        config.teacher.model,
+        config.student.model,
+        config.evaluate.other,
+        config.filter.learnability.student,
+    ):
         if name and name != DEMO and (_folder(name).is_dir() or _is_path(name)):
-            find(name)
-    teacher = _local(config.teacher.model)
+            find(name).check_tokenizer_files()
+    teacher = local(config.teacher.model)
     if teacher:
         check_support(teacher, config.generate.k)
-    pruned = _local(config.student.model or config.teacher.model)
+    pruned = local(config.student.model or config.teacher.model)
     if config.student.config is not None:
         random_config(config.student.config)
     elif pruned and is_pruned(config.student):
@@ -150,6 +168,9 @@ def check_settings(config: Config) -> None:
             f"student.choose_layers={config.student.choose_layers} chooses nothing yet: say how many layers with"
             " student.num_layers"
         )
+    from pipeline import model_checks
+
+    model_checks.check(config)
 
 
 def quiet_transformers() -> None:
@@ -363,9 +384,13 @@ def check_student(config: Config, teacher: Model, tokenizer: Any) -> None:
     if settings.config is not None:
         vocab_size = random_config(settings.config).get_text_config().vocab_size
         return check_vocabulary(f"student.config {settings.config}", vocab_size, tokenizer)
-    origin = _local(settings.model) if settings.model else teacher
+    origin = local(settings.model) if settings.model else teacher
     if origin:
         check_origin(settings, origin, tokenizer)
+        if config.train.lora is not None:
+            from pipeline import model_checks
+
+            model_checks.check_adapters(config, origin.transformers_config())
 
 
 def check_origin(settings: Student, origin: Model, tokenizer: Any) -> None:
@@ -440,7 +465,7 @@ def random_config(name: str) -> Any:
     return config
 
 
-def _local(name: str) -> Model | None:
+def local(name: str) -> Model | None:
     """A model whose config.json is here already, unless it is on the hub alone."""
     path = _demo_target() if name == DEMO else _folder(name)
     return Model(name, path) if (path / "config.json").is_file() else None

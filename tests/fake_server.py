@@ -115,6 +115,7 @@ class FakeServer:
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128
 
     def __init__(self, *arguments: Any) -> None:
         self._sockets: list[socket.socket] = []

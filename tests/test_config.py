@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -140,7 +141,11 @@ def test_a_missing_file_is_named_with_where_others_are(tmp_path: Path) -> None:
         ),
         ("prepare.sources={path: a.jsonl}", "prepare.sources: input should be a list, such as [{path: a.jsonl}]"),
         ("filter.decontaminate={path: a}", "filter.decontaminate: input should be a list, such as [{path: a.jsonl}]"),
-        ("train.report_to=wandb", "train.report_to: input should be a list, such as [a, b] (given 'wandb')"),
+        ("train.report_to={}", "train.report_to: input should be a list, such as [a, b]"),
+        ("train.lora.target_modules=[]", "train.lora.target_modules: none: name the modules that get adapters"),
+        ("train.lora.target_modules='(q'", "train.lora.target_modules: no regular expression: missing )"),
+        ("train.lora.dropout=1", "train.lora.dropout: input should be less than 1"),
+        ("train.launch=--a 'b", "train.launch: input should be a list, such as [a, b]"),
         ("train.report_to=[wanb]", "train.report_to.0: input should be 'tensorboard', 'wandb'"),
         ("train.warmup_frac=1", "train.warmup_frac: input should be less than 1"),
         ("prepare.sources=[]", "prepare.sources: give at least one source of prompts"),
@@ -158,6 +163,32 @@ def test_a_missing_file_is_named_with_where_others_are(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_told_with_what_was_meant(load: Load, override: str, said: str) -> None:
     assert said in refusal(load, "", override)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("evaluate.speed_concurrency=1,8", (1, 8)),
+        ("evaluate.speed_concurrency=8", (8,)),
+        ("evaluate.harness.tasks=gsm8k, ifeval", ("gsm8k", "ifeval")),
+        ("teacher.reasoning_tags=<a>,</a>", ("<a>", "</a>")),
+        ("teacher.server.urls=http://a:1,http://b:2/v1", ("http://a:1", "http://b:2")),
+        ("train.report_to=tensorboard", ("tensorboard",)),
+        ("train.launch=--gpu_ids 0,1 --num_processes 2", ("--gpu_ids", "0,1", "--num_processes", "2")),
+        ("train.lora.target_modules=q_proj,v_proj", ("q_proj", "v_proj")),
+        ("train.lora.target_modules=q_proj", ("q_proj",)),
+        ("train.lora.target_modules=all-linear", "all-linear"),
+        (r"train.lora.target_modules=.*\.(q|v)_proj", r".*\.(q|v)_proj"),
+        ("filter.word_length_chars=2.5,12", (2.5, 12.0)),
+        ("filter.languages=en,de", ("en", "de")),
+        ("privacy.kinds=email", ("email",)),
+    ],
+)
+def test_a_list_may_be_given_as_a_shell_has_it(load: Load, given: str, read: Any) -> None:
+    value: Any = load("", given)
+    for name in given.partition("=")[0].split("."):
+        value = getattr(value, name)
+    assert value == read
 
 
 def test_a_mistake_inside_a_source_is_told_once(load: Load) -> None:

@@ -351,6 +351,7 @@ def test_a_saved_tokenizer_is_loaded_as_it_was(tmp_path: Path) -> None:
 )
 def test_settings_are_checked_against_a_model_that_is_here(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     folder = model_folder(tmp_path / "teacher", vocab_size=32, num_hidden_layers=3)
+    tokenizer().save_pretrained(folder)
     config = validate({"name": "trial", "teacher": {"model": str(folder)}, "generate": {"k": 8}, **change}, "test")
     if not said:
         return models.check_settings(config)

@@ -1,10 +1,12 @@
 """What every section of the config is made of: types, frozen models, settings of the run itself."""
 
 import re
-from typing import Annotated, Any
+import shlex
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -21,7 +23,37 @@ def runtime(default: Any, description: str, **kwargs: Any) -> Any:
 
 
 class Section(BaseModel):
+    """Settings. A list of texts or numbers may be given as one text, as a shell has it: `a,b` is [a, b], `a` is [a]."""
+
+    WORDS: ClassVar[tuple[str, ...]] = ()  # lists that are split at spaces: a command line's arguments
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_lists(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        lists = {name for name, field in cls.model_fields.items() if _is_list(field.annotation)}
+        return {key: _listed(value, key in cls.WORDS) if key in lists else value for key, value in data.items()}
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether a field holds texts or numbers, several of them and nothing else but null."""
+    if get_origin(annotation) in (Union, UnionType):
+        return all(part is NoneType or _is_list(part) for part in get_args(annotation))
+    parts = [part for part in get_args(annotation) if part is not Ellipsis]
+    is_of_sections = any(isinstance(part, type) and issubclass(part, BaseModel) for part in parts)
+    return get_origin(annotation) is tuple and not is_of_sections
+
+
+def _listed(value: Any, in_words: bool) -> Any:
+    if isinstance(value, str):
+        try:
+            parts = shlex.split(value) if in_words else value.split(",")
+        except ValueError:  # quotes without an end: no list, as the field itself says
+            return value
+        return [part.strip() for part in parts if part.strip()]
+    return [value] if type(value) in (int, float) else value
 
 
 def _engine_args(value: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Sections about training: LoRA and train."""
 
-from typing import Literal
+import re
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.section import Fraction, Positive, Section, runtime
 from pipeline.errors import UserError
@@ -15,22 +16,44 @@ Divergence = Literal[
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "clearml", "swanlab"]
 
 
+ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the last
+
+
 class Lora(Section):
     """Low-rank adapters (PEFT) in place of full fine-tuning; merged into the student at the end."""
 
     r: Positive = Field(default=16, description="Rank of the adapters.")
     alpha: Positive = Field(default=32, description="Scale: adapters count alpha/r.")
-    dropout: Fraction = Field(default=0.0, description="Dropout inside the adapters, 0-1.")
+    dropout: Fraction = Field(default=0.0, description="Dropout inside the adapters, 0-1.", lt=1)
     target_modules: str | tuple[str, ...] = Field(
-        default="all-linear", description="Modules adapted, as PEFT names them."
+        default="all-linear",
+        description="Modules adapted: their names, such as [q_proj, v_proj]; a regular expression that whole names"
+        " match; or all-linear.",
     )
     bits: Literal[4, 8] | None = Field(
         default=None, description="QLoRA: the frozen weights in this many bits (bitsandbytes); null: as they are."
     )
 
+    @field_validator("target_modules")
+    @classmethod
+    def _names_or_pattern(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """PEFT takes a text for a regular expression: names that are given as one are a list."""
+        if isinstance(value, str) and value != ALL_LINEAR and re.fullmatch(r"[\w\s.,-]*", value):
+            value = tuple(name for part in value.split(",") if (name := part.strip()))
+        if not value or not all(value):
+            raise ValueError("none: name the modules that get adapters, such as [q_proj, v_proj], or give all-linear")
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"no regular expression: {error}") from None
+        return value
+
 
 class Train(Section):
     """train: CE on the teacher's tokens + a divergence from its distributions."""
+
+    WORDS: ClassVar[tuple[str, ...]] = ("launch",)
 
     ce_weight: float = Field(default=0.5, description="Weight of cross-entropy on the teacher's tokens.", ge=0)
     kd_weight: float = Field(default=0.5, description="Weight of the divergence from the teacher.", ge=0)

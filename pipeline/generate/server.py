@@ -5,8 +5,10 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
@@ -18,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.generate import completions
 from pipeline.generate.engine import Answer, Request
 from pipeline.generate.health import Pauses, Pool, UnansweredError, Url
+from pipeline.generate.timeouts import Limit, LoopThread, cancel_others
 
 KEY = "RETORT_SERVER_KEY"
 ATTEMPTS = 10  # at one request, on servers that were fit when it was sent
@@ -98,21 +101,22 @@ class Server:
 
         Raises UserError for a request that is refused or fails time and again, and where no server answers for long.
         """
-        source = iter(requests)
-        with asyncio.Runner() as runner:
-            round_ = runner.run(self._begin())
+        source, num_pending = iter(requests), 0
+        done: SimpleQueue[Future[Answer]] = SimpleQueue()
+        with LoopThread() as loop:  # the caller packs answers meanwhile: that must not stop the requests
+            round_ = loop.run(self._begin())
             try:
                 while True:
-                    while len(round_.tasks) < self.max_num_seqs and (request := next(source, None)) is not None:
-                        task = runner.get_loop().create_task(self._answer(round_, request))
-                        round_.tasks.add(task)
-                    if not round_.tasks:
+                    while num_pending < self.max_num_seqs and (request := next(source, None)) is not None:
+                        loop.start(self._answer(round_, request)).add_done_callback(done.put)
+                        num_pending += 1
+                    if not num_pending:
                         break
-                    for task in runner.run(_first_done(round_.tasks)):
-                        round_.tasks.discard(task)
-                        yield task.result()
+                    answered = done.get()
+                    num_pending -= 1
+                    yield answered.result()
             finally:
-                runner.run(round_.end())
+                loop.run(round_.end())
         _say_failures(round_.pool)
 
     async def _begin(self) -> "_Round":
@@ -121,9 +125,9 @@ class Server:
         try:
             await pool.open()
         except BaseException:
-            await _Round(client, pool, set()).end()
+            await _Round(client, pool).end()
             raise
-        return _Round(client, pool, set())
+        return _Round(client, pool)
 
     async def _answer(self, round_: "_Round", request: Request) -> Answer:
         began = time.perf_counter()
@@ -180,12 +184,15 @@ class Server:
         Raises UnansweredError where another try may help, else UserError.
         """
         longest_s = self._settings.timeout_s
+        limit, method = Limit(longest_s, min(CONNECT_S, longest_s)), "POST" if body else "GET"
         try:
-            async with asyncio.timeout(longest_s):
-                reply = await client.request("POST" if body else "GET", url.url + path, json=body)
-        except (httpx.ConnectError, httpx.ConnectTimeout):
+            async with limit:
+                reply = await client.request(method, url.url + path, json=body, extensions={"trace": limit.trace})
+        except httpx.ConnectError:
             raise UnansweredError("no connection", is_requests=False, is_down=True) from None
         except TimeoutError:
+            if limit.is_connecting:
+                raise UnansweredError("no connection", is_requests=False, is_down=True) from None
             raise UnansweredError(f"no answer within {longest_s:g} s") from None
         except httpx.HTTPError as error:
             raise UnansweredError(f"the connection broke ({type(error).__name__})", is_down=True) from None
@@ -206,7 +213,7 @@ class Server:
             raise UserError(f"{KEY}: a key has printable ASCII characters and no space or line end in it")
         return httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(None, connect=min(CONNECT_S, self._settings.timeout_s)),
+            timeout=None,  # noqa: S113 - _ask has limits of its own
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_S),
             mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},  # not through a proxy
         )
@@ -229,19 +236,11 @@ class _Round:
 
     client: httpx.AsyncClient
     pool: Pool
-    tasks: set[asyncio.Task[Answer]]
 
     async def end(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await cancel_others()
         await self.pool.close()
         await self.client.aclose()
-
-
-async def _first_done(tasks: set[asyncio.Task[Answer]]) -> set[asyncio.Task[Answer]]:
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    return done
 
 
 @contextlib.contextmanager

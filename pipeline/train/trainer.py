@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -21,6 +21,7 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from pipeline.adapters import lora_config
 from pipeline.config import Train
 from pipeline.console import progress, say
 from pipeline.errors import UserError
@@ -299,21 +300,7 @@ def distillation_trainer(
         eval_dataset=items(validation, settings) if len(validation) else None,
         processing_class=tokenizer,
         data_collator=functools.partial(collator, answers=answers),
-        peft_config=_adapters(settings),
-    )
-
-
-def _adapters(settings: Train) -> LoraConfig | None:
-    lora = settings.lora
-    if lora is None:
-        return None
-    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=modules,
-        task_type="CAUSAL_LM",
+        peft_config=None if settings.lora is None else lora_config(settings.lora),
     )
 
 

@@ -356,3 +356,18 @@ def test_urls_may_end_in_v1(url: str) -> None:
 def test_the_same_url_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         config_module.Server(urls=("http://a:8000", "http://a:8000/v1"))
+
+
+def test_a_client_that_is_busy_takes_no_server_for_dead(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr(server_module, "IDLE_S", 0.01)  # so that every request connects anew
+    server, answers = teacher(fake, concurrency=8, timeout_s=1.0), []
+    for number, answer in enumerate(server.answers(requests(30))):
+        answers.append(answer)
+        fake.delay_s = 0.1 * (number % 3)  # so that some are under way at any time
+        if number in (5, 12):
+            time.sleep(1.3)  # as when it packs a shard
+    assert_right(answers, 30)
+    assert set(fake.answered.values()) == {1}
+    assert not said
