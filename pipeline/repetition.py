@@ -9,9 +9,7 @@ from pipeline.loops import loop_repeats
 
 SENTENCE = re.compile(r"[.!?]\s+|[。！？]\s*|\n+")
 # Of a line of three words or more: `1. True` and `2. True` are answers to two questions.
-ITEM_NUMBER = re.compile(
-    r"^[ \t]*\(?\d{1,3}[.):][ \t]*(?=\S+[ \t]+\S+[ \t]+\S|[^\x00-\u2fff]{6})", re.MULTILINE
-)
+ITEM_NUMBER = re.compile(r"^[ \t]*\(?\d{1,3}[.):][ \t]*(?=\S+[ \t]+\S+[ \t]+\S|[^\x00-\u2fff]{6})", re.MULTILINE)
 ODD_SPACE = re.compile(r"[\t\r\x0b\x0c\x1c-\x1f]")
 ENDS = " \t.!?。！？"
 PARAGRAPH = re.compile(r"\n\s*\n")
