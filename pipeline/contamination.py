@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from pipeline import privacy
@@ -23,16 +22,13 @@ from pipeline.corpora import BadRowError, Row, read, utf8
 from pipeline.errors import UserError
 from pipeline.files import file_hash, folder_hash
 from pipeline.probe_set import Probe
-from pipeline.texts import words
+from pipeline.texts import Hashes, ngram_hashes, words
 
 LONG_NGRAM_WORDS, NGRAM_WORDS = 13, 8
 MIN_NGRAM_WORDS = 5
 COVERED_FRAC = 0.5
 MAX_SHARED_ITEMS = 10  # an n-gram of more items is their boilerplate, as GPT-3's authors took it
 MAX_NOTED = 5
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication by it loses no bit
-
-Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ class EvaluationItems:
                 self._short.setdefault(tuple(sequence), number)
                 continue
             n = ngram_words(len(sequence))
-            for length, hashes in _ngram_hashes(sequence, {n, LONG_NGRAM_WORDS}).items():
+            for length, hashes in ngram_hashes(sequence, {n, LONG_NGRAM_WORDS}).items():
                 gathered.setdefault(length, []).append((np.unique(hashes), number))
         self._indexes = {length: _Index(parts) for length, parts in sorted(gathered.items())}
         for length, index in self._indexes.items():
@@ -103,7 +99,7 @@ class EvaluationItems:
         if len(sequence) < MIN_NGRAM_WORDS:
             number = self._short.get(tuple(sequence))
             return [] if number is None else [Hit(self._items[number], "whole", 1.0)]
-        hashes = _ngram_hashes(sequence, self._indexes.keys())
+        hashes = ngram_hashes(sequence, self._indexes.keys())
         found = {length: self._indexes[length].counts(ngrams) for length, ngrams in hashes.items()}
         covered = {
             number: (f"{length}-grams", count / self._num_ngrams[number])
@@ -228,15 +224,3 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, dict):
         return _texts(value.get("content")) if value.get("role") == "user" else []
     return [text for each in value for text in _texts(each)] if isinstance(value, list) else []
-
-
-def _ngram_hashes(sequence: list[str], lengths: Iterable[int]) -> dict[int, Hashes]:
-    """64-bit hashes of a sequence's n-grams, by n; they hold within this process, as Python's hashes of words do."""
-    word_hashes = np.fromiter(map(hash, sequence), np.int64, len(sequence)).view(np.uint64)
-    hashes, found = word_hashes, {}
-    for length in range(1, min(max(lengths, default=0), len(sequence)) + 1):
-        if length > 1:
-            hashes = hashes[:-1] * _BASE + word_hashes[length - 1 :]
-        if length in lengths:
-            found[length] = hashes
-    return found

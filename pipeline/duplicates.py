@@ -7,7 +7,8 @@ which are not checked: 65, 92 and 99.96 %); what is proposed counts where the es
 
 A text comes with its core: the answer, where the text is a prompt and its answer. Two texts are duplicates where both
 they and their cores are alike, and they name the same numbers. So "Yes." may answer any question, a long passage may
-stand before several questions, and a sum may be set with other figures.
+stand before several questions, and a sum may be set with other figures. What many texts share counts for nothing
+(boilerplate.py), so one instruction may stand before every message.
 """
 
 import hashlib
@@ -19,7 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]: it has no stubs
 
-NGRAM_WORDS = 5
+from pipeline.boilerplate import NGRAM_WORDS, NO_BOILERPLATE, Boilerplate
+
+__all__ = ["NGRAM_WORDS", "NearDuplicates", "Sketch", "Twin", "sketch"]
+
 NUM_BANDS, BAND_SLOTS = 16, 7
 NUM_SLOTS = NUM_BANDS * BAND_SLOTS
 SEED = 0
@@ -42,13 +46,18 @@ class Twin:
 
     row: int  # from 0, in the order they were added
     name: str  # that it was added by
-    jaccard: float  # of the two texts, estimated
+    jaccard: float  # of the two texts without their boilerplate, estimated
     is_duplicate: bool  # whether the cores are as near, and what must be the same is
 
 
-def sketch(words: list[str], core_words: list[str], more: str = "") -> Sketch:
-    """The sketch of a text and its core, given their words; duplicates of it also have the same `more`."""
-    slots_2S = np.array([_signature(each) for each in (words, core_words)], np.uint32)
+def sketch(
+    words: list[str], core_words: list[str], more: str = "", boilerplate: Boilerplate = NO_BOILERPLATE
+) -> Sketch:
+    """The sketch of a text and its core, given their words; duplicates of it also have the same `more`.
+
+    Of fewer words than make an n-gram all are one, so only the same words are like them.
+    """
+    slots_2S = np.array([_signature(boilerplate.own_ngrams(each)) for each in (words, core_words)], np.uint32)
     exact = hash((more, *_NUMBER.findall(" ".join(words))))
     return Sketch(_bands(slots_2S[0]), slots_2S.astype(np.uint16), exact)
 
@@ -93,11 +102,10 @@ class NearDuplicates:
         self._num += 1
 
 
-def _signature(words: list[str]) -> list[int]:
-    """Of the 5-grams of words; of fewer words, of all as one, so that only the same words are like it. 32-bit slots."""
+def _signature(ngrams: list[str]) -> list[int]:
+    """32-bit slots."""
     signature = RMinHash(num_perm=NUM_SLOTS, seed=SEED)
-    num = max(1, len(words) - NGRAM_WORDS + 1)
-    signature.update([" ".join(words[n : n + NGRAM_WORDS]) for n in range(num)])
+    signature.update(ngrams)
     return signature.digest()
 
 

@@ -1,27 +1,43 @@
-"""Measures of a text that goes round in circles; filter drops by them, evaluate counts by the first two."""
+"""Measures of a text that goes round in circles; filter drops by them, evaluate counts by `is_repetitive`."""
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
 
+from pipeline.loops import loop_repeats
+
 SENTENCE = re.compile(r"[.!?]\s+|[。！？]\s*|\n+")
+# Of a line of three words or more: `1. True` and `2. True` are answers to two questions.
+ITEM_NUMBER = re.compile(r"^[ \t]*\(?\d{1,3}[.):][ \t]*(?=\S+[ \t]+\S+[ \t]+\S|[^\x00-\u2fff]{6})", re.MULTILINE)
 ODD_SPACE = re.compile(r"[\t\r\x0b\x0c\x1c-\x1f]")
 ENDS = " \t.!?。！？"
 PARAGRAPH = re.compile(r"\n\s*\n")
 NGRAM_WORDS = 10
 MIN_NGRAM_TEXT_WORDS = 30
+NGRAM_CHARACTERS, MIN_NGRAM_TEXT_CHARACTERS = 20, 60  # the same of scripts without spaces
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+SYMBOLS_ALONE = re.compile(r"(?<!\S)[^\w\s]+(?!\S)")  # words without letter or digit, as of a drawing
 MIN_TOP_COUNT = 3
 MAX_SENTENCE_RUN, MAX_DUPLICATE_NGRAM_FRAC = 3, 0.35  # as filter has them by default
 
 
 def is_repetitive(text: str) -> bool:
-    """Whether an answer goes round in circles: by sentences or lines in a row, or by duplicate 10-grams."""
-    return longest_sentence_run(text) > MAX_SENTENCE_RUN or duplicate_ngram_frac(text) > MAX_DUPLICATE_NGRAM_FRAC
+    """Whether an answer goes round in circles: by sentences or lines in a row, by duplicate n-grams, or in a loop."""
+    return (
+        longest_sentence_run(text) > MAX_SENTENCE_RUN
+        or (
+            duplicate_ngram_frac(text) > MAX_DUPLICATE_NGRAM_FRAC
+            and duplicate_ngram_frac(SYMBOLS_ALONE.sub(" ", text)) > MAX_DUPLICATE_NGRAM_FRAC
+        )
+        or duplicate_character_frac(text) > MAX_DUPLICATE_NGRAM_FRAC
+        or loop_repeats(text) > 0
+    )
 
 
 def longest_sentence_run(text: str) -> int:
-    """How often one sentence or line stands in a row, at most."""
+    """How often one sentence or line stands in a row, at most; the number of a list's item is no part of it."""
+    text = ITEM_NUMBER.sub("", text) if "\n" in text else text
     if text.isascii() and not ODD_SPACE.search(text):  # as SENTENCE has it, in half the time
         return _longest_run(text.replace("! ", ". ").replace("? ", ". ").replace("\n", ". ").split(". "))
     return _longest_run(SENTENCE.split(text))
@@ -45,6 +61,17 @@ def duplicate_ngram_frac_of(words: list[str]) -> float:
     if len(words) < MIN_NGRAM_TEXT_WORDS:
         return 0.0
     return 1 - len(set(_ngrams(words, NGRAM_WORDS))) / (len(words) - NGRAM_WORDS + 1)
+
+
+def duplicate_character_frac(text: str) -> float:
+    """Share of the 20-grams of characters that stand earlier in a text of a script without spaces, such as Chinese.
+
+    0 where such characters are not most of the text, and below 60 of them.
+    """
+    characters = UNSPACED.findall(text)
+    if len(characters) < MIN_NGRAM_TEXT_CHARACTERS or 2 * len(characters) < len(text):
+        return 0.0
+    return 1 - len(set(_ngrams(characters, NGRAM_CHARACTERS))) / (len(characters) - NGRAM_CHARACTERS + 1)
 
 
 def top_ngram_char_fracs(words: list[str], nums: Sequence[int]) -> list[float]:

@@ -2,7 +2,13 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Hashes = npt.NDArray[np.uint64]
 
 # Scripts without spaces between words, of which each character counts as one: Thai, Lao, Burmese, Khmer, kana, Han.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -12,6 +18,7 @@ _SIGNS = r"[-+*/^%](?=\s?(?:\d|[^\W\d_]{1,2}\b))|[=<>≤≥≠±×÷√∑∫∂
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:[^\W{_UNSPACED}]+|[{_MARKS}])+|{_SIGNS}")
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _APOSTROPHE = re.compile(r"(?<=\w)['’ʼ](?=\w)")
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication by it loses no bit
 _FENCED = re.compile(r"```.*?(```|\Z)", re.DOTALL)
 
 
@@ -26,9 +33,26 @@ def words(text: str) -> list[str]:
     return _WORD.findall(folded) or folded.split()
 
 
+def ngram_hashes(sequence: list[str], lengths: Iterable[int]) -> dict[int, Hashes]:
+    """64-bit hashes of a sequence's n-grams, by n; they hold within this process, as Python's hashes of words do."""
+    word_hashes = np.fromiter(map(hash, sequence), np.int64, len(sequence)).view(np.uint64)
+    hashes, found = word_hashes, {}
+    for length in range(1, min(max(lengths, default=0), len(sequence)) + 1):
+        if length > 1:
+            hashes = hashes[:-1] * _BASE + word_hashes[length - 1 :]
+        if length in lengths:
+            found[length] = hashes
+    return found
+
+
 def prompt_text(messages: list[dict[str, Any]]) -> str:
     """What a conversation's messages say, without those of the system: one of them may stand before every prompt."""
     return "\n".join(message["content"] for message in messages if message["role"] != "system" and message["content"])
+
+
+def system_text(messages: list[dict[str, Any]]) -> str:
+    """What the system's messages say."""
+    return "\n".join(message["content"] for message in messages if message["role"] == "system" and message["content"])
 
 
 def ask(messages: list[dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import repetition
+from pipeline.loops import loop_repeats
 from pipeline.repetition import duplicate_ngram_frac, longest_sentence_run
 
 
@@ -84,3 +85,88 @@ def test_shares_of_ngrams_are_those_of_a_plain_count(words: list[str]) -> None:
     assert repetition.top_ngram_char_fracs(words, tops) == pytest.approx([plain_top(words, num) for num in tops])
     expected = [plain_duplicates(words, num) for num in duplicates]
     assert repetition.duplicate_ngram_char_fracs(words, duplicates) == pytest.approx(expected)
+
+
+PROSE = "First you take the pan from the shelf. Then you wash it with care, and dry it. Nothing else is needed here."
+LOOPS = {
+    "one word, hyphens": "Lemon-" * 20,
+    "initials": "S." * 40,
+    "fewer than thirty words": "the cat sat " * 6,
+    "half a sentence": "I'm not sure what you mean, but " * 5,
+    "syllables": "ha" * 60,
+    "Chinese": "我喜欢你" * 8,
+    "one Chinese character": "哈" * 40,
+    "a Chinese paragraph three times": "这是一个很长的段落，我们要说明为什么天空是蓝色的，因为阳光在大气中散射。" * 3,
+    "Japanese": "すごい、" * 12,
+    "Thai": "คุณชอบฉัน" * 10,
+    "Arabic": "الحمد لله " * 8,
+    "Korean": "한국어는 " * 8,
+    "emoji": "😀" * 30,
+    "digits": "0" * 300,
+    "punctuation": "!" * 200,
+    "line breaks": f"Yes.{chr(10) * 300}",
+    "code": "def f():\n    return 1\n" * 6,
+    "tags": "<div>" * 30,
+    "lines": "The sea is wide\n" * 5,
+    "numbered lines": "\n".join(f"{n}. Use a different approach here" for n in range(1, 12)),
+    "late, to the end": f"{PROSE * 8} And so it goes on {'and then the ' * 8}and",
+    "long, and then an end": f"{PROSE * 8} {'over and ' * 60} out. {PROSE * 8}",
+}
+NO_LOOPS = {
+    "a laugh": "Ha ha ha ha ha, that is a good one! I will tell it to my friends.",
+    "a long laugh": "Hahahahahahaha! Good one.",
+    "a Chinese laugh": "哈哈哈哈哈哈，真有意思！",
+    "counting": ", ".join(map(str, range(1, 101))),
+    "a table of numbers": "| n | n² |\n|---|---|\n" + "".join(f"| {n} | {n * n} |\n" for n in range(20)),
+    "a drawn table": "+-----+-----+\n| a   | b   |\n+-----+-----+\n| 1   | 2   |\n+-----+-----+",
+    "an empty table": "| | | |\n|---|---|---|\n| | | |\n| | | |\n| | | |\n| | | |\n",
+    "a board": ". . . . . . . .\n" * 8,
+    "steps of stars": "\n".join("*" * n for n in range(1, 20)),
+    "a form": f"Name: {'_' * 25}\nDate: {'_' * 25}\nSignature: {'_' * 25}",
+    "a table of contents": "\n".join(f"Chapter {n} {'.' * 30} {3 * n}" for n in range(1, 5)),
+    "a rule": f"{'-' * 80}\nTitle\n{'-' * 80}\n{PROSE}",
+    "DNA": "ACGTTGCAAGGCTTAACGATCGATCGGCTAAGCTAGGCTTAGCATCGGATTACGGCATTA",
+    "a tandem repeat": "CAGCAGCAGCAGCAGCAG stands in the gene for huntingtin; more than forty of them make one ill.",
+    "a googol": f"A googol is 1{'0' * 100}.",
+    "a third": f"1/3 = 0.{'3' * 60}...",
+    "zeros": "[0, 0, 0, 0, 0, 0, 0, 0, 0, 0]",
+    "a refrain": "Row, row, row your boat,\nGently down the stream.\nMerrily, merrily, merrily, merrily.",
+    "a chant": "Na na na na na na na na, hey hey hey, goodbye",
+    "answers": "1. True\n2. True\n3. True\n4. True\n5. True\n6. False",
+    "buffaloes": "Buffalo buffalo Buffalo buffalo buffalo buffalo Buffalo buffalo.",
+    "loops of code": "for (i = 0; i < 8; i++) {\n  for (j = 0; j < 8; j++) {\n    board[i][j] = 0;\n  }\n}\n",
+    "prose": PROSE,
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("text", LOOPS.values(), ids=LOOPS)
+def test_a_loop_is_repetitive(text: str) -> None:
+    assert repetition.is_repetitive(text)
+
+
+@pytest.mark.parametrize("text", NO_LOOPS.values(), ids=NO_LOOPS)
+def test_a_form_that_repeats_by_nature_is_no_loop(text: str) -> None:
+    assert not repetition.is_repetitive(text)
+
+
+@pytest.mark.parametrize("text", [text for name, text in LOOPS.items() if "line" not in name and "three" not in name])
+def test_a_loop_is_found_wherever_the_text_was_cut(text: str) -> None:
+    assert all(loop_repeats(text[: len(text) - n]) >= 3 for n in range(4))
+
+
+@given(st.text(alphabet="ab cあ", max_size=150), st.sampled_from(["", "xyz " * 8]))
+def test_loops_are_those_of_a_search_through_all_stretches(text: str, before: str) -> None:
+    said = " ".join(f"{before}{text}".split())
+    weights = [3 if character == "あ" else 1 for character in said]
+
+    def repeats(start: int, period: int) -> int:
+        end = start + period
+        while end < len(said) and said[end] == said[end - period]:
+            end += 1
+        weight, is_stretch = sum(weights[start:end]), end - start >= max(4 * period, period + 8)
+        counts = weight >= 60 and (weight >= 0.35 * sum(weights) or len(said) - end <= 3)
+        return (end - start) // period if is_stretch and counts and said[start : start + period].strip() else 0
+
+    found = [repeats(start, period) for start in range(len(said)) for period in range(1, len(said) // 4 + 1)]
+    assert (loop_repeats(f"{before}{text}") > 0) == (max(found, default=0) > 0)

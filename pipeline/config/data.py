@@ -153,8 +153,9 @@ class Prepare(Section):
     )
     near_duplicates: NearDuplicates | None = Field(
         default=0.72,
-        description="A prompt this similar to an earlier one (Jaccard of 5-grams of words) is left out and listed in"
-        " near_duplicates.jsonl, so none is nearly on both sides of the split; null: only exact copies are.",
+        description="A prompt this similar to an earlier one (Jaccard of 5-grams of words, without those that many"
+        " prompts share) is left out and listed in near_duplicates.jsonl, so none is nearly on both sides of the split;"
+        " null: only exact copies are.",
     )
     max_prompts: Positive | None = Field(default=None, description="Take the sources' first so many distinct prompts.")
     synthesis: Synthesis = Field(default=Synthesis(), description="Prompts that the teacher writes.")

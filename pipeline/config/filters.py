@@ -103,7 +103,8 @@ class Filter(Section):
     )
     max_sentence_repeats: Positive | None = Field(
         default=3,
-        description="Most times the same sentence may stand in a row (×2 in answers with code or maths, ×3 in lists).",
+        description="Most times the same sentence may stand in a row, or what a loop repeats, such as `ha`"
+        " (×2 in answers with code or maths, ×3 in lists).",
     )
     max_paragraph_repeats: Positive | None = Field(
         default=9, description="Most times the same paragraph may stand in a row (×2 and ×3 likewise)."

@@ -1,8 +1,9 @@
 """filter: which answers train sees. Decisions with reasons and scores; the answers themselves are never copied.
 
-Two passes over the answers, a shard at a time: the first finds the run's limit of mean NLL, the second decides. Then
-what is known only when all are counted drops more of them: selection, and the cap on refusals. What grows with the
-corpus: 4 bytes an answer in the first; in the second 400 bytes a refusal, and what `selection` and `grading` hold.
+Two passes over the answers, a shard at a time: the first finds the run's limit of mean NLL, and draws a thousand
+answers of each source to tell what many share; the second decides. Then what is known only when all are counted drops
+more of them: selection, and the cap on refusals. What grows with the corpus: 4 bytes an answer in the first; in the
+second 400 bytes a refusal, and what `selection` and `grading` hold.
 What answers are compared with is on disk (`scratch`).
 """
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import models, scratch
+from pipeline.boilerplate import NO_BOILERPLATE, Boilerplate, Sample, Text
 from pipeline.config import Config, Filter, Selection, output_settings
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -33,6 +35,8 @@ from pipeline.rundir import RunDir, Stage, read_shards
 Row = dict[str, Any]
 COLUMNS = ["response_id", "prompt_id", "split", "category", "text", "token_ids", "token_logprobs", "reasoning_tokens"]
 COLUMNS += ["finish_reason", *screen.COLUMNS]
+FIRST_COLUMNS = ["response_id", "prompt_id", "text", "token_logprobs", "reasoning_tokens"]  # read before the others
+Exchange = tuple[list[Row], str]  # the messages of a prompt, and an answer
 DUPLICATE = "exact_duplicate"
 REASONS = (
     *(name for name in RULES if name != REFUSAL),
@@ -105,11 +109,13 @@ def run(config: Config, run_dir: RunDir) -> None:
     if stage.complete:
         return
     _check_best_of(settings, run_dir)
-    facts, tally, selector, files = _facts(run_dir, settings), Tally(), Selector(settings.selection), []
+    sample = None if settings.near_duplicates is None else Sample[Exchange]()
+    facts, tally, selector, files = _facts(run_dir, settings, sample), Tally(), Selector(settings.selection), []
     learnable = Learnability(config, run_dir, weights.get("filter.learnability.weights"))
     screening = screen.Screen(config, models.teacher_of(run_dir).tokenizer())
     with scratch.database(stage.path) as database:
-        others, exact = Comparison(config, run_dir, stage, database), ExactDuplicates(database)
+        others = Comparison(config, run_dir, stage, database, _boilerplate(sample))
+        exact = ExactDuplicates(database)
         for number, answers in enumerate(_answers(run_dir, settings, facts)):
             name = f"decisions-{number:05d}.parquet"
             said = rules.verdicts([answer for _, _, answer in answers], settings)
@@ -262,17 +268,38 @@ def _num_refusals(num_others: int, max_frac: float) -> int:
     return int(num_others * max_frac / (1 - max_frac) + 1e-9)
 
 
-def _facts(run_dir: RunDir, settings: Filter) -> Run:
-    """What rules know of the run: the teacher's special tokens, and the limit of mean NLL (all answers are read)."""
+def _facts(run_dir: RunDir, settings: Filter, sample: Sample[Exchange] | None = None) -> Run:
+    """What rules know of the run: the teacher's special tokens, and the limit of mean NLL.
+
+    All answers are read for it, and `sample` takes of each prompt the first.
+    """
     teacher = models.teacher_of(run_dir)
     tokenizer = teacher.tokenizer()
     added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    means = [np.empty(0, np.float32)]
+    if settings.worst_nll_frac or sample is not None:
+        for shard, prompts in _with_prompts(run_dir, FIRST_COLUMNS, "source"):
+            means.append(_mean_nll_nats(shard))
+            if sample is not None:
+                _draw(sample, shard, prompts)
     limit = None
     if settings.worst_nll_frac:
-        shards = read_shards(run_dir, "generate", ["token_logprobs", "reasoning_tokens"])
-        means = [np.empty(0, np.float32), *map(_mean_nll_nats, shards)]
         limit = confidence.nll_limit_nats(np.concatenate(means), settings.worst_nll_frac)
     return Run(frozenset(tokenizer.all_special_ids) | added, teacher.stop_ids(tokenizer), limit)
+
+
+def _draw(sample: Sample[Exchange], shard: pa.Table, prompts: list[Row]) -> None:
+    texts = zip(shard.column("response_id").to_pylist(), shard.column("text").to_pylist(), prompts, strict=True)
+    for response_id, text, asked in texts:
+        if response_id.endswith("-0"):
+            source = (asked["source"] or "").rpartition(":")[0]
+            sample.add(source, asked["prompt_id"], (asked["messages"], text))
+
+
+def _boilerplate(sample: Sample[Exchange] | None) -> Boilerplate:
+    if sample is None:
+        return NO_BOILERPLATE
+    return Boilerplate([Text.of(*exchange) for exchange in drawn] for drawn in sample.by_source())
 
 
 def _mean_nll_nats(shard: pa.Table) -> npt.NDArray[np.float32]:

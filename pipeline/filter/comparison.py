@@ -4,6 +4,7 @@ import sqlite3
 from typing import Any
 
 from pipeline import contamination, duplicates, privacy
+from pipeline.boilerplate import Boilerplate
 from pipeline.config import Config, EvaluationSet
 from pipeline.filter.rules import Verdict
 from pipeline.rundir import RunDir, Stage
@@ -36,11 +37,13 @@ def fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
 class Comparison:
     """Evaluation items, and the answers kept so far; of two that are alike the first stays, whichever side it is on.
 
-    The answers are held in the database: duplicates.NearDuplicates.
+    The answers are held in the database: duplicates.NearDuplicates. What many of them share makes none alike.
     """
 
-    def __init__(self, config: Config, run_dir: RunDir, stage: Stage, database: sqlite3.Connection) -> None:
-        self._stage, self._privacy = stage, config.privacy
+    def __init__(
+        self, config: Config, run_dir: RunDir, stage: Stage, database: sqlite3.Connection, boilerplate: Boilerplate
+    ) -> None:
+        self._stage, self._privacy, self._boilerplate = stage, config.privacy, boilerplate
         self._items = contamination.load(
             [*prepared_sets(config, run_dir), *config.filter.decontaminate], config.privacy
         )
@@ -72,7 +75,8 @@ class Comparison:
             verdicts["contaminated"] = self._contaminated(row["response_id"], parts)
             is_kept = is_kept and verdicts["contaminated"][1]
         if self._kept is not None and is_kept:
-            sketch = duplicates.sketch(prompt_words + answer_words, answer_words)
+            asked = self._boilerplate.compared(prompt_words, messages)
+            sketch = duplicates.sketch([*asked, *answer_words], answer_words, boilerplate=self._boilerplate)
             verdicts["near_duplicate"] = self._near_duplicate(row["response_id"], sketch, self._kept)
         return verdicts
 

@@ -3,24 +3,28 @@ ids, rendered as the teacher sees them. Where more prompts are wanted, the teach
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline import contamination, corpora, hardware, licences, models, scratch
-from pipeline.config import Config, output_settings, synthesis_files
+from pipeline.boilerplate import NO_BOILERPLATE, Boilerplate, Sample
+from pipeline.config import Config, Source, output_settings, synthesis_files
 from pipeline.console import console, say
 from pipeline.corpora import BadRowError
 from pipeline.errors import UserError
 from pipeline.files import file_hash, folder_hash, text_hash
 from pipeline.prepare import conversations, screening, sources, synthesis
-from pipeline.prepare.comparison import Comparison
+from pipeline.prepare.comparison import Comparison, text_of
 from pipeline.prepare.conversations import Asked, Renderer
 from pipeline.prepare.instructions import Pool, template_hash
 from pipeline.records import PROMPTS
 from pipeline.rundir import RunDir, Stage
+
+HUB_ROWS = 20_000  # that are read twice
 
 
 def run(config: Config, run_dir: RunDir) -> None:
@@ -59,8 +63,8 @@ class _Prompts:
 
     def __init__(self, config: Config, stage: Stage, renderer: Renderer, database: sqlite3.Connection) -> None:
         self._config, self._stage, self._renderer = config, stage, renderer
-        self._others = Comparison(config, stage, database)
         self.screened = screening.Screening(config)
+        self._others = Comparison(config, stage, database, self._boilerplate())
         self.shards = _Shards(stage, config.prepare.shard_prompts)
         self.counts: Counter[str] = Counter(
             prompts=0, held_out=0, duplicates=0, near_duplicates=0, contaminated=0, bad_rows=0
@@ -70,7 +74,8 @@ class _Prompts:
         """Take those of the sources: the rows, as they are taken. Raises UserError where there is none."""
         seen: set[str] = set()
         held_out_frac, max_prompts = self._config.prepare.held_out_frac, self._config.prepare.max_prompts
-        for asked in self.screened.of(self._asked(), lambda: max_prompts and max_prompts - len(seen)):
+        asked_in_turn = self._asked(self._config.prepare.sources, self._refuse)
+        for asked in self.screened.of(asked_in_turn, lambda: max_prompts and max_prompts - len(seen)):
             identifier = asked.identifier()
             if identifier in seen:
                 self._leave_out(asked.origin, "duplicates")
@@ -117,9 +122,27 @@ class _Prompts:
         self.counts["held_out"] += row["split"] == "held_out"
         return row
 
-    def _asked(self) -> Iterator[Asked]:
-        """What every usable row of every source asks."""
-        for source in self._config.prepare.sources:
+    def _boilerplate(self) -> Boilerplate:
+        """What many prompts of a source share: the sources are read once more for it, before anything is taken.
+
+        Of a dataset on the hub so many rows, as they are fetched twice.
+        """
+        settings, sample = self._config.prepare, Sample[Asked]()
+        if settings.near_duplicates is None:
+            return NO_BOILERPLATE
+        sources = [
+            source.model_copy(update={"limit": min(source.limit or HUB_ROWS, HUB_ROWS)})
+            if source.dataset and not Path(source.dataset).is_dir()
+            else source
+            for source in settings.sources
+        ]
+        for asked in islice(self._asked(sources, self._check_strict), settings.max_prompts):
+            sample.add(asked.origin, asked.identifier(), asked)
+        return Boilerplate([text_of(self.screened.redacted(asked)) for asked in drawn] for drawn in sample.by_source())
+
+    def _asked(self, given_sources: Iterable[Source], refuse: Callable[[str, str, str], None]) -> Iterator[Asked]:
+        """What every usable row of the sources asks; `refuse` is told origin, place and problem of the others."""
+        for source in given_sources:
             template = sources.load_template(source.template)
             digest = template_hash(Path(source.template).read_text(encoding="utf-8")) if source.template else None
             for place, row in corpora.read(source):
@@ -132,7 +155,7 @@ class _Prompts:
                     else:
                         pairs = [(sources.prompt_of(row, source, template), None)]
                 except BadRowError as problem:
-                    self._refuse(screening.origin_of(source), place, str(problem))
+                    refuse(screening.origin_of(source), place, str(problem))
                     continue
                 category = sources.category_of(row, source)
                 given = (screening.origin_of(source), sources.licence_of(row, source))
@@ -140,9 +163,12 @@ class _Prompts:
                     yield Asked(place, category, messages, tools, completion, *given, template=digest)
 
     def _refuse(self, origin: str, place: str, problem: str) -> None:
+        self._check_strict(origin, place, problem)
+        self._leave_out(origin, "bad_rows")
+
+    def _check_strict(self, origin: str, place: str, problem: str) -> None:
         if self._config.prepare.bad_rows == "error":
             raise UserError(f"{place}: {problem} (prepare.bad_rows=skip goes on without such rows)")
-        self._leave_out(origin, "bad_rows")
 
     def _leave_out(self, origin: str, why: str) -> None:
         self.counts[why] += 1

@@ -4,6 +4,7 @@ import json
 import sqlite3
 
 from pipeline import contamination, duplicates
+from pipeline.boilerplate import Boilerplate, Text
 from pipeline.config import Config
 from pipeline.duplicates import Sketch, Twin
 from pipeline.prepare.conversations import Asked
@@ -19,10 +20,11 @@ class Comparison:
     A prompt on the other side of the split than one like it is left out even where the two ask for something else (see
     `texts.ask`): so no prompt to train on is nearly a held-out one. On its own side a prompt has to ask for the same,
     and one whose answer is to be scored to have nearly the same answer. The lists of what was left out name the twins.
+    What many prompts share, as an instruction, makes none of them alike.
     """
 
-    def __init__(self, config: Config, stage: Stage, database: sqlite3.Connection) -> None:
-        self._stage = stage
+    def __init__(self, config: Config, stage: Stage, database: sqlite3.Connection, boilerplate: Boilerplate) -> None:
+        self._stage, self._boilerplate = stage, boilerplate
         self._items = contamination.load(contamination.sets_of(config), config.privacy)
         threshold = config.prepare.near_duplicates
         self._prompts, self._answered = (
@@ -42,12 +44,7 @@ class Comparison:
             for row in contamination.rows(hits):
                 self._stage.note(CONTAMINATION, {**noted, **row})
             return "contaminated"
-        tools = json.dumps(asked.tools, ensure_ascii=False)
-        alone, scored = duplicates.sketch(prompt_words, words(asked.question or ask(asked.messages)), tools), None
-        if asked.completion is not None:
-            calls = json.dumps(asked.completion.get("tool_calls"), ensure_ascii=False)
-            answer = words(asked.completion["content"] or calls)
-            scored = duplicates.sketch(prompt_words + answer, answer, tools)
+        alone, scored = self._sketches(asked, prompt_words)
         if twin := self._twin(prompt_id, alone, scored, is_held_out):
             found = {"twin_id": twin.name, "jaccard": round(twin.jaccard, 3)}
             across_split = (twin.name in self._held_out) != is_held_out
@@ -56,6 +53,17 @@ class Comparison:
         if is_held_out:
             self._held_out.add(prompt_id)
         return None
+
+    def _sketches(self, asked: Asked, prompt: list[str]) -> tuple[Sketch, Sketch | None]:
+        """Of a prompt, given its words, and of the prompt with the answer to be scored."""
+        tools = json.dumps(asked.tools, ensure_ascii=False)
+        prompt = self._boilerplate.compared(prompt, asked.messages)
+        core = words(asked.question or ask(asked.messages))
+        alone = duplicates.sketch(prompt, core, tools, self._boilerplate)
+        if asked.completion is None:
+            return alone, None
+        answer = words(_answer(asked))
+        return alone, duplicates.sketch([*prompt, *answer], answer, tools, self._boilerplate)
 
     def _twin(self, prompt_id: str, asked: Sketch, scored: Sketch | None, held_out: bool) -> Twin | None:
         """A prompt taken before that this one can't stand beside; where there is none, this one is taken."""
@@ -70,3 +78,15 @@ class Comparison:
         if scored:
             self._answered.add(scored, prompt_id)
         return None
+
+
+def text_of(asked: Asked) -> Text:
+    """What a conversation is compared by."""
+    return Text.of(asked.messages, _answer(asked))
+
+
+def _answer(asked: Asked) -> str:
+    """The answer to be scored: its text, or else its calls of tools; empty where the teacher gives its own."""
+    if asked.completion is None:
+        return ""
+    return asked.completion["content"] or json.dumps(asked.completion.get("tool_calls"), ensure_ascii=False)

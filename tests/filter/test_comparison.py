@@ -117,6 +117,17 @@ def test_the_same_short_answer_to_other_prompts_stays(answered: Answered) -> Non
     assert reasons(answered.do(*asked)) == {}
 
 
+def test_a_corpus_of_one_task_loses_only_what_is_nearly_there_already(answered: Answered) -> None:
+    """One instruction, and few answers: a label, or a frame with a word filled in."""
+    draw = random.Random(4)
+    instruction, frame = prose(draw, 70), prose(draw, 60)
+    asked = [f"{instruction} {prose(draw, 15)}" for _ in range(60)]
+    given = ["positive"] * 20 + [frame] * 20 + [f"{frame} {'yes' if n % 2 else 'no'}" for n in range(20)]
+    copies = [(prompt.upper(), answer) for prompt, answer in zip(asked[::10], given[::10], strict=True)]
+    decisions = answered.do(*zip(asked, given, strict=True), *copies)
+    assert reasons(decisions) == {f"p{60 + n}-0": ["near_duplicate"] for n in range(6)}
+
+
 def test_several_answers_to_one_long_prompt_stay_where_they_differ(answered: Answered) -> None:
     draw = random.Random(3)
     given = [prose(draw, 20), prose(draw, 25)]

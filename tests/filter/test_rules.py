@@ -88,6 +88,24 @@ def test_lines_in_an_answer_with_code_may_stand_twice_as_often(code: str) -> Non
     assert verdicts == {6: (6, True), 7: (7, False)}
 
 
+@pytest.mark.parametrize(
+    ("text", "prompt", "expected"),
+    [
+        ("Lemon-" * 20, "Name a fruit.", (20, False)),
+        ("我喜欢你" * 8, "你好", (8, False)),
+        ("the cat sat " * 6, "Tell me a story.", (5, False)),  # the last without its space is no whole one
+        ("ha " * 40, "Repeat the word ha 40 times.", (1, True)),
+        ("Ha ha ha, that is so funny that I will tell it to all of my friends.", "Tell me a joke.", (1, True)),
+        ("```\n" + "x = [None, None, None, None, None, None]\n" + "```", "Write code.", (1, True)),
+        ("\n".join(f"{n}. Use a different approach here" for n in range(1, 12)), "How?", (11, False)),
+    ],
+)
+def test_a_loop_that_is_no_sentence_is_dropped_unless_it_was_asked_for(
+    text: str, prompt: str, expected: Verdict
+) -> None:
+    assert verdict("repeated_sentence", candidate(text, prompt=prompt), max_sentence_repeats=3) == expected
+
+
 def test_a_loop_of_words_is_dropped_from_its_share_on() -> None:
     """Ten words four times are 31 10-grams, 10 of them different."""
     answer, share = candidate(" ".join([TEN_WORDS] * 4)), 21 / 31

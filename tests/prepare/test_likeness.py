@@ -76,6 +76,34 @@ def test_two_asks_about_one_passage_stay_where_both_are_on_one_side(prepared: An
     assert sides.isdisjoint(text.partition("\n")[2] for text in texts(prepared, "held_out"))
 
 
+@pytest.mark.parametrize("between", [" ", "\n\n"], ids=["one paragraph", "blank line"])
+def test_one_instruction_before_every_message_leaves_all_of_them_on_both_sides(prepared: Any, between: str) -> None:
+    draw = random.Random(6)
+    instruction = prose(draw, 70)
+    asked = [f"{instruction}{between}{prose(draw, draw.randint(15, 40))}" for _ in range(200)]
+    copies = [asked[n].upper() for n in range(0, 200, 20)]
+    counts = prepared.do(source(prepared, [*asked, *copies]), held_out_frac=0.1)
+    assert (counts["prompts"], counts["near_duplicates"]) == (200, 10)
+    assert counts["held_out"] >= 10
+
+
+def test_what_prompts_share_is_told_in_any_order_of_the_rows(prepared: Any) -> None:
+    draw = random.Random(6)
+    instruction = prose(draw, 70)
+    asked = [f"{instruction} {prose(draw, 20)}" for _ in range(60)]
+    assert prepared.do(source(prepared, asked + SEEDS))["near_duplicates"] == 0
+    prepared.run_dir.discard_from("prepare")
+    assert prepared.do(source(prepared, SEEDS + asked[::-1]))["near_duplicates"] == 0
+
+
+def test_no_row_is_read_for_what_prompts_share_that_is_not_needed(prepared: Any) -> None:
+    given = prepared.file("a.jsonl", '{"prompt": "Why?"}\n{"prompt": "How?"}\nno JSON\n')
+    assert prepared.do(given, max_prompts=2)["prompts"] == 2
+    prepared.run_dir.discard_from("prepare")
+    with pytest.raises(UserError, match=r"a\.jsonl:3: malformed JSON"):
+        prepared.do(given)
+
+
 def test_a_long_system_message_makes_no_duplicates(prepared: Any) -> None:
     prompts = source(prepared, ["Name a river.", "Which lake is deepest of all?"])
     assert prepared.do(prompts | {"system": prose(random.Random(1), 200)})["near_duplicates"] == 0

@@ -26,10 +26,10 @@ MATHS = re.compile(
     r"\\(?:frac|sqrt|sum|int|begin|cdot|times|\(|\[)|\$[^$\n]+\$|\d ?[=+×÷*/^] ?\(?-?\d|\b[^\W\d_] ?= ?-?\d"
 )
 LIST_ITEM = re.compile(r"^[ \t]*(?:[-*+•–][ \t]+\S|\d{1,3}[.)][ \t]+\S|\|)", re.MULTILINE)
-SYMBOLS_ALONE = re.compile(r"(?<!\S)[^\w\s]+(?!\S)")  # words without letter or digit
 # Scripts that put no space between words: each character counts as a word of its own.
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 MIN_LIST_ITEMS = 3
+MIN_LOOP_WORD_CHARS = 20  # a word of so many may be a loop without spaces: see pipeline/loops.py
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,11 @@ class Candidate:
     def repeats(self) -> bool:
         """Whether any five words stand there twice; most answers repeat nothing, and need no closer look."""
         return has_duplicate_ngram(self.words, 5)
+
+    @property
+    def may_loop(self) -> bool:
+        """Whether a loop may be in it: words that come again, or one so long that it may hold one."""
+        return self.repeats or max(map(len, self.words), default=0) >= MIN_LOOP_WORD_CHARS
 
     @cached_property
     def lines(self) -> list[str]:

@@ -7,7 +7,8 @@ lines with `{` (it deletes code), and the share of bullet points.
 import re
 
 from pipeline.config import Filter
-from pipeline.filter.rules.candidate import SYMBOLS_ALONE, Candidate, Verdict
+from pipeline.filter.rules.candidate import Candidate, Verdict
+from pipeline.repetition import SYMBOLS_ALONE
 
 MARKDOWN = frozenset('-*+•–—|#=&/→…:;?!«»„"') | {"##", "###", "####", "---", "***", "**"}  # and what French sets apart
 SYMBOLS = re.compile(r"#+|\.\.\.|…")

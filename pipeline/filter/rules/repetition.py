@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from pipeline import repetition as measures
 from pipeline.config import Filter
-from pipeline.filter.rules.candidate import SYMBOLS_ALONE, Candidate, Verdict
+from pipeline.filter.rules.candidate import Candidate, Verdict
+from pipeline.loops import loop_repeats
 
 RUN_SLACK = {"code": 2, "maths": 2, "list": 3, "prose": 1}
 SHARE_SLACK = 1.5
@@ -30,10 +31,15 @@ MIN_PARAGRAPHS = 3
 
 
 def repeated_sentence(answer: Candidate, settings: Filter) -> Verdict | None:
-    """Longest run of one sentence or line, against `max_sentence_repeats` (open-instruct)."""
+    """Longest run of one sentence or line, or of a loop's unit, against `max_sentence_repeats` (open-instruct).
+
+    A loop that was asked for is let be.
+    """
     if settings.max_sentence_repeats is None:
         return None
     longest = measures.longest_sentence_run(answer.text)
+    if answer.may_loop and (repeats := loop_repeats(answer.text)) > longest and not _is_asked(answer):
+        longest = repeats
     return longest, _is_within(longest, settings.max_sentence_repeats, answer)
 
 
@@ -55,7 +61,7 @@ def repeated_ngrams(answer: Candidate, settings: Filter) -> Verdict | None:
     elif answer.repeats:  # words of scripts without spaces are characters there, not here
         share = measures.duplicate_ngram_frac(answer.text)
     if share > settings.max_duplicate_ngram_frac:
-        share = measures.duplicate_ngram_frac(SYMBOLS_ALONE.sub(" ", answer.text))
+        share = measures.duplicate_ngram_frac(measures.SYMBOLS_ALONE.sub(" ", answer.text))
     return share, share <= settings.max_duplicate_ngram_frac or _is_asked(answer)
 
 
