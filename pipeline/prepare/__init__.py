@@ -19,6 +19,7 @@ from pipeline.prepare import conversations, screening, sources, synthesis
 from pipeline.prepare.comparison import Comparison
 from pipeline.prepare.conversations import Asked, Renderer
 from pipeline.prepare.instructions import Pool, template_hash
+from pipeline.prepare.skipped import Skipped, Unseen
 from pipeline.records import PROMPTS
 from pipeline.rundir import RunDir, Stage
 
@@ -62,6 +63,7 @@ class _Prompts:
         self._others = Comparison(config, stage, database)
         self.screened = screening.Screening(config)
         self.shards = _Shards(stage, config.prepare.shard_prompts)
+        self._skipped, self._num_rows = Skipped(), 0
         self.counts: Counter[str] = Counter(
             prompts=0, held_out=0, duplicates=0, near_duplicates=0, contaminated=0, bad_rows=0
         )
@@ -88,7 +90,20 @@ class _Prompts:
             if len(seen) == max_prompts:
                 break
         if not seen:
-            raise UserError("prepare: the sources hold no prompt (prepare.sources)")
+            raise UserError(f"prepare: the sources hold no prompt (prepare.sources){self._why_none()}")
+        if self.counts["bad_rows"]:
+            say(f"prepare: {self.counts['bad_rows']} rows skipped: {self._skipped.told()}")
+
+    def _why_none(self) -> str:
+        if not self._num_rows:
+            origins = {screening.origin_of(source): None for source in self._config.prepare.sources}
+            return f": there is no row in {', '.join(origins)}"
+        left_out: Counter[str] = Counter()
+        for (_, why), num in self.screened.left_out.items():
+            left_out[why] += num
+        skipped = f" ({self._skipped.told()})" if left_out["bad_rows"] else ""
+        parts = [f"{num} {why}{skipped if why == 'bad_rows' else ''}" for why, num in left_out.items()]
+        return f": of {self._num_rows} rows {', '.join(parts).replace('_', ' ')} were left out"
 
     def grow(self, teacher: models.Model, tokenizer: Any, pool: Pool) -> dict[str, Any]:
         """Add the prompts that the teacher writes. Returns what the manifest says of them."""
@@ -121,11 +136,14 @@ class _Prompts:
         """What every usable row of every source asks."""
         for source in self._config.prepare.sources:
             template = sources.load_template(source.template)
-            digest = template_hash(Path(source.template).read_text(encoding="utf-8")) if source.template else None
-            for place, row in corpora.read(source):
+            digest = template_hash(template.text) if template else None
+            unseen = Unseen(source, self._config.generate.mode == "score")
+            for place, row in corpora.read(source, sources.columns_of(source, template)):
+                self._num_rows += 1
                 try:
                     if isinstance(row, BadRowError):
                         raise row
+                    unseen.see(row)
                     tools = sources.tools_of(row, source)
                     if self._config.generate.mode == "score":
                         pairs = sources.pairs_of(row, source, template)
@@ -138,10 +156,13 @@ class _Prompts:
                 given = (screening.origin_of(source), sources.licence_of(row, source))
                 for messages, completion in pairs:
                     yield Asked(place, category, messages, tools, completion, *given, template=digest)
+            for line in unseen.told():
+                say(f"prepare: {screening.origin_of(source)}: {line}")
 
     def _refuse(self, origin: str, place: str, problem: str) -> None:
         if self._config.prepare.bad_rows == "error":
             raise UserError(f"{place}: {problem} (prepare.bad_rows=skip goes on without such rows)")
+        self._skipped.add(place, problem)
         self._leave_out(origin, "bad_rows")
 
     def _leave_out(self, origin: str, why: str) -> None:
