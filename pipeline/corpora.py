@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -73,20 +74,29 @@ def plain(value: Any, depth: int = 0) -> Any:
 
 
 def parsed(text: str | bytes) -> Any:
-    """What JSON says; an integer too long for Python is left as its digits.
+    """What JSON says; NaN is null, and a number that Python lacks is the text that stands there.
 
     Raises BadRowError if it is malformed.
     """
     try:
-        return json.loads(text)
+        return JSON.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRowError(f"malformed JSON ({first_line(error)})") from None
-    except ValueError:  # the limit on digits
-        return json.loads(text, parse_int=_whole_number)
 
 
-def _whole_number(digits: str) -> int | str:
-    return int(digits) if len(digits) <= sys.get_int_max_str_digits() else digits
+def _integer(digits: str) -> int | str:
+    limit = sys.get_int_max_str_digits()
+    return digits if limit and len(digits) > limit else int(digits)
+
+
+def _real(digits: str) -> float | str:
+    value = float(digits)
+    return value if math.isfinite(value) else digits
+
+
+JSON = json.JSONDecoder(
+    parse_int=_integer, parse_float=_real, parse_constant=lambda name: None if name == "NaN" else name
+)
 
 
 def _file_rows(path: Path, columns: Collection[str] | None) -> Iterator[Placed]:

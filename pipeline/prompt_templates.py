@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, Undefined, UndefinedError, meta
+from jinja2 import StrictUndefined, Template, Undefined, UndefinedError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from pipeline.errors import UserError
@@ -26,8 +26,8 @@ class FillError(Exception):
     """Why a template can't be filled, in one line."""
 
 
-class NullError(UndefinedError, TypeError):
-    """What comes of reckoning with a null; a TypeError too, so that filters take it as they take None."""
+class NullError(UndefinedError):
+    """What comes of reckoning with a null."""
 
 
 class Null(Undefined):
@@ -46,6 +46,12 @@ class Null(Undefined):
 
     def __repr__(self) -> str:
         return "null"
+
+    def __int__(self) -> int:
+        raise TypeError("a null is no number")  # as None does: the filters `int` and `float` have a default for it
+
+    def __float__(self) -> float:
+        raise TypeError("a null is no number")
 
 
 class Missing(StrictUndefined):
@@ -96,7 +102,7 @@ def load(path: str | Path, setting: str, **syntax: bool) -> PromptTemplate:
         raise UserError(f"{path}: not a prompt template in UTF-8 ({setting})") from None
     except OSError as error:
         raise UserError(f"{path}: no such prompt template ({error.strerror}; {setting})") from None
-    except (TemplateError, RecursionError) as error:
+    except Exception as error:  # beside Jinja's own, those of expressions that it works out at once
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: malformed Jinja template: {first} ({setting})") from None
 

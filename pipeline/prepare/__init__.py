@@ -101,9 +101,9 @@ class _Prompts:
         left_out: Counter[str] = Counter()
         for (_, why), num in self.screened.left_out.items():
             left_out[why] += num
-        skipped = f" ({self._skipped.told()})" if left_out["bad_rows"] else ""
-        parts = [f"{num} {why}{skipped if why == 'bad_rows' else ''}" for why, num in left_out.items()]
-        return f": of {self._num_rows} rows {', '.join(parts).replace('_', ' ')} were left out"
+        told = {"bad_rows": f" ({self._skipped.told()})"}
+        parts = [f"{num} {why.replace('_', ' ')}{told.get(why, '')}" for why, num in left_out.items()]
+        return f": {self._num_rows} rows were read, and left out: {', '.join(parts)}"
 
     def grow(self, teacher: models.Model, tokenizer: Any, pool: Pool) -> dict[str, Any]:
         """Add the prompts that the teacher writes. Returns what the manifest says of them."""
