@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import UserError
+from pipeline.files import json_lines
 from pipeline.records import UNCATEGORISED
 
 
@@ -34,11 +35,7 @@ def load_as(kind: type[ItemType], path: Path, limit: int | None, what: str, sett
     if not path.is_file():
         raise UserError(f"{path}: no such {what} set ({setting}; null for none)")
     items: list[ItemType] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error})") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(json_lines(path), 1):
         if not line.strip():
             continue
         try:

@@ -22,6 +22,7 @@ from pipeline.corpora import BadRowError, Row, read, utf8
 from pipeline.errors import UserError
 from pipeline.files import file_hash, folder_hash
 from pipeline.probe_set import Probe
+from pipeline.prompt_templates import listed
 from pipeline.texts import Hashes, ngram_hashes, words
 
 LONG_NGRAM_WORDS, NGRAM_WORDS = 13, 8
@@ -194,7 +195,7 @@ def content_hashes(sets: Iterable[EvaluationSet], setting: str) -> dict[str, str
 
 
 def _items(source: EvaluationSet) -> Iterator[Item]:
-    for place, row in read(source):
+    for place, row in read(source, {*source.columns, *Probe.model_fields}):
         if isinstance(row, BadRowError):
             raise UserError(f"{place}: {row} (decontaminate)")
         asked = _asked(place, row)
@@ -202,7 +203,7 @@ def _items(source: EvaluationSet) -> Iterator[Item]:
         if not texts:
             raise UserError(
                 f"{place}: no text in any of the columns {', '.join(source.columns)} (the row has:"
-                f" {', '.join(map(str, row))}); name yours in the set's `columns`"
+                f" {listed(row)}); name yours in the set's `columns`"
             )
         yield from (Item(place, text) for text in texts)
 

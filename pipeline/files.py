@@ -1,5 +1,6 @@
 """Files, written as a whole or not at all, read with one clear line where they are damaged, and hashed."""
 
+import codecs
 import errno
 import hashlib
 import json
@@ -17,6 +18,12 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import UserError
 
 FULL_DISK_BYTES = 16 << 20
+MARKS = {  # byte-order marks, the longer ones first: that of UTF-32 begins with UTF-16's
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
 
 
@@ -87,6 +94,25 @@ def readable(model: Path) -> None:
     mode = (model / "config.json").stat().st_mode
     for path in model.glob("*.safetensors"):
         path.chmod(mode)
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding of a text file by its byte-order mark; UTF-8 if it has none."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    return next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), "utf-8-sig")
+
+
+def json_lines(path: Path) -> list[bytes]:
+    """The lines of a file with one JSON object a line, in UTF-8 and without byte-order marks.
+
+    A line ends at a line feed alone: the other characters that end a line for Python, such as U+2028, may stand in
+    JSON's texts.
+    """
+    data = path.read_bytes()
+    if 0 in data[:4] and (encoding := encoding_of(path)) != "utf-8-sig":  # the 0 is of the `{` in UTF-16
+        data = data.decode(encoding, errors="replace").encode()
+    return [line.removeprefix(codecs.BOM_UTF8) for line in data.split(b"\n")]
 
 
 def file_hash(path: Path) -> str:

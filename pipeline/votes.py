@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.binomial import clopper_pearson, sign_test
 from pipeline.errors import UserError
-from pipeline.files import fsync_folder, read_committed, text_hash, user_disk_errors
+from pipeline.files import fsync_folder, json_lines, read_committed, text_hash, user_disk_errors
 from pipeline.rundir import RunDir
 
 Arm = Literal["teacher", "student"]
@@ -123,7 +123,7 @@ def read(run_dir: RunDir) -> tuple[list[Vote], int]:
     path = votes_path(run_dir)
     votes, num_unreadable = [], 0
     try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        lines = json_lines(path) if path.exists() else []
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}); mend that, and ask again") from None
     for line in filter(bytes.strip, lines):

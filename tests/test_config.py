@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline import config as config_module
-from pipeline.config import Config, Source, Train, dump, dump_explained, layer_indices, output_settings, validate
+from pipeline.config import (
+    Config,
+    EvaluationSet,
+    Lora,
+    Source,
+    Train,
+    dump,
+    dump_explained,
+    layer_indices,
+    output_settings,
+    validate,
+)
 from pipeline.errors import UserError
 
 Load = Callable[..., Config]
@@ -385,6 +396,29 @@ def test_the_explained_config_has_a_line_with_the_meaning_of_every_setting() -> 
         assert any(line.strip().startswith(f"{key}: ") and line.endswith(f"# {field.description}") for line in lines), (
             name
         )
+
+
+def test_the_explained_config_has_the_meaning_of_every_key_of_a_lists_items_once() -> None:
+    config = config_with(prepare={"sources": [{"path": "a.jsonl"}, {"path": "b.csv", "limit": 3}]})
+    text = dump_explained(config)
+    assert yaml.safe_load(text) == config.model_dump(mode="json")
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
+    for section in (Source, EvaluationSet):
+        for key, field in section.model_fields.items():
+            assert any(line.startswith(f"{key}: ") and line.endswith(f"# {field.description}") for line in lines), key
+    assert text.count(Source.model_fields["template"].description or "") == 1
+
+
+def test_the_explained_config_has_the_keys_of_a_part_that_is_null() -> None:
+    lines = [line.strip() for line in dump_explained(config_with()).splitlines()]
+    assert "lora: null  # Adapters in place of full fine-tuning." in lines
+    for key, field in Lora.model_fields.items():
+        assert any(line.startswith(f"# {key}: ") and line.endswith(f"# {field.description}") for line in lines), key
+
+
+def test_an_unknown_key_that_is_like_none_is_told_with_those_that_are_known() -> None:
+    with pytest.raises(UserError, match=r"unknown key prepare\.sources\.0\.qqqqq; known here: path, dataset, .*limit$"):
+        config_with(prepare={"sources": [{"path": "a.jsonl", "qqqqq": 1}]})
 
 
 def test_fields_are_dotted_names_of_settings_and_no_sections() -> None:

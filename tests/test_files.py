@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.files import (
     file_hash,
+    json_lines,
     read_committed,
     read_json,
     text_hash,
@@ -89,3 +90,12 @@ def test_what_can_not_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"report\.html: can't be written \(Is a directory\)"):
         write_text(tmp_path / "report.html", "x")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_lines_of_json_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    text = '{"a": "\u2028\u0085\x0b"}'
+    path.write_bytes("\ufeff".encode() + f"{text}\n".encode() + "\ufeff{}\r\n\n".encode())
+    assert json_lines(path) == [text.encode(), b"{}\r", b"", b""]
+    path.write_bytes(b"\xff\xfe\n{}")  # what a kill left, and no UTF-16
+    assert json_lines(path) == [b"\xff\xfe", b"{}"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline import probe_set
+from pipeline import chat_set, probe_set, task_set
 from pipeline.errors import UserError
 from pipeline.probe_set import Probe
 
@@ -96,6 +96,31 @@ def test_a_probe_that_can_not_be_judged_is_told_with_file_and_line(tmp_path: Pat
     with pytest.raises(UserError, match=r"own\.jsonl:2: not a probe item: ") as caught:
         probe_set.load(path, None)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_set_is_read_as_editors_write_it(tmp_path: Path, encoding: str, ending: str) -> None:
+    """Of chat items, tasks and probes alike: lines end at line feeds alone, and a byte-order mark is no item."""
+    turn = "One\u2028two\u0085three"
+    sets = {
+        chat_set: {"id": "c", "turns": [turn]},
+        task_set: {"id": "t", "category": "c", "turns": [turn], "checks": [{"kind": "lower_case"}]},
+        probe_set: {"id": "p", "category": "harmless", "turns": [turn]},
+    }
+    for module, item in sets.items():
+        lines = [json.dumps(item | {"id": name}, ensure_ascii=False) for name in ("first", "second")]
+        (tmp_path / "set.jsonl").write_bytes("".join(f"{line}{ending}" for line in ["", *lines, ""]).encode(encoding))
+        found = module.load(tmp_path / "set.jsonl", None)
+        assert [(each.id, each.turns) for each in found] == [("first", (turn,)), ("second", (turn,))]
+
+
+@pytest.mark.parametrize("line", [b"\xff", b'{"id": "\\ud800", "turns": ["a"]}', b"[" * 9999, b"7" * 5000, b"\0"])
+def test_a_line_that_is_no_json_is_told_with_its_place(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "own.jsonl").write_bytes(b"\n" + line + b"\n")
+    with pytest.raises(UserError, match=r"own\.jsonl:2: not a chat item: ") as caught:
+        chat_set.load(tmp_path / "own.jsonl", None)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_set_says_how_to_do_without(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -194,27 +194,54 @@ def dump_plain(data: dict[str, Any]) -> str:
 
 
 def dump_explained(config: Config) -> str:
-    """The resolved config as YAML, each setting's meaning behind it."""
+    """The resolved config as YAML, each setting's meaning behind it: of a list's items where their kind first stands.
+
+    The settings of a part that is null stand below it as comments.
+    """
     lines: list[str] = []
+    explained: set[type[Section]] = set()
     for name in Config.model_fields:
         value = getattr(config, name)
         if isinstance(value, Section):
             lines.append(f"{name}:  # {(type(value).__doc__ or '').strip()}")
-            lines += [f"  {line}" for line in _explained_fields(value)]
+            lines += [f"  {line}" for line in _explained_fields(value, explained)]
         else:
             lines.append(f"{name}: {_flow(value)}  # {Config.model_fields[name].description}")
     return "\n".join(lines) + "\n"
 
 
-def _explained_fields(section: Section) -> list[str]:
+def _explained_fields(section: Section, explained: set[type[Section]]) -> list[str]:
     values, lines = section.model_dump(mode="json"), []
     for key, field in type(section).model_fields.items():
-        if isinstance(value := getattr(section, key), Section):
+        value, kind = getattr(section, key), _section_type(field)
+        if isinstance(value, Section):
             lines.append(f"{key}:  # {field.description}")
-            lines += [f"  {line}" for line in _explained_fields(value)]
+            lines += [f"  {line}" for line in _explained_fields(value, explained)]
+        elif kind and value:
+            lines.append(f"{key}:  # {field.description}")
+            for item in value:
+                lines += [f"  {line}" for line in _explained_item(item, explained)]
         else:
             lines.append(f"{key}: {_flow(values[key])}  # {field.description}")
+            if kind and kind not in explained:
+                explained.add(kind)
+                lines += [f"  # {line}" for line in _explained_fields(kind.model_construct(), explained)]
     return lines
+
+
+def _explained_item(item: Section, explained: set[type[Section]]) -> list[str]:
+    """An item of a list: its settings with their meanings, or on one line if those of another stand above."""
+    if type(item) in explained:
+        return [f"- {_flow(item.model_dump(mode='json'))}"]
+    explained.add(type(item))
+    first, *others = _explained_fields(item, explained)
+    return [f"- {first}", *(f"  {line}" for line in others)]
+
+
+def _section_type(field: FieldInfo) -> type[Section] | None:
+    """The section that a setting is a list of, or is if it is not null; None if it is no such setting."""
+    given = [field.annotation, *get_args(field.annotation)]
+    return next((kind for kind in given if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 def _flow(value: Any) -> str:
@@ -292,7 +319,8 @@ def _explain(error: Any) -> str:
         nearest = difflib.get_close_matches(location[-1], _names(location[:-1]), n=1, cutoff=0.5)
         elsewhere = [name for name, _ in fields() if name.rpartition(".")[2] == location[-1]]
         meant = elsewhere or [".".join([*location[:-1], nearest[0]]) for _ in nearest]
-        return f"unknown key {key}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
+        known = f"did you mean {' or '.join(meant)}?" if meant else f"known here: {', '.join(_names(location[:-1]))}"
+        return f"unknown key {key}; {known}"
     message = error["msg"].removeprefix("Value error, ")
     is_of_files = location[-1:] and location[-1] in ("sources", "documents", "decontaminate")
     message = message.replace("a valid tuple", f"a list, such as {'[{path: a.jsonl}]' if is_of_files else '[a, b]'}")

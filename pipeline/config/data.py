@@ -38,10 +38,13 @@ class Source(Section):
     licence: str | None = Field(
         default=None, description="Licence of its rows, as cc-by-4.0; a row's own column `licence` or `license` wins."
     )
-    category: str = Field(default="category", description="Column that labels the prompt; need not exist.")
+    category: str = Field(
+        default="category", description="Column with the prompt's label, or a list of labels; need not exist."
+    )
     template: str | None = Field(
         default=None,
-        description="Jinja file whose text becomes the user message; the row's columns are its variables.",
+        description="Jinja file whose text becomes the user message. Its variables are the row's columns, and `row` for"
+        " those whose name is none: row['the text']. A null is written as nothing.",
     )
     system: str | None = Field(default=None, description="System message put before each prompt that has none.")
     limit: Positive | None = Field(default=None, description="Read at most this many rows.")
@@ -110,7 +113,10 @@ class Synthesis(Section):
         " its text in the column that `prompt` names.",
     )
     templates: str = Field(
-        default="prompts/templates", description="Folder of Jinja files with what the teacher is asked, by method."
+        default="prompts/templates",
+        description="Folder of Jinja files with what the teacher is asked, by method. Their variables: magpie has"
+        " `category`, self_instruct `category` and `examples`, deepen, widen and constrain `prompt`, documents"
+        " `passage`.",
     )
     temperature: float = Field(default=0.8, description="Sampling temperature of drafts.", gt=0, le=10)
     top_p: float = Field(default=0.95, description="Nucleus of sampling drafts, 0-1.", gt=0, le=1)

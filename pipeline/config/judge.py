@@ -25,7 +25,8 @@ class Grader(Section):
     )
     templates: str = Field(
         default="prompts/judge",
-        description="Folder with what it is asked: single.jinja, and pairwise.jinja where answers are compared.",
+        description="Folder with what it is asked: single.jinja, and pairwise.jinja if answers are compared. Variables:"
+        " `system`, `tools`, `question`, `reference`, and `given`, or `first` and `second`: `history` and `answer`.",
     )
     max_tokens: Positive = Field(default=512, description="Longest reply of the judge, tokens; the cost cap counts it.")
     request: dict[str, Any] = Field(

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import config
 from pipeline.console import say
-from pipeline.files import user_disk_errors
+from pipeline.files import json_lines, user_disk_errors
 from pipeline.judge.questions import Choice, Kind, Question, request_hash
 
 
@@ -51,7 +51,7 @@ class Ledger:
         self._by_model: dict[str | None, Tokens] = {}
         self._requests: set[str | None] = set()  # those that were answered
         num_unreadable = 0
-        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        for line in json_lines(path) if path.is_file() else ():
             try:
                 self._take(Verdict.model_validate_json(line))
             except ValidationError:

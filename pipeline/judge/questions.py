@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import StrictUndefined, Template, TemplateError
-from jinja2.sandbox import SandboxedEnvironment
-
-from pipeline import config
+from pipeline import config, prompt_templates
 from pipeline.errors import UserError
 from pipeline.files import text_hash
+from pipeline.prompt_templates import FillError, PromptTemplate
 
 Kind = Literal["pairwise", "single"]
 Choice = Literal["A", "B", "tie"] | float
@@ -75,10 +73,9 @@ class Asker:
 
     def _question(self, kind: Kind, about: dict[str, Any], asked: Reply, **shown: Reply) -> Question:
         try:
-            text = self._templates[kind].render(
-                system=asked.system, tools=asked.tools, question=asked.question, reference=asked.reference, **shown
-            )
-        except TemplateError as error:
+            known = {name: getattr(asked, name) for name in ("system", "tools", "question", "reference")}
+            text = self._templates[kind].fill({**known, **shown})
+        except FillError as error:
             raise UserError(f"{_path(self._settings, kind)}: {error} ({self._settings.place}.templates)") from None
         # the text holds the template, the question, the answers and their order
         key = text_hash(json.dumps([kind, body(self._settings, [text])], sort_keys=True))
@@ -113,25 +110,12 @@ def read(kind: Kind, reply: str) -> Choice | None:
 
 def template_hashes(settings: config.Grader) -> dict[str, str]:
     """Of each template's text. Raises UserError where one is missing."""
-    return {kind: text_hash(_text(settings, kind)) for kind in settings.kinds}
+    return {kind: text_hash(_template(settings, kind).text) for kind in settings.kinds}
 
 
-def _template(settings: config.Grader, kind: Kind) -> Template:
-    try:
-        environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        return environment.from_string(_text(settings, kind))
-    except TemplateError as error:
-        raise UserError(
-            f"{_path(settings, kind)}: malformed Jinja template: {error} ({settings.place}.templates)"
-        ) from None
-
-
-def _text(settings: config.Grader, kind: Kind) -> str:
-    path = _path(settings, kind)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable template ({error}; {settings.place}.templates)") from None
+def _template(settings: config.Grader, kind: Kind) -> PromptTemplate:
+    setting = f"{settings.place}.templates"
+    return prompt_templates.load(_path(settings, kind), setting, trim_blocks=True, lstrip_blocks=True)
 
 
 def _path(settings: config.Grader, kind: Kind) -> Path:

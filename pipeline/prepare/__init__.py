@@ -21,6 +21,7 @@ from pipeline.prepare import conversations, screening, sources, synthesis
 from pipeline.prepare.comparison import Comparison, text_of
 from pipeline.prepare.conversations import Asked, Renderer
 from pipeline.prepare.instructions import Pool, template_hash
+from pipeline.prepare.skipped import Skipped, Unseen
 from pipeline.records import PROMPTS
 from pipeline.rundir import RunDir, Stage
 
@@ -66,6 +67,7 @@ class _Prompts:
         self.screened = screening.Screening(config)
         self._others = Comparison(config, stage, database, self._boilerplate())
         self.shards = _Shards(stage, config.prepare.shard_prompts)
+        self._skipped, self._num_rows = Skipped(), 0
         self.counts: Counter[str] = Counter(
             prompts=0, held_out=0, duplicates=0, near_duplicates=0, contaminated=0, bad_rows=0
         )
@@ -93,7 +95,20 @@ class _Prompts:
             if len(seen) == max_prompts:
                 break
         if not seen:
-            raise UserError("prepare: the sources hold no prompt (prepare.sources)")
+            raise UserError(f"prepare: the sources hold no prompt (prepare.sources){self._why_none()}")
+        if self.counts["bad_rows"]:
+            say(f"prepare: {self.counts['bad_rows']} rows skipped: {self._skipped.told()}")
+
+    def _why_none(self) -> str:
+        if not self._num_rows:
+            origins = {screening.origin_of(source): None for source in self._config.prepare.sources}
+            return f": there is no row in {', '.join(origins)}"
+        left_out: Counter[str] = Counter()
+        for (_, why), num in self.screened.left_out.items():
+            left_out[why] += num
+        told = {"bad_rows": f" ({self._skipped.told()})"}
+        parts = [f"{num} {why.replace('_', ' ')}{told.get(why, '')}" for why, num in left_out.items()]
+        return f": {self._num_rows} rows were read, and left out: {', '.join(parts)}"
 
     def grow(self, teacher: models.Model, tokenizer: Any, pool: Pool) -> dict[str, Any]:
         """Add the prompts that the teacher writes. Returns what the manifest says of them."""
@@ -136,19 +151,27 @@ class _Prompts:
             else source
             for source in settings.sources
         ]
-        for asked in islice(self._asked(sources, self._check_strict), settings.max_prompts):
+        for asked in islice(self._asked(sources, self._check_strict, is_survey=True), settings.max_prompts):
             sample.add(asked.origin, asked.identifier(), asked)
         return Boilerplate([text_of(self.screened.redacted(asked)) for asked in drawn] for drawn in sample.by_source())
 
-    def _asked(self, given_sources: Iterable[Source], refuse: Callable[[str, str, str], None]) -> Iterator[Asked]:
-        """What every usable row of the sources asks; `refuse` is told origin, place and problem of the others."""
+    def _asked(
+        self, given_sources: Iterable[Source], refuse: Callable[[str, str, str], None], is_survey: bool = False
+    ) -> Iterator[Asked]:
+        """What every usable row of the sources asks; `refuse` is told origin, place and problem of the others.
+
+        A survey counts no row and says nothing: the rows are read again.
+        """
         for source in given_sources:
             template = sources.load_template(source.template)
-            digest = template_hash(Path(source.template).read_text(encoding="utf-8")) if source.template else None
-            for place, row in corpora.read(source):
+            digest = template_hash(template.text) if template else None
+            unseen = Unseen(source, self._config.generate.mode == "score")
+            for place, row in corpora.read(source, sources.columns_of(source, template)):
+                self._num_rows += not is_survey
                 try:
                     if isinstance(row, BadRowError):
                         raise row
+                    unseen.see(row)
                     tools = sources.tools_of(row, source)
                     if self._config.generate.mode == "score":
                         pairs = sources.pairs_of(row, source, template)
@@ -161,9 +184,12 @@ class _Prompts:
                 given = (screening.origin_of(source), sources.licence_of(row, source))
                 for messages, completion in pairs:
                     yield Asked(place, category, messages, tools, completion, *given, template=digest)
+            for line in unseen.told() if not is_survey else ():
+                say(f"prepare: {screening.origin_of(source)}: {line}")
 
     def _refuse(self, origin: str, place: str, problem: str) -> None:
         self._check_strict(origin, place, problem)
+        self._skipped.add(place, problem)
         self._leave_out(origin, "bad_rows")
 
     def _check_strict(self, origin: str, place: str, problem: str) -> None:

@@ -4,17 +4,17 @@ import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from jinja2 import Template
 
-from pipeline import licences, models
+from pipeline import licences, models, prompt_templates
 from pipeline.config import METHODS, Config
 from pipeline.errors import UserError
 from pipeline.files import text_hash
-from pipeline.prepare import passages, sources
+from pipeline.prepare import passages
 from pipeline.prepare.passages import Passage
+from pipeline.prompt_templates import FillError, PromptTemplate
 from pipeline.records import UNCATEGORISED
 
 Row = dict[str, Any]
@@ -73,11 +73,10 @@ class Plan:
     def __init__(self, config: Config, tokenizer: Any, pool: Pool, methods: list[str]) -> None:
         settings = config.prepare.synthesis
         self._tokenizer, self._kwargs, self._seed = tokenizer, config.teacher.chat_template_kwargs, settings.seed
-        self._templates: dict[str, tuple[Path, str, Template]] = {}
+        self._templates: dict[str, PromptTemplate] = {}
         for name in [name for method in methods for name in METHODS[method]]:
             path = Path(settings.templates) / f"{name}.jinja"
-            template = cast(Template, sources.load_template(str(path)))
-            self._templates[name] = (path, path.read_text(encoding="utf-8"), template)
+            self._templates[name] = prompt_templates.load(path, "prepare.synthesis.templates")
         if not pool.seeds and {"self_instruct", "evolve"} & set(methods):
             raise UserError(
                 "prepare.synthesis: on the train side there is no prompt that is a user's message alone, to make others"
@@ -98,8 +97,8 @@ class Plan:
     def templates(self) -> Row:
         """File, hash and text of each template, by name."""
         return {
-            name: {"path": str(path), "hash": template_hash(text), "text": text}
-            for name, (path, text, _) in self._templates.items()
+            name: {"path": template.path, "hash": template_hash(template.text), "text": template.text}
+            for name, template in self._templates.items()
         }
 
     def instruction(self, method: str, number: int) -> Instruction:
@@ -175,11 +174,11 @@ class Plan:
 
     def _render(self, name: str, **variables: Any) -> tuple[str, str]:
         """`(text, hash of the template)`."""
-        path, text, template = self._templates[name]
+        template = self._templates[name]
         try:
-            return template.render(variables), template_hash(text)
-        except Exception as error:  # a template is a program: a filter may raise anything
-            raise UserError(f"{path}: the template can't be filled: {error}") from None
+            return template.fill(variables), template_hash(template.text)
+        except FillError as error:
+            raise UserError(f"{template.path}: the template can't be filled: {error}") from None
 
     def _question(self, text: str) -> list[int]:
         """The turns of a filled template, the user's first, rendered for the teacher to answer."""

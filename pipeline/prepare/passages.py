@@ -10,7 +10,9 @@ from pipeline import corpora, licences, privacy
 from pipeline.config import Privacy, Source
 from pipeline.corpora import BadRowError
 from pipeline.errors import UserError
+from pipeline.files import encoding_of
 from pipeline.prepare import sources
+from pipeline.prompt_templates import hint, listed
 from pipeline.texts import words
 
 MIN_WORDS, MAX_WORDS = 40, 200
@@ -32,20 +34,17 @@ class Passage:
 def read(documents: tuple[Source, ...], bad_rows: str, settings: Privacy, licence_policy: str) -> list[Passage]:
     """All passages, in the order of the documents, without personal data as `settings.prompts` has it.
 
-    Raises UserError where `licence_policy` refuses a document's licence.
-
-    Raises UserError for a row without text unless `bad_rows` is skip, for a file that is not there or no UTF-8, and
-    where no passage is long enough.
+    Raises UserError if `licence_policy` refuses a document's licence, for a row without text unless `bad_rows` is
+    skip, for a file that is not there or no UTF-8, and if no passage is long enough.
     """
     found = []
+    skipped: list[str] = []
     for source in documents:
         for place, text, licence in _texts(source):
-            if text is None:
+            if isinstance(text, BadRowError):
+                skipped.append(f"{place}: {text}")
                 if bad_rows == "error":
-                    raise UserError(
-                        f"{place}: no text in column {source.prompt!r} (name yours in the document's `prompt`;"
-                        " prepare.bad_rows=skip goes on without such rows)"
-                    )
+                    raise UserError(f"{skipped[0]} (prepare.bad_rows=skip goes on without such rows)")
                 continue
             origin = source.path or source.dataset or ""
             licences.check_source(origin, licence, licence_policy)
@@ -57,7 +56,8 @@ def read(documents: tuple[Source, ...], bad_rows: str, settings: Privacy, licenc
                 if not personal or settings.prompts == "redact":
                     found.append(Passage(f"{place}, passage {number}", passage, origin, licence, personal))
     if not found:
-        raise UserError(f"prepare.synthesis.documents: they hold no passage of at least {MIN_WORDS} words")
+        told = f"; {len(skipped)} rows were skipped, the first {skipped[0]}" if skipped else ""
+        raise UserError(f"prepare.synthesis.documents: they hold no passage of at least {MIN_WORDS} words{told}")
     return found
 
 
@@ -86,21 +86,24 @@ def _parts(text: str) -> Iterator[tuple[str, str]]:
             yield (" " if number else "\n\n"), part.strip()
 
 
-def _texts(source: Source) -> Iterator[tuple[str, str | None, str | None]]:
-    """`(place, text, licence)` of each document; the text is None where a row has none."""
+def _texts(source: Source) -> Iterator[tuple[str, str | BadRowError, str | None]]:
+    """`(place, text, licence)` of each document; in place of the text stands what is wrong with a row without one."""
     path = Path(source.path or "")
     if path.suffix in (".txt", ".md"):
         try:
-            yield str(path), path.read_text(encoding="utf-8-sig"), source.licence
-        except UnicodeDecodeError as error:
+            yield str(path), path.read_text(encoding=encoding_of(path)), source.licence
+        except UnicodeError as error:
             raise UserError(f"{path}: not UTF-8 text ({error})") from None
         except OSError:
             raise UserError(f"{path}: no such document (prepare.synthesis.documents)") from None
         return
-    for place, row in corpora.read(source):
+    for place, row in corpora.read(source, {source.prompt, *sources.LICENCE}):
         if isinstance(row, BadRowError):
-            yield place, None, None
+            yield place, row, None
             continue
         text = row.get(source.prompt)
-        is_text = isinstance(text, str) and text.strip()
-        yield place, corpora.utf8(str(text)) if is_text else None, sources.licence_of(row, source)
+        if isinstance(text, str) and text.strip():
+            yield place, corpora.utf8(text), sources.licence_of(row, source)
+        else:
+            told = f"name yours in the document's `prompt`; the row has: {listed(row)}"
+            yield place, BadRowError(f"no text in column {source.prompt!r} ({told}){hint(source.prompt, row)}"), None

@@ -1,39 +1,37 @@
 """The messages that a row of a source means."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError
-from jinja2.sandbox import SandboxedEnvironment
-
+from pipeline import corpora, prompt_templates
 from pipeline.config import Source
 from pipeline.corpora import BadRowError, Row, utf8
-from pipeline.errors import UserError
+from pipeline.prompt_templates import FillError, PromptTemplate, hint, listed
 from pipeline.records import UNCATEGORISED
 
 Message = dict[str, Any]  # role and content, and of OPTIONAL what its role may have and this one has
 Messages = list[Message]
 ROLES = ("system", "user", "assistant", "tool")
 OPTIONAL = {"assistant": ("tool_calls", "reasoning_content"), "tool": ("tool_call_id", "name")}
+LICENCE = ("licence", "license")  # columns in which a row may name its own
+WHOLE_ROW = "row"  # a template's variable with all columns, for those whose names are no variable's: row["the text"]
 
 
-def load_template(path: str | None) -> Template | None:
-    """The Jinja template of a source. Raises UserError where it is missing or malformed."""
-    if path is None:
+def load_template(path: str | None) -> PromptTemplate | None:
+    """The Jinja template of a source. Raises UserError if it is missing or malformed."""
+    return None if path is None else prompt_templates.load(path, "prepare.sources")
+
+
+def columns_of(source: Source, template: PromptTemplate | None) -> set[str] | None:
+    """The columns of a source that are read, None for all."""
+    variables = template.variables if template else frozenset()
+    if WHOLE_ROW in variables:
         return None
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        return SandboxedEnvironment(undefined=StrictUndefined).from_string(text)
-    except OSError:
-        raise UserError(f"{path}: no such prompt template") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a prompt template in UTF-8") from None
-    except TemplateError as error:
-        raise UserError(f"{path}: malformed Jinja template: {error}") from None
+    named = (source.messages, source.prompt, source.completion, source.tools, source.category)
+    return {*named, *LICENCE, *variables}
 
 
-def prompt_of(row: Row, source: Source, template: Template | None) -> Messages:
+def prompt_of(row: Row, source: Source, template: PromptTemplate | None) -> Messages:
     """The conversation that a row asks the teacher to go on with, up to its last user or tool message.
 
     Raises BadRowError where there is none.
@@ -46,7 +44,7 @@ def prompt_of(row: Row, source: Source, template: Template | None) -> Messages:
     return messages
 
 
-def pairs_of(row: Row, source: Source, template: Template | None) -> list[tuple[Messages, Message]]:
+def pairs_of(row: Row, source: Source, template: PromptTemplate | None) -> list[tuple[Messages, Message]]:
     """`(prompt, completion)` of each assistant message to be scored: all that stands before it, and the message.
 
     One with `weight: 0` or `train: false` is context alone, and so is one before the first user message.
@@ -55,7 +53,10 @@ def pairs_of(row: Row, source: Source, template: Template | None) -> list[tuple[
     given = _conversation(row, source, template)
     if template is not None or row.get(source.messages) is None:
         if row.get(source.completion) is None:
-            raise BadRowError(f"no answer to be scored: there is nothing in column {source.completion!r}")
+            raise BadRowError(
+                f"no answer to be scored: there is nothing in column {source.completion!r}"
+                + ("" if source.completion in row else f" (the row has: {listed(row)}){hint(source.completion, row)}")
+            )
         given = [*given, {"role": "assistant", "content": row[source.completion]}]
         _check_messages(given)
     messages = [_clean(message) for message in given]
@@ -77,39 +78,46 @@ def tools_of(row: Row, source: Source) -> list[Any] | None:
 
     Fields that are null are left out: Parquet gives every tool the fields of all.
     """
-    tools = _parsed(row.get(source.tools), f"column {source.tools!r}") or None
+    given = row.get(source.tools)
+    tools = _parsed(given, f"column {source.tools!r}") or None
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise BadRowError(f"column {source.tools!r} is no list of tools")
     _check_encodable(tools)
-    return tools if isinstance(row.get(source.tools), str) else _without_nulls(tools)
+    return tools if tools is None or isinstance(given, str) else _without_nulls(_as_json(tools))
 
 
 def category_of(row: Row, source: Source) -> str:
-    """The row's label, halves of surrogate pairs replaced."""
-    return str(row.get(source.category) or UNCATEGORISED).encode(errors="replace").decode()
+    """The row's label, halves of surrogate pairs replaced; of several, such as tags, all."""
+    label = row.get(source.category)
+    if isinstance(label, list):
+        label = ", ".join(str(each) for each in label if each is not None)
+    if isinstance(label, dict):
+        label = json.dumps(label, ensure_ascii=False, default=str)
+    return UNCATEGORISED if label is None or label == "" else utf8(str(label))
 
 
 def licence_of(row: Row, source: Source) -> str | None:
     """The licence that a row names for itself, in a column `licence` or `license`, else that of its source."""
-    own = row.get("licence") or row.get("license")
+    own = next(filter(None, map(row.get, LICENCE)), None)
     return utf8(own.strip()) if isinstance(own, str) and own.strip() else source.licence
 
 
-def _conversation(row: Row, source: Source, template: Template | None) -> Messages:
+def _conversation(row: Row, source: Source, template: PromptTemplate | None) -> Messages:
     """The messages of a row as they stand there, checked, with the source's system message."""
     if template is not None:
         try:
-            messages: Any = [{"role": "user", "content": template.render(row)}]
-        except Exception as error:  # a template is a program: a filter may raise anything
+            text = template.fill({WHOLE_ROW: row, **row}, columns=row)
+        except FillError as error:
             raise BadRowError(f"the template can't be filled: {error}") from None
+        messages: Any = [{"role": "user", "content": text}]
     elif row.get(source.messages) is not None:
         messages = _parsed(row[source.messages], f"column {source.messages!r}", "list of messages")
     elif source.prompt in row:
         messages = [{"role": "user", "content": row[source.prompt]}]
     else:
         raise BadRowError(
-            f"no column {source.messages!r} or {source.prompt!r} (the row has: {', '.join(map(str, row))});"
-            " name yours in the source's `prompt`"
+            f"no column {source.messages!r} or {source.prompt!r} (the row has: {listed(row)});"
+            f" name yours in the source's `prompt`{hint(source.prompt, row)}"
         )
     _check_messages(messages)
     if source.system and messages[0]["role"] != "system":
@@ -129,7 +137,11 @@ def _check_messages(messages: Any) -> None:
         may_be_empty = message.get("tool_calls") if role == "assistant" else role == "tool" and content is not None
         if not may_be_empty and (content is None or not content.strip()):
             raise BadRowError(f"empty {'answer' if role == 'assistant' else 'prompt'}: {_a(role)} message has no text")
-        _check_encodable(content, *(message.get(key) for key in OPTIONAL.get(role, ())))
+        for key in OPTIONAL.get(role, ()):
+            if key != "tool_calls" and not isinstance(message.get(key), str | None):
+                raise BadRowError(f"{_a(role)} message's {key} is no text (its type: {type(message[key]).__name__})")
+            _check_encodable(message.get(key))
+        _check_encodable(content)
 
 
 def _is_scored(message: Message) -> bool:
@@ -138,24 +150,31 @@ def _is_scored(message: Message) -> bool:
 
 
 def _clean(message: Message) -> Message:
-    """What a template may see of a message: of the optional fields those that are set, tool calls as objects."""
+    """What a template may see of a message: of the optional fields those that are set, tool calls as objects.
+
+    The content of a call without words is null, whether the source says null, nothing or an empty text.
+    """
     role = message["role"]
     optional = {key: message[key] for key in OPTIONAL.get(role, ()) if message.get(key)}
     if "tool_calls" in optional:
         optional["tool_calls"] = _tool_calls(optional["tool_calls"])
-    return {"role": role, "content": message.get("content"), **optional}
+    content = message.get("content") or None if "tool_calls" in optional else message.get("content")
+    return {"role": role, "content": content, **optional}
 
 
 def _tool_calls(value: Any) -> list[Any]:
     """OpenAI's tool calls, their arguments as objects: OpenAI has them as JSON text, templates write them as JSON."""
-    calls = _parsed(value, "tool_calls")
+    calls = _parsed(value, "tool_calls") if isinstance(value, str) else _as_json(value)
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise BadRowError("an assistant message's tool_calls is no list of calls")
     parsed = []
     for call in calls:
         function = call.get("function") or call
+        if not isinstance(function, dict):
+            raise BadRowError("a tool call's function is no object")
         given = function.get("arguments") or {}
         arguments = _parsed(given, "the arguments of a tool call")
+        arguments = {} if arguments is None else arguments
         if not isinstance(function.get("name"), str) or not isinstance(arguments, dict):
             raise BadRowError("a tool call needs function.name, and function.arguments that is a JSON object")
         if not isinstance(value, str):  # a null in JSON text is meant
@@ -171,9 +190,22 @@ def _parsed(value: Any, what: str, wanted: str = "") -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else None
-    except (json.JSONDecodeError, RecursionError):
+        found = corpora.plain(corpora.parsed(value)) if value.strip() else None
+    except BadRowError:
         raise BadRowError(f"{what} is no JSON {wanted}".rstrip()) from None
+    _check_encodable(found)
+    return found
+
+
+def _as_json(value: Any) -> Any:
+    """A value that came as no text, such as a struct of Parquet, with what JSON has not, such as a date, as text."""
+    return json.loads(json.dumps(value, default=_text_of))
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, bytes):
+        raise BadRowError("tools or tool calls hold binary data")
+    return str(value)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -29,7 +29,7 @@ from pipeline import models, reasoning
 from pipeline.config import Config
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.files import write_text
+from pipeline.files import json_lines, write_text
 from pipeline.prepare import diversity, drafts
 from pipeline.prepare.conversations import Asked
 from pipeline.prepare.instructions import Instruction, Plan, Pool
@@ -156,7 +156,7 @@ def next_round(tallies: dict[str, Tally], round_drafts: int) -> dict[str, range]
 def read_drafts(path: Path) -> list[Row]:
     """The rows of a round. Raises UserError where the file is damaged."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        rows = [json.loads(line) for line in json_lines(path) if line]
         is_whole = all(isinstance(row, dict) and row.keys() == KEYS for row in rows)
     except ValueError:
         is_whole, rows = False, []

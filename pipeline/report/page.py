@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from pipeline import models
-from pipeline.files import read_committed, read_json, write_text
+from pipeline.files import json_lines, read_committed, read_json, write_text
 from pipeline.records import ARMS, STAGES
 from pipeline.repetition import is_repetitive
 from pipeline.report import (
@@ -191,10 +191,10 @@ def _metrics(run_dir: RunDir) -> list[dict[str, Any]]:
     """The rows of train/metrics.jsonl; a line that a kill cut short is left out, as train itself does."""
     path = run_dir.stage_path("train") / "metrics.jsonl"
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in json_lines(path) if path.is_file() else []:
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             continue
     return rows
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pipeline.files import read_committed
+from pipeline.files import json_lines, read_committed
 from pipeline.report import decided, figures
 from pipeline.report.figures import ARM_NAMES, Cell, present_arms, whole
 from pipeline.report.judged import Table
@@ -95,12 +95,12 @@ def _verdicts(run_dir: RunDir) -> tuple[str, str, Table] | None:
     path = run_dir.stage_path("evaluate") / name
     if not path.is_file():
         return None
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    lines = [line for line in json_lines(path) if line.strip()]
     rows = []
     for line in lines[:MAX_ROWS]:
         try:
             verdict = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             continue  # cut short by a kill: the ledger asks it again
         about, choice = verdict["about"], verdict["choice"]
         what = about.get("compared") or f"grade of {ARM_NAMES.get(about.get('graded'), about.get('graded'))}"

@@ -25,7 +25,7 @@ from pipeline.adapters import lora_config
 from pipeline.config import Train
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.files import write_text
+from pipeline.files import json_lines, write_text
 from pipeline.train.batches import ITEM_COLUMNS, LengthGrouped, collate_items, items, sampler
 from pipeline.train.losses import Validation, token_losses, validation_measures
 from pipeline.train.packing import use_packed_attention
@@ -224,13 +224,13 @@ class Progress(TrainerCallback):
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in json_lines(self._path):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:
                 continue
             if row["arm"] != self._arm or row["step"] <= step:
-                kept.append(line)
+                kept.append(line.decode())
         write_text(self._path, "".join(f"{line}\n" for line in kept))
 
 

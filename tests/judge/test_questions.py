@@ -118,7 +118,7 @@ def test_what_changes_a_verdict_changes_its_key(tmp_path: Path) -> None:
 
 def test_a_template_that_can_not_be_used_is_told_with_its_path(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"templates": str(tmp_path)})
-    with pytest.raises(UserError, match=r"pairwise\.jinja: not a readable template"):
+    with pytest.raises(UserError, match=r"pairwise\.jinja: no such prompt template"):
         Asker(settings)
     (tmp_path / "pairwise.jinja").write_text("{% if %}")
     with pytest.raises(UserError, match=r"pairwise\.jinja: malformed"):

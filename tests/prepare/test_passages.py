@@ -58,7 +58,7 @@ def test_files_of_text_are_one_document_each_and_rows_one_each(tmp_path: Path) -
 
 def test_a_row_without_text_is_told_or_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"body\n{SENTENCE * 5}\n")
-    with pytest.raises(UserError, match=r"a\.csv:2: no text in column 'prompt' \(name yours"):
+    with pytest.raises(UserError, match=r"a\.csv:2: no text in column 'prompt' \(name yours.*the row has: \w+\)"):
         read(source(tmp_path / "a.csv"), "error", Privacy(), "warn")
     with pytest.raises(UserError, match="hold no passage of at least 40 words"):
         read(source(tmp_path / "a.csv"), "skip", Privacy(), "warn")

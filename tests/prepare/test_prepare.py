@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -235,8 +237,51 @@ def test_the_engines_own_shorter_context_counts(prepared: Any) -> None:
 
 @pytest.mark.parametrize("lines", ["", "\n\n"], ids=["empty", "blank"])
 def test_a_source_without_prompts_is_refused(prepared: Any, lines: str) -> None:
-    with pytest.raises(UserError, match="the sources hold no prompt"):
+    with pytest.raises(UserError, match=r"the sources hold no prompt .*: there is no row in .*a\.jsonl$"):
         prepared.do(prepared.file("a.jsonl", lines))
+
+
+def test_a_source_of_which_every_row_is_skipped_says_why(prepared: Any) -> None:
+    rows = [
+        {"prompt": None},
+        {"prompt": " "},
+        {"prompt": "x" * 300},
+        {"prompt": "x" * 200},
+        {"text": "Hi"},
+        {"prompt": 5},
+    ]
+    with pytest.raises(UserError, match="the sources hold no prompt") as caught:
+        prepared.do(prepared.lines(*rows), bad_rows="skip")
+    line = str(caught.value).replace(f"{prepared.folder}/", "")
+    assert (
+        ": 6 rows were read, and left out: 6 bad rows (2 × empty prompt: a user message has no text (a.jsonl:1)" in line
+    )
+    assert "(a.jsonl:3); 1 × no column 'messages' or 'prompt'" in line
+    assert line.endswith("(a.jsonl:5); 1 × other reasons)")
+
+
+def test_rows_that_are_skipped_are_told_with_their_reasons(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared.do(prepared.lines({"prompt": "Hi"}, {"prompt": ""}), bad_rows="skip")
+    assert "prepare: 1 rows skipped: 1 × empty prompt" in capsys.readouterr().err
+
+
+def test_a_named_column_that_no_row_has_is_told(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    source = prepared.lines({"prompt": "a", "topic": "x"}, {"prompt": "b"})
+    prepared.do({**source, "category": "topics"})
+    assert "no row has the column 'topics' that `category` names, only prompt, topic; did you mean topic?" in (
+        capsys.readouterr().err.replace("\n", " ")
+    )
+    prepared.run_dir.discard_from("prepare")
+    prepared.do({**source, "category": "topic"})
+    assert "no row has" not in capsys.readouterr().err
+
+
+def test_a_template_of_a_parquet_file_meets_nulls_and_dates_that_python_lacks(prepared: Any) -> None:
+    table = {"ask": ["Why?", "How?"], "note": [None, "Briefly."], "time": pa.array([10**18] * 2, pa.timestamp("us"))}
+    pq.write_table(pa.table(table), prepared.folder / "a.parquet")
+    (prepared.folder / "t.jinja").write_text("{{ ask }}|{{ note }}")
+    prepared.do({"path": f"{prepared.folder}/a.parquet", "template": f"{prepared.folder}/t.jinja"})
+    assert [row["messages"][0]["content"] for row in prepared.rows()] == ["Why?|", "How?|Briefly."]
 
 
 def test_a_corpus_that_is_held_out_altogether_is_refused(prepared: Any) -> None:

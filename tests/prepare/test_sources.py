@@ -1,5 +1,6 @@
 """Rows from files and datasets with their places, and the messages that a row means."""
 
+import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from pipeline.config import Source
 from pipeline.corpora import BadRowError, read
 from pipeline.errors import UserError
-from pipeline.prepare.sources import first_turn, load_template, pairs_of, prompt_of, tools_of
+from pipeline.prepare.sources import category_of, columns_of, first_turn, load_template, pairs_of, prompt_of, tools_of
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello."}
@@ -55,6 +56,22 @@ def test_the_conversation_of_a_row(row: Row, source: Row, messages: list[Row]) -
     assert meaning(row, **source) == messages
 
 
+@pytest.mark.parametrize(
+    ("row", "label"),
+    [
+        ({}, "uncategorised"),
+        ({"category": None}, "uncategorised"),
+        ({"category": ""}, "uncategorised"),
+        ({"category": 0}, "0"),
+        ({"category": ["maths", None, "easy"]}, "maths, easy"),
+        ({"category": {"of": None}}, '{"of": null}'),
+        ({"category": "half \ud83d"}, "half ?"),
+    ],
+)
+def test_the_label_of_a_row(row: Row, label: str) -> None:
+    assert category_of(row, Source(path="a.jsonl")) == label
+
+
 @pytest.mark.parametrize("answers", [1, 2])
 def test_answers_that_a_corpus_has_at_the_end_are_left_to_the_teacher(answers: int) -> None:
     assert meaning({"messages": [USER, ANSWER, USER, *[ANSWER] * answers]}) == [USER, ANSWER, USER]
@@ -69,6 +86,7 @@ def test_a_system_message_is_put_before_a_prompt_that_has_none() -> None:
     ("row", "said"),
     [
         ({"text": "Hi", "id": 3}, r"no column 'messages' or 'prompt' \(the row has: text, id\); name yours"),
+        ({"prompts": "Hi"}, r"name yours in the source's `prompt`; did you mean prompts\?$"),
         ({"prompt": ""}, "empty prompt: a user message has no text"),
         ({"prompt": " \n\t"}, "empty prompt"),
         ({"prompt": None}, "empty prompt"),
@@ -127,6 +145,10 @@ def test_each_answer_of_a_row_with_all_that_stands_before_it(row: Row, source: R
     ("row", "said"),
     [
         ({"prompt": "Hi"}, "no answer to be scored: there is nothing in column 'completion'"),
+        (
+            {"prompt": "Hi", "completions": "Hello."},
+            r"\(the row has: prompt, completions\); did you mean completions\?$",
+        ),
         ({"prompt": "Hi", "completion": None}, "nothing in column 'completion'"),
         ({"prompt": "Hi", "completion": " "}, "empty answer"),
         ({"prompt": "Hi", "completion": 5}, r"assistant message's content is no text \(its type: int\)"),
@@ -179,6 +201,19 @@ def test_only_fields_that_are_set_and_of_the_role_are_kept() -> None:
     assert meaning({"messages": messages}) == [USER, {**ANSWER, "reasoning_content": "hm"}, RESULT]
 
 
+@pytest.mark.parametrize("words", [{}, {"content": None}, {"content": ""}], ids=["left out", "null", "empty"])
+def test_the_content_of_a_call_without_words_is_null(words: Row) -> None:
+    calling = {"role": "assistant", "tool_calls": [CALL], **words}
+    assert meaning({"messages": [USER, calling, RESULT]})[1] == CALLING
+
+
+def test_what_json_has_not_is_text_in_calls_and_tools() -> None:
+    day, call = datetime.date(2026, 1, 2), {"name": "f", "arguments": {"day": datetime.date(2026, 1, 2), "n": None}}
+    messages = [USER, {"role": "assistant", "tool_calls": [call]}, RESULT]
+    assert meaning({"messages": messages})[1]["tool_calls"] == [{"name": "f", "arguments": {"day": "2026-01-02"}}]
+    assert tools_of({"tools": [{"since": day}]}, Source(path="a.jsonl")) == [{"since": "2026-01-02"}]
+
+
 def test_a_tool_may_give_nothing_back() -> None:
     assert meaning({"messages": [USER, CALLING, {"role": "tool", "content": ""}]})[-1]["content"] == ""
 
@@ -195,6 +230,12 @@ def test_a_tool_may_give_nothing_back() -> None:
         ({**CALLING, "tool_calls": [{"name": "f", "arguments": "city=Oslo"}]}, "arguments of a tool call is no JSON"),
         ({**CALLING, "tool_calls": [{"name": "f\ud83d"}]}, "not valid Unicode"),
         ({**ANSWER, "reasoning_content": "\ud83d"}, "not valid Unicode"),
+        ({**CALLING, "tool_calls": '[{"name": "f\\ud83d"}]'}, "not valid Unicode"),
+        ({**CALLING, "tool_calls": [{"name": "f", "arguments": '{"a": "\\ud83d"}'}]}, "not valid Unicode"),
+        ({**CALLING, "tool_calls": [{"function": "f"}]}, "a tool call's function is no object"),
+        ({**CALLING, "tool_calls": [{"name": "f", "arguments": {"a": b"\xff"}}]}, "hold binary data"),
+        ({**ANSWER, "reasoning_content": ["hm"]}, r"an assistant message's reasoning_content is no text \(.*: list\)"),
+        ({**RESULT, "tool_call_id": 5}, r"a tool message's tool_call_id is no text \(its type: int\)"),
     ],
 )
 def test_a_malformed_call_is_a_bad_row(message: Row, said: str) -> None:
@@ -243,8 +284,31 @@ def test_a_template_makes_the_user_message_of_a_rows_columns(template: Callable[
 
 
 def test_a_column_that_the_template_wants_and_the_row_lacks_is_named(template: Callable[[str], str]) -> None:
-    with pytest.raises(BadRowError, match="can't be filled: 'txt' is undefined"):
-        meaning({"text": "cat"}, template("{{ txt }}"))
+    said = r"can't be filled: 'txt' is undefined; its variables are the row's columns: text, id; did you mean text\?$"
+    with pytest.raises(BadRowError, match=said):
+        meaning({"text": "cat", "id": 1}, template("{{ txt }}"))
+    with pytest.raises(BadRowError, match=said):
+        meaning({"text": "cat", "id": 1}, template("{{ row.txt }}"))
+
+
+@pytest.mark.parametrize("null", [None, float("nan")])
+def test_a_null_column_is_written_as_nothing(template: Callable[[str], str], null: Any) -> None:
+    path = template("{{ ask }}\n{{ context }}{{ note | upper }}{{ row.note }}")
+    [message] = meaning({"ask": "Why?", "context": null, "note": null}, path)
+    assert message["content"] == "Why?\n"
+
+
+def test_a_template_reaches_columns_whose_name_is_no_variable(template: Callable[[str], str]) -> None:
+    assert meaning({"the text": "Hi"}, template("{{ row['the text'] }}")) == [USER]
+    assert meaning({"row": "Hi"}, template("{{ row }}")) == [USER]
+
+
+def test_the_columns_that_a_source_is_read_for(template: Callable[[str], str]) -> None:
+    source = Source(path="a.jsonl", prompt="ask", category="topic")
+    own = {"messages", "ask", "completion", "tools", "topic", "licence", "license"}
+    assert columns_of(source, None) == own
+    assert columns_of(source, load_template(template("{{ text }}{{ note.of }}"))) == {*own, "text", "note"}
+    assert columns_of(source, load_template(template("{{ row.text }}"))) is None
 
 
 @pytest.mark.parametrize("text", ["{{ number + 'x' }}", "{{ 1 / number }}", "{{ number() }}"])
