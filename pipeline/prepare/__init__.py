@@ -65,9 +65,9 @@ class _Prompts:
     def __init__(self, config: Config, stage: Stage, renderer: Renderer, database: sqlite3.Connection) -> None:
         self._config, self._stage, self._renderer = config, stage, renderer
         self.screened = screening.Screening(config)
+        self._skipped, self._num_rows = Skipped(), 0
         self._others = Comparison(config, stage, database, self._boilerplate())
         self.shards = _Shards(stage, config.prepare.shard_prompts)
-        self._skipped, self._num_rows = Skipped(), 0
         self.counts: Counter[str] = Counter(
             prompts=0, held_out=0, duplicates=0, near_duplicates=0, contaminated=0, bad_rows=0
         )
