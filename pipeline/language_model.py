@@ -38,6 +38,15 @@ def load(path: Path, dtype: Any, who: str, **how: Any) -> PreTrainedModel:
     return model.eval()
 
 
+def attention_of(config: Any) -> str | None:
+    """The attention to load a model with; None for transformers' choice.
+
+    Its choice, sdpa, leaves out the cap that Gemma 2 puts on attention scores, and says nothing.
+    """
+    caps = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
+    return None if caps is None else "eager"
+
+
 def config_alone(config: Any, who: str) -> Any:
     """The config of the language model in a model of this config: the config itself, where there is nothing beside it.
 
@@ -118,9 +127,8 @@ def _loaded(path: Path, dtype: Any, **how: Any) -> tuple[Any, list[str]]:
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     has_tower = config.get_text_config(decoder=True) is not config
     kind = AutoModelForMultimodalLM if has_tower else AutoModelForCausalLM
-    model, found = kind.from_pretrained(
-        path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **how
-    )
+    how |= {"attn_implementation": attention_of(config), "use_safetensors": True, "trust_remote_code": False}
+    model, found = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **how)
     return model, sorted(found["missing_keys"])
 
 

@@ -113,6 +113,15 @@ def test_gradients_of_the_sparse_head_are_those_of_the_models_own_logits(name: s
         torch.testing.assert_close(gradient, wanted[key], **near)
 
 
+@torch.no_grad()
+def test_a_loaded_model_attends_as_its_authors_wrote(tmp_path: Path, name: str) -> None:
+    families.make(name, tmp_path, VOCAB)
+    model = language_model.load(tmp_path, torch.float32, name)
+    ours_NV = model(tokens(24)).logits[0]
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(ours_NV, model(tokens(24)).logits[0], rtol=1e-3, atol=1e-3)
+
+
 # --- the forced pass, and what rests on it
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from pipeline import language_model, models
 from pipeline.config import Config, Student, layer_indices
@@ -68,9 +68,9 @@ def load_frozen(path: Path, bits: int | None) -> PreTrainedModel:
         return load(path)
     four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True} if bits == 4 else {}
     few = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, **four)
-    return AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, quantization_config=few, trust_remote_code=False, use_safetensors=True
-    )
+    attention = language_model.attention_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    how = {"attn_implementation": attention, "trust_remote_code": False, "use_safetensors": True}
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, quantization_config=few, **how)
 
 
 def merged(trained: PeftModel, base: Path, adapters: Path) -> Any:
