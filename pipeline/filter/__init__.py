@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import models, scratch
+from pipeline import models, scratch, tokens
 from pipeline.config import Config, Filter, Selection, output_settings
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -266,13 +266,12 @@ def _facts(run_dir: RunDir, settings: Filter) -> Run:
     """What rules know of the run: the teacher's special tokens, and the limit of mean NLL (all answers are read)."""
     teacher = models.teacher_of(run_dir)
     tokenizer = teacher.tokenizer()
-    added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     limit = None
     if settings.worst_nll_frac:
         shards = read_shards(run_dir, "generate", ["token_logprobs", "reasoning_tokens"])
         means = [np.empty(0, np.float32), *map(_mean_nll_nats, shards)]
         limit = confidence.nll_limit_nats(np.concatenate(means), settings.worst_nll_frac)
-    return Run(frozenset(tokenizer.all_special_ids) | added, teacher.stop_ids(tokenizer), limit)
+    return Run(tokens.special_ids(tokenizer), teacher.stop_ids(tokenizer), limit)
 
 
 def _mean_nll_nats(shard: pa.Table) -> npt.NDArray[np.float32]:

@@ -35,6 +35,7 @@ def make(config: Config, teacher: models.Model, target: Path, rows: Any) -> dict
     facts: dict[str, Any] = {}
     if models.is_pruned(settings):
         model, facts = prune(model, settings, rows)
+    grow_vocabulary(model, min(len(tokenizer), teacher.vocab_size()))
     facts["vocabulary_rows_cut"] = cut_vocabulary(model, teacher.vocab_size())
     if settings.config is not None or settings.model:  # it learns the teacher's turns, so ends them as the teacher does
         ends: Any = model.generation_config
@@ -143,6 +144,15 @@ def _keep_in_config(config: Any, indices: list[int], of: int) -> None:
             setattr(config, key, [place for place, layer in enumerate(indices) if layer in value])
         elif isinstance(value, list | tuple) and len(value) == of and key not in (*NO_LAYERS, *NUMBERED):
             setattr(config, key, [value[layer] for layer in indices])
+
+
+def grow_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
+    """Give the model rows for the last tokens that its tokenizer lacks: see tokens.unused_ids."""
+    if (missing := vocab_size - len(model.get_input_embeddings().weight)) > 0:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model.resize_token_embeddings(vocab_size, mean_resizing=False)
+        say(f"train: the student is given {missing} rows for tokens that the teacher's tokenizer has and does not use")
 
 
 def cut_vocabulary(model: PreTrainedModel, vocab_size: int) -> int:
