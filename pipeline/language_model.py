@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimoda
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipeline import head
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 
 # Of a config: language models that transformers has with their tower alone, and what each is without it
 ALONE = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
@@ -30,7 +30,7 @@ def load(path: Path, dtype: Any, who: str, **how: Any) -> PreTrainedModel:
     try:
         whole, lacking = _loaded(path, dtype, **how)
     except (ValueError, OSError) as error:
-        raise UserError(f"{who}: can't be loaded as a causal language model: {_first_line(error)}") from None
+        raise UserError(f"{who}: can't be loaded as a causal language model: {first_line(error)}") from None
     if lacking:
         raise UserError(f"{who}: the weights lack {len(lacking)} tensors, such as {min(lacking)}: fetch them again")
     model = _alone(whole, who)
@@ -83,7 +83,7 @@ def on_meta(config: Any, who: str) -> PreTrainedModel:
     except UserError:
         raise
     except Exception as error:  # each architecture checks in ways of its own
-        raise UserError(f"{who}: no causal language model can be made of it: {_first_line(error)}") from None
+        raise UserError(f"{who}: no causal language model can be made of it: {first_line(error)}") from None
     _prove_shape(model, who)
     return model
 
@@ -128,7 +128,8 @@ def _loaded(path: Path, dtype: Any, **how: Any) -> tuple[Any, list[str]]:
     has_tower = config.get_text_config(decoder=True) is not config
     kind = AutoModelForMultimodalLM if has_tower else AutoModelForCausalLM
     how |= {"attn_implementation": attention_of(config), "use_safetensors": True, "trust_remote_code": False}
-    model, found = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **how)
+    loaded: Any = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **how)
+    model, found = loaded
     return model, sorted(found["missing_keys"])
 
 
@@ -146,7 +147,3 @@ def _alone(whole: Any, who: str) -> Any:
     model.set_output_embeddings(whole.get_output_embeddings())
     model.generation_config = whole.generation_config
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

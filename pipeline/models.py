@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import checkpoint
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.files import file_hash, text_hash
 from pipeline.rundir import RunDir
+from pipeline.tokens import check_same_tokenizer, unused_ids
 
 DEMO = "demo"
 DEMO_NAME = "SmolLM2-135M-Instruct"
@@ -28,12 +30,6 @@ WANTED_FILES += ["README.md", "LICENSE", "LICENSE.md"]  # for licences.py
 TOKENIZER_FILES = ("tokenizer.*", "tekken.json", "vocab.*", "*.tiktoken", "*.model", "*.spm")  # any of them will do
 STORED_BYTES = {"BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8}  # safetensors
 UNWANTED_FILES = ["consolidated*", "original/*"]  # second copies of the weights
-PROBE = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hi, 你好 🙂!"},
-    {"role": "assistant", "content": "Hello."},
-    {"role": "user", "content": "def f(x):\n    return 2*x"},
-]
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Model:
         try:
             config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
-            raise UserError(f"model {self.name}: {self.path}/config.json is damaged: {_first_line(error)}") from None
+            raise UserError(f"model {self.name}: {self.path}/config.json is damaged: {first_line(error)}") from None
         if not isinstance(config, dict):
             raise UserError(f"model {self.name}: {self.path}/config.json is no JSON object")
         return config
@@ -60,17 +56,31 @@ class Model:
         try:
             return AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # each architecture checks in ways of its own
-            raise UserError(f"model {self.name}: its config.json can't be used: {_first_line(error)}") from None
+            raise UserError(f"model {self.name}: its config.json can't be used: {first_line(error)}") from None
 
     def tokenizer(self) -> Any:
-        """The tokenizer, as transformers loads it. Raises UserError where there is none."""
-        from transformers import AutoTokenizer
+        """The tokenizer that tokenizer.json describes; without that file, what transformers makes of the others.
+
+        A class that tokenizer_config.json names is left out of account: transformers 5 would build that class's
+        tokenizer of the same vocabulary, which may cut text in another way (DeepSeek's as a Llama loses every space).
+        Mistral's tekken.json is converted, chat template included. Raises UserError where there is none.
+        """
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
 
         self.check_tokenizer_files()
+        tekken = self.path / "tekken.json"
         try:
+            if (self.path / "tokenizer.json").is_file():
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(self.path)
+                if not tokenizer.chat_template and tekken.is_file():
+                    tokenizer.chat_template = convert_tekken_tokenizer(str(tekken)).chat_template
+                return tokenizer
+            if tekken.is_file():
+                return convert_tekken_tokenizer(str(tekken))
             return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:  # a damaged file fails in ways of its own
-            raise UserError(f"model {self.name}: its tokenizer can't be loaded: {_first_line(error)}") from None
+            raise UserError(f"model {self.name}: its tokenizer can't be loaded: {first_line(error)}") from None
 
     def check_tokenizer_files(self) -> None:
         """Raises UserError if the folder has no tokenizer: transformers would make an empty one for some models."""
@@ -128,7 +138,7 @@ class Model:
                         part = tensors.get_slice(key)
                         total += math.prod(part.get_shape()) * STORED_BYTES.get(part.get_dtype(), itemsize)
             except (SafetensorError, OSError) as error:
-                raise UserError(f"model {self.name}: {path} is damaged: {_first_line(error)}") from None
+                raise UserError(f"model {self.name}: {path} is damaged: {first_line(error)}") from None
         return total
 
     def weights_hash(self) -> str:
@@ -216,140 +226,10 @@ def check_weights(teacher: Model, run_dir: RunDir) -> None:
         )
 
 
-def template_kwargs_of(run_dir: RunDir) -> dict[str, Any]:
-    """What the run's chat template was rendered with."""
-    return run_dir.manifest("prepare")["fingerprint"]["teacher.chat_template_kwargs"]
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """Hash of the vocabulary and of how the tokenizer cuts text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return text_hash(backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items())))
-
-
-def check_has_template(tokenizer: Any) -> None:
-    """Raises UserError where the teacher does not know how a conversation is written."""
-    if not tokenizer.chat_template:
-        raise UserError("the teacher's tokenizer has no chat template; use an instruction-tuned model")
-
-
-def render(
-    tokenizer: Any, messages: list[dict[str, Any]], template_kwargs: dict[str, Any], tools: list[Any] | None = None
-) -> list[int]:
-    """Token ids of a conversation with the template applied and the assistant's turn opened.
-
-    Raises UserError where the template refuses the conversation.
-    """
-    return _apply_template(tokenizer, messages, template_kwargs, tools, add_generation_prompt=True, tokenize=True)
-
-
-def render_user_turn(tokenizer: Any, system: str, template_kwargs: dict[str, Any]) -> list[int]:
-    """Token ids of a conversation that ends where the user's message begins, so that a model goes on with that; after
-    a system message, where `system` is not empty.
-
-    Raises UserError where the template refuses the conversation, or does not write a user's message as it stands.
-    """
-    mark = "0b5e0f43"  # what no template holds
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": mark})
-    how = {"add_generation_prompt": False, "tokenize": False}
-    text, found, _ = _apply_template(tokenizer, messages, template_kwargs, None, **how).partition(mark)
-    if not found or not text:
-        raise UserError("the teacher's chat template opens no user turn that a model could go on with (magpie)")
-    return tokenizer(text, add_special_tokens=False).input_ids
-
-
-def special_ids(tokenizer: Any) -> frozenset[int]:
-    """The tokenizer's control tokens: those it names, and those that were added as special."""
-    added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(tokenizer.all_special_ids) | added
-
-
-def render_completion(
-    tokenizer: Any,
-    messages: list[dict[str, Any]],
-    completion: dict[str, Any],
-    template_kwargs: dict[str, Any],
-    tools: list[Any] | None,
-    stop_ids: frozenset[int],
-) -> list[int]:
-    """Token ids of an assistant's message as the teacher would have produced them after `render`'s, the last of
-    them an end-of-turn; what the template writes behind that is left out.
-
-    Raises UserError where the template does not write the conversation on from the prompt, or never ends the turn.
-    """
-    kwargs = (template_kwargs, tools)
-    prompt = _apply_template(tokenizer, messages, *kwargs, add_generation_prompt=True, tokenize=False)
-    whole = _apply_template(tokenizer, [*messages, completion], *kwargs, add_generation_prompt=False, tokenize=False)
-    if not whole.startswith(prompt):
-        shared = next((n for n, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
-        raise UserError(
-            "the teacher's chat template does not write this answer where it has the teacher begin its own: it opens"
-            f" the turn with {prompt[shared:][:30]!r}, and writes {whole[shared:][:30]!r} in its place"
-            " (see teacher.chat_template_kwargs, where it is the reasoning that it opens or leaves out)"
-        )
-    prompt_ids, whole_ids = (tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, whole))
-    if whole_ids[: len(prompt_ids)] == prompt_ids:
-        token_ids = whole_ids[len(prompt_ids) :]
-    else:  # a token would reach over the border: the teacher begins a new one there
-        token_ids = tokenizer(whole[len(prompt) :], add_special_tokens=False).input_ids
-    last = max((place for place, token in enumerate(token_ids) if token in stop_ids), default=None)
-    if last is None:
-        raise UserError("the teacher's chat template does not end an answer with an end-of-turn token")
-    # some templates end the text as well, after the turn: what is between is their own, too
-    while earlier := [
-        p for p in range(last) if token_ids[p] in stop_ids and _is_blank(tokenizer, token_ids[p + 1 : last])
-    ]:
-        last = earlier[-1]
-    return token_ids[: last + 1]
-
-
-def _is_blank(tokenizer: Any, token_ids: list[int]) -> bool:
-    return not tokenizer.decode(token_ids, skip_special_tokens=True).strip()
-
-
-def _apply_template(
-    tokenizer: Any, messages: list[dict[str, Any]], template_kwargs: dict[str, Any], tools: list[Any] | None, **how: Any
-) -> Any:
-    try:
-        written = tokenizer.apply_chat_template(messages, tools=tools, return_dict=False, **how, **template_kwargs)
-    except Exception as error:  # a template is the model author's program: it may raise anything
-        hint = "; a message has no content" if any(message.get("content") is None for message in messages) else ""
-        raise UserError(f"the teacher's chat template refuses a prompt: {_first_line(error)}{hint}") from None
-    calls = [call.get("function", call)["name"] for message in messages for call in message.get("tool_calls") or ()]
-    if calls:
-        text = written if isinstance(written, str) else tokenizer.decode(written)
-        if lost := [name for name in calls if name not in text]:
-            raise UserError(
-                f"the teacher's chat template leaves out tool calls (here of {lost[0]}): leave such rows out, or choose"
-                " a teacher that uses tools"
-            )
-    return written
-
-
-def check_same_tokenizer(teacher: Any, student: Any, name: str) -> None:
-    """Raises UserError where the student's ids or template would not mean what the teacher's mean."""
-    if student.get_vocab() != teacher.get_vocab():
-        raise UserError(
-            f"student.model {name}: its tokenizer differs from the teacher's, and log-probs can't be compared across"
-            " tokenizers: choose a student of the same family, or prune the teacher (student.keep_layers or"
-            " num_layers). The answers' text teaches any student (sequence-level SFT): without student.model, do"
-            " `retort prepare`, `generate` and `filter`, then `retort export corpus RUN`, and train on its messages,"
-            f" as with `trl sft --model_name_or_path {name} --dataset_name RUN/corpus`"
-        )
-    if not student.chat_template:  # a base model: it is given the teacher's
-        return
-    renderings = []
-    for tokenizer in (teacher, student):
-        try:
-            renderings.append(tokenizer.apply_chat_template(PROBE, add_generation_prompt=True, return_dict=False))
-        except Exception as error:  # see render
-            renderings.append(_first_line(error))
-    if renderings[0] != renderings[1]:
-        raise UserError(
-            f"student.model {name}: its chat template renders a conversation differently from the teacher's; remove"
-            " the student's template (it is then given the teacher's), or choose a student of the same family"
-        )
+def chat_template_of(run_dir: RunDir, tokenizer: Any) -> ChatTemplate:
+    """The tokenizer's chat template with the variables and the date that the run's prompts were rendered with."""
+    made = run_dir.manifest("prepare")["fingerprint"]
+    return ChatTemplate(tokenizer, made["teacher.chat_template_kwargs"], made.get("teacher.date"))
 
 
 def demo_path() -> Path:
@@ -428,8 +308,8 @@ def is_pruned(settings: Student) -> bool:
 
 
 def check_vocabulary(what: str, vocab_size: int, tokenizer: Any) -> None:
-    """Raises UserError for fewer rows than the tokenizer has tokens."""
-    if len(tokenizer) > vocab_size:
+    """Raises UserError for fewer rows than the tokenizer has tokens that are used: Gemma 3's has one more."""
+    if len(tokenizer) - len(unused_ids(tokenizer)) > vocab_size:
         raise UserError(f"{what}: its vocabulary of {vocab_size} is below the tokenizer's {len(tokenizer)} tokens")
 
 
@@ -481,12 +361,14 @@ def random_config(name: str) -> Any:
         with torch.device("meta"):  # a model without weights
             AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
     except Exception as error:  # each architecture checks in ways of its own
-        raise UserError(f"{path}: no causal language model can be made of it: {_first_line(error)}") from None
+        raise UserError(f"{path}: no causal language model can be made of it: {first_line(error)}") from None
     return config
 
 
 def local(name: str) -> Model | None:
-    """A model whose config.json is here already, unless it is on the hub alone."""
+    """A model whose config.json is on this machine; None for one of the hub's, and without a name."""
+    if not name:
+        return None
     path = _demo_target() if name == DEMO else _folder(name)
     return Model(name, path) if (path / "config.json").is_file() else None
 
@@ -516,7 +398,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"model {name}: neither a local folder nor to be had from the hub ({_first_line(error)});"
+            f"model {name}: neither a local folder nor to be had from the hub ({first_line(error)});"
             " gated models need HF_TOKEN in the environment"
         ) from None
 
@@ -525,7 +407,3 @@ def _content_hash(path: Path) -> str:
     resolved = path.resolve()
     is_hash = len(resolved.name) == 64 and resolved.parent.name == "blobs"
     return resolved.name if is_hash else file_hash(path)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -126,6 +126,10 @@ class RunDir:
             raise UserError(f"{self.path}: {stage} has not finished; run it first: {self.command(stage)}")
         return read_json(self.stage_path(stage) / "manifest.json", Manifest)
 
+    def begun_with(self, stage: str) -> dict[str, Any]:
+        """The fingerprint that a stage was begun with; empty where it was not begun."""
+        return (_earlier(self.stage_path(stage)) or {"fingerprint": {}})["fingerprint"]
+
     def lost_files(self, stage: str) -> list[str]:
         """The files of a complete stage that are missing or have another size; their content is not read."""
         return _lost(self.stage_path(stage), self.manifest(stage))
@@ -161,7 +165,7 @@ class RunDir:
         sections = {section.partition(".")[0] for stage in stages for section in SECTIONS.get(stage, (stage,))}
         known = {name for name, _ in config_module.fields() if name.partition(".")[0] in sections}
         for stage in stages:
-            known |= set((_earlier(self.stage_path(stage)) or {"fingerprint": ()})["fingerprint"])
+            known |= set(self.begun_with(stage))
         settings = {_setting(key) for key in known}
         for key in self.accept:
             if _setting(key) not in settings:

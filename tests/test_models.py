@@ -7,35 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from word_tokenizer import tokenizer
 
 from pipeline import models
 from pipeline.config import layer_indices, validate
 from pipeline.errors import UserError
-from pipeline.models import (
-    Model,
-    check_has_template,
-    check_same_tokenizer,
-    find,
-    render,
-    teacher_of,
-    template_kwargs_of,
-    tokenizer_hash,
-)
+from pipeline.models import Model, chat_template_of, find, teacher_of
 from pipeline.rundir import RunDir
-
-TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}[assistant] "
-WORDS = ("<unk>", "[", "]", "system", "user", "assistant", "Be", "brief", "Hi", "Hello")
-HI = [{"role": "user", "content": "Hi"}]
-
-
-def tokenizer(words: tuple[str, ...] = WORDS, template: str | None = TEMPLATE) -> Any:
-    from tokenizers import Tokenizer, pre_tokenizers
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    cutter: Any = Tokenizer(WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
-    cutter.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=cutter, unk_token="<unk>", chat_template=template)
+from pipeline.tokens import difference, tokenizer_hash
 
 
 def model_folder(folder: Path, **config: Any) -> Path:
@@ -53,75 +32,6 @@ def refused(name: str, **kwargs: Any) -> str:
         find(name, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-# --- one tokenizer, one template
-
-
-def test_a_student_with_the_teachers_tokenizer_and_template_passes() -> None:
-    check_same_tokenizer(tokenizer(), tokenizer(), "small")
-
-
-@pytest.mark.parametrize(
-    "words",
-    [(*WORDS, "more"), WORDS[:-1], (*WORDS[:-1], "Hallo"), (*WORDS[:-2], "Hello", "Hi")],
-    ids=["one more", "one less", "another", "other ids"],
-)
-def test_a_student_with_another_tokenizer_is_refused_with_what_to_choose(words: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match=r"student\.model small: its tokenizer differs .*keep_layers.*export corpus"):
-        check_same_tokenizer(tokenizer(), tokenizer(words), "small")
-
-
-@pytest.mark.parametrize(
-    "template",
-    ["{{ messages[0].content }}", TEMPLATE.replace("[assistant] ", ""), "{{ raise_exception('No system role') }}"],
-    ids=["another", "no opening of the turn", "one that refuses"],
-)
-def test_a_student_with_another_template_is_refused_with_how_to_mend_it(template: str) -> None:
-    with pytest.raises(UserError, match=r"student\.model small: its chat template .*remove the student's template"):
-        check_same_tokenizer(tokenizer(), tokenizer(template=template), "small")
-
-
-def test_templates_that_differ_in_text_alone_are_one() -> None:
-    check_same_tokenizer(tokenizer(), tokenizer(template="{# the same #}" + TEMPLATE), "small")
-
-
-def test_a_student_without_a_template_passes_for_it_is_given_the_teachers() -> None:
-    check_same_tokenizer(tokenizer(), tokenizer(template=None), "small")
-
-
-def test_a_tokenizers_hash_follows_its_vocabulary() -> None:
-    assert tokenizer_hash(tokenizer()) == tokenizer_hash(tokenizer(template=None))
-    assert tokenizer_hash(tokenizer()) != tokenizer_hash(tokenizer((*WORDS, "more")))
-
-
-def test_a_tokenizer_of_pure_python_has_a_hash_too() -> None:
-    class Slow:
-        def __init__(self, **vocab: int) -> None:
-            self.get_vocab = lambda: vocab
-
-    assert tokenizer_hash(Slow(a=1, b=2)) == tokenizer_hash(Slow(b=2, a=1))
-    assert tokenizer_hash(Slow(a=1)) != tokenizer_hash(Slow(a=2))
-
-
-# --- rendering
-
-
-def test_a_conversation_is_rendered_with_the_assistants_turn_opened() -> None:
-    ids = render(tokenizer(), HI, {})
-    assert [WORDS[i] for i in ids] == ["[", "user", "]", "Hi", "[", "assistant", "]"]
-
-
-def test_a_tokenizer_without_a_template_cannot_chat() -> None:
-    with pytest.raises(UserError, match="no chat template; use an instruction-tuned model"):
-        check_has_template(tokenizer(template=None))
-
-
-@pytest.mark.parametrize("template", ["{{ raise_exception('Not this.\nNo.') }}", "{{ 1 / 0 }}"])
-def test_a_template_that_raises_is_one_line(template: str) -> None:
-    with pytest.raises(UserError, match="the teacher's chat template refuses a prompt: ") as caught:
-        render(tokenizer(template=template), HI, {})
-    assert "\n" not in str(caught.value)
 
 
 # --- finding
@@ -200,12 +110,15 @@ def test_the_teacher_of_a_run_is_the_one_that_gave_its_answers(tmp_path: Path) -
     run_dir = RunDir(tmp_path / "trial")
     config = validate({"name": "trial", "runs_dir": str(tmp_path), "teacher": {"model": "another"}}, "test")
     made = {"teacher.model": str(first), "teacher.revision": None, "teacher.chat_template_kwargs": {"mood": "calm"}}
+    made["teacher.date"] = "1999-12-31"
     run_dir.begin("prepare", config, made).finish([], {})
     made |= {"teacher.model": str(second), "teacher.weights": Model("", second).weights_hash()}
     run_dir.begin("generate", config, made).finish([], {})
     teacher = teacher_of(run_dir)
     assert teacher.path == second
-    assert template_kwargs_of(run_dir) == {"mood": "calm"}
+    calm = tokenizer(template="{{ mood }} {{ strftime_now('%Y') }} {{ messages[0].content }}")
+    made = chat_template_of(run_dir, calm).apply([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert made == "calm 1999 Hi"
     models.check_weights(teacher, run_dir)
     (second / "generation_config.json").write_text('{"eos_token_id": 3}')
     with pytest.raises(UserError, match=r"weights of .* are not those that generated"):
@@ -332,7 +245,7 @@ def test_a_saved_tokenizer_is_loaded_as_it_was(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m")
     tokenizer().save_pretrained(folder)
     loaded = find(str(folder)).tokenizer()
-    check_same_tokenizer(tokenizer(), loaded, "m")
+    assert difference(tokenizer(), loaded) is None
     assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer())
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline import chat_set, hardware, models, task_set
+from pipeline import chat_set, hardware, models, task_set, tokens
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Evaluate, output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
@@ -83,8 +84,9 @@ def run(config: Config, run_dir: RunDir) -> None:
     asked = _asked(config, run_dir, teacher, folders)
     answered = _serve(config, stage, folders, asked)
     judged = judge.run(config.evaluate, answered.chat, stage.path, config.teacher.model, asked.items)
-    kwargs = {arm: manner.template_kwargs for arm, manner in asked.manners.items()}
-    benchmarks = harness.run(config.evaluate, folders, partial(_arm_engine, config=config, asked=asked), kwargs, stage)
+    templates = {arm: manner.template for arm, manner in asked.manners.items()}
+    engine_of = partial(_arm_engine, config=config, asked=asked)
+    benchmarks = harness.run(config.evaluate, folders, engine_of, templates, stage)
     teachers = asked.manners["teacher"]
     alike = {arm: of for arm, of in folders.items() if _has_tokens_of(asked.manners[arm].tokenizer, teachers)}
     sums, preferred = _fidelity(config, run_dir, alike, answered.chat, generated.get("teacher_dtype") or "float32")
@@ -134,10 +136,11 @@ def run(config: Config, run_dir: RunDir) -> None:
 def _asked(config: Config, run_dir: RunDir, teacher: models.Model, folders: dict[str, Path]) -> _Asked:
     fingerprint = run_dir.manifest("generate")["fingerprint"]
     tags = tuple(tags) if (tags := fingerprint.get("teacher.reasoning_tags")) else None
-    teachers = Manner(teacher.tokenizer(), models.template_kwargs_of(run_dir), tags)
+    teachers = Manner(models.chat_template_of(run_dir, teacher.tokenizer()), tags)
     manners = dict.fromkeys(folders, teachers)
     if "other" in folders:
-        manners["other"] = _manner(models.Model("other", folders["other"]).tokenizer(), teachers)
+        tokenizer = models.Model("other", folders["other"]).tokenizer()
+        manners["other"] = _manner(tokenizer, teachers, run_dir.manifest("prepare")["fingerprint"].get("teacher.date"))
     return _Asked(
         items=_items(config),
         tasks=_tasks(config),
@@ -147,18 +150,18 @@ def _asked(config: Config, run_dir: RunDir, teacher: models.Model, folders: dict
     )
 
 
-def _manner(tokenizer: Any, teachers: Manner) -> Manner:
-    """The other model's: the teacher's where its tokens and its template are."""
+def _manner(tokenizer: Any, teachers: Manner, day: str | None) -> Manner:
+    """The other model's: the teacher's, if it has the teacher's tokens and its template writes the same."""
     if not tokenizer.chat_template:
         raise UserError("evaluate.other: its tokenizer has no chat template; choose an instruction-tuned model")
-    if _has_tokens_of(tokenizer, teachers) and tokenizer.chat_template == teachers.tokenizer.chat_template:
+    if _has_tokens_of(tokenizer, teachers) and tokens.renders_alike(teachers.tokenizer, tokenizer):
         return teachers
-    return Manner(tokenizer, {}, teachers.reasoning_tags)
+    return Manner(ChatTemplate(tokenizer, day=day), teachers.reasoning_tags)
 
 
 def _has_tokens_of(tokenizer: Any, manner: Manner) -> bool:
     """Whether distributions over its tokens can be held against each other."""
-    return tokenizer is manner.tokenizer or models.tokenizer_hash(tokenizer) == models.tokenizer_hash(manner.tokenizer)
+    return tokenizer is manner.tokenizer or tokens.difference(manner.tokenizer, tokenizer) is None
 
 
 def _arms(
@@ -327,10 +330,7 @@ def _tasks(config: Config) -> list[task_set.Item]:
 def _speed_prompts(config: Config, asked: _Asked, manner: Manner) -> list[list[int]]:
     questions = [item.turns[0] for item in asked.items] or [SPEED_FALLBACK_PROMPT]
     chosen = [questions[n % len(questions)] for n in range(max(config.evaluate.speed_concurrency))]
-    return [
-        models.render(manner.tokenizer, [{"role": "user", "content": question}], manner.template_kwargs)
-        for question in chosen
-    ]
+    return [manner.template.render([{"role": "user", "content": question}]) for question in chosen]
 
 
 def _arm_engine(arm: str, folder: Path, config: Config, asked: _Asked) -> dict[str, Any]:

@@ -4,36 +4,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import models, reasoning
+from pipeline import reasoning
 from pipeline.chat_set import Item
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Evaluate
+from pipeline.eval_prompts import conversation
 from pipeline.served import Served
 
 
 @dataclass(frozen=True)
 class Manner:
-    """How an arm is spoken to: its tokenizer with the chat template, and which tags are around its reasoning."""
+    """How an arm is spoken to: its chat template, and which tags are around its reasoning."""
 
-    tokenizer: Any
-    template_kwargs: dict[str, Any]
+    template: ChatTemplate
     reasoning_tags: reasoning.Tags | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.template.tokenizer
 
 
 def answer(arm: Served, items: Sequence[Item], manner: Manner, settings: Evaluate) -> list[dict[str, Any]]:
     """Rows of records.SAMPLES: every turn of every item, each given the arm's own earlier answers.
 
-    With reasoning tags, reasoning is left out of an answer's text, and of what the later turns are given.
+    With reasoning tags, reasoning is left out of an answer's text, and of what the later turns are given. A talk ends
+    where it outgrows the arm's context, and after an empty answer that the arm's chat template refuses.
     """
     rows: list[dict[str, Any]] = []
-    history = {
-        item.id: [{"role": "system", "content": item.system}] if item.system else [] for item in items
-    }  # each arm's own conversation
+    given_answers: dict[str, list[str]] = {item.id: [] for item in items}
     for turn in range(max((len(item.turns) for item in items), default=0)):
-        asked = [item for item in items if len(item.turns) > turn]
-        for item in asked:
-            history[item.id].append({"role": "user", "content": item.turns[turn]})
-        prompts = {item.id: models.render(manner.tokenizer, history[item.id], manner.template_kwargs) for item in asked}
-        asked = [item for item in asked if len(prompts[item.id]) < arm.context_tokens]  # a talk may outgrow the context
+        asked = [item for item in items if len(item.turns) > turn and len(given_answers[item.id]) == turn]
+        talks = {item.id: conversation(item, given_answers[item.id]) for item in asked}
+        prompts = {name: manner.template.render(talk) for name, talk in talks.items() if manner.template.takes(talk)}
+        asked = [item for item in asked if len(prompts.get(item.id, ())) in range(1, arm.context_tokens)]
         reply = arm.ask(
             [
                 {
@@ -49,7 +52,7 @@ def answer(arm: Served, items: Sequence[Item], manner: Manner, settings: Evaluat
         for item, given in zip(asked, reply["answers"], strict=True):
             ids = given["token_ids"]
             text = reasoning.split(manner.tokenizer, manner.reasoning_tags, prompts[item.id], ids).text
-            history[item.id].append({"role": "assistant", "content": text})
+            given_answers[item.id].append(text)
             rows.append(
                 {
                     "item_id": item.id,

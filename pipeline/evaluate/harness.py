@@ -3,6 +3,7 @@
 Its figure is given as it stands; ours are the intervals, and the comparison of arms, which pairs what it logs per item.
 """
 
+import copy
 import importlib
 import importlib.metadata
 import importlib.util
@@ -15,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from math import isclose, nan
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import config, vllm_server
+from pipeline.chat_template import ChatTemplate
 from pipeline.console import progress, say
 from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
@@ -73,12 +74,12 @@ def run(
     settings: config.Evaluate,
     folders: dict[str, Path],
     engine_of: Callable[[str, Path], dict[str, Any]],
-    template_kwargs: dict[str, dict[str, Any]],
+    templates: dict[str, ChatTemplate],
     stage: Stage,
 ) -> Measured:
     """Every arm on every task, one arm's server at a time; arms that a stopped try finished are read back.
 
-    `template_kwargs` are by arm.
+    `templates` are by arm.
 
     Writes harness.parquet: what each item asked, what came, its value. Raises UserError where a server or a task fails.
     """
@@ -90,7 +91,7 @@ def run(
         for arm, folder in folders.items():
             path = _path(stage, arm)
             if not path.exists():
-                write_json(path, _scored(settings, arm, folder, engine_of(arm, folder), template_kwargs[arm]))
+                write_json(path, _scored(settings, arm, folder, engine_of(arm, folder), templates[arm]))
             found[arm] = json.loads(path.read_text())
             bar.update(task, advance=1, note=arm)
     rows = [{"arm": arm, **row} for arm in found for row in found[arm]["rows"]]
@@ -116,7 +117,7 @@ def clear(stage: Stage, arms: dict[str, Path]) -> None:
 
 
 def scored(
-    settings: config.Harness, arm: str, folder: Path, port: int, key: str, context_tokens: int, kwargs: dict[str, Any]
+    settings: config.Harness, arm: str, folder: Path, port: int, key: str, context_tokens: int, template: ChatTemplate
 ) -> dict[str, Any]:
     """`{"values": {name: figure}, "groups": {name: names}, "rows": [...]}` of the model `arm` on `port`."""
     model = _module("models.openai_completions").LocalCompletionsAPI(
@@ -128,7 +129,8 @@ def scored(
         max_length=context_tokens,
         num_concurrent=settings.concurrency,
     )
-    model.tokenizer.apply_chat_template = partial(model.tokenizer.apply_chat_template, **kwargs)
+    model.tokenizer = copy.copy(template.tokenizer)
+    model.tokenizer.apply_chat_template = template.apply  # it would leave out a system message that is refused
     with _no_proxy_here():
         results = _module("evaluator").simple_evaluate(
             model=model,
@@ -162,7 +164,7 @@ def _no_proxy_here() -> Iterator[None]:
 
 
 def _scored(
-    settings: config.Evaluate, arm: str, folder: Path, engine: dict[str, Any], kwargs: dict[str, Any]
+    settings: config.Evaluate, arm: str, folder: Path, engine: dict[str, Any], template: ChatTemplate
 ) -> dict[str, Any]:
     port, key = vllm_server.free_port(), secrets.token_urlsafe(24)
     say(f"evaluate: starting a vLLM server with {arm} for {', '.join(settings.harness.tasks)}")
@@ -172,7 +174,7 @@ def _scored(
             raise UserError(f"the vLLM server of {arm} ended with code {process.returncode}; see its messages above")
         context_tokens = vllm_server.context_tokens(port, key)
         try:
-            return scored(settings.harness, arm, folder, port, key, context_tokens, kwargs)
+            return scored(settings.harness, arm, folder, port, key, context_tokens, template)
         except Exception as error:  # any of a task's own code, of a data set that can't be had
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"lm-evaluation-harness on {arm}: {first[:300]} (evaluate.harness.tasks)") from error

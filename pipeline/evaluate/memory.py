@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline import chat_set, hardware, kv_cache, meters, models
+from pipeline import chat_set, hardware, kv_cache, meters
 from pipeline.config import Evaluate
 from pipeline.console import say
 from pipeline.engine_args import engine_settings
@@ -25,7 +25,7 @@ def load_of(
     """
     longest = [len(opening.prompt_token_ids) + RECITED_TOKENS for opening in openings]
     for manner in {id(manner): manner for manner in manners}.values():
-        hello = len(models.render(manner.tokenizer, [{"role": "user", "content": "Hi"}], manner.template_kwargs))
+        hello = len(manner.template.render([{"role": "user", "content": "Hi"}]))
         longest.append(hello + settings.speed_tokens)
         for items, max_tokens in sets:
             for item in items:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import models, scratch
+from pipeline import models, scratch, tokens
 from pipeline.boilerplate import NO_BOILERPLATE, Boilerplate, Sample, Text
 from pipeline.config import Config, Filter, Selection, output_settings
 from pipeline.console import say
@@ -275,7 +275,6 @@ def _facts(run_dir: RunDir, settings: Filter, sample: Sample[Exchange] | None = 
     """
     teacher = models.teacher_of(run_dir)
     tokenizer = teacher.tokenizer()
-    added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     means = [np.empty(0, np.float32)]
     if settings.worst_nll_frac or sample is not None:
         for shard, prompts in _with_prompts(run_dir, FIRST_COLUMNS, "source"):
@@ -285,7 +284,7 @@ def _facts(run_dir: RunDir, settings: Filter, sample: Sample[Exchange] | None = 
     limit = None
     if settings.worst_nll_frac:
         limit = confidence.nll_limit_nats(np.concatenate(means), settings.worst_nll_frac)
-    return Run(frozenset(tokenizer.all_special_ids) | added, teacher.stop_ids(tokenizer), limit)
+    return Run(tokens.special_ids(tokenizer), teacher.stop_ids(tokenizer), limit)
 
 
 def _draw(sample: Sample[Exchange], shard: pa.Table, prompts: list[Row]) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import models
+from pipeline import models, tokens
 from pipeline.codec import decode
 from pipeline.config import Config
 from pipeline.console import progress, say
@@ -117,9 +117,10 @@ def _student(run_dir: RunDir, name: str) -> models.Model:
             f"filter.learnability.student {name} is of this very run, whose training goes when it is filtered anew:"
             " copy the run's prepare and generate to another name first (cp -r), and filter that"
         )
-    if student.tokenizer().get_vocab() != models.teacher_of(run_dir).tokenizer().get_vocab():
+    if found := tokens.difference(models.teacher_of(run_dir).tokenizer(), student.tokenizer()):
         raise UserError(
-            f"filter.learnability.student {name}: its tokens are not the teacher's; choose one trained on it"
+            f"filter.learnability.student {name}: its tokens are not the teacher's ({found}); choose a student of the"
+            " teacher's family"
         )
     return student
 

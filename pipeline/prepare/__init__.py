@@ -4,14 +4,16 @@ ids, rendered as the teacher sees them. Where more prompts are wanted, the teach
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline import contamination, corpora, hardware, licences, models, scratch
+from pipeline import chat_template, contamination, corpora, eval_prompts, hardware, licences, models, scratch, tokens
 from pipeline.boilerplate import NO_BOILERPLATE, Boilerplate, Sample
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Source, output_settings, synthesis_files
 from pipeline.console import console, say
 from pipeline.corpora import BadRowError
@@ -32,22 +34,25 @@ def run(config: Config, run_dir: RunDir) -> None:
     """Write prepare/prompts-*.parquet. Raises UserError at the first bad row, unless `prepare.bad_rows` is skip."""
     teacher = models.find(config.teacher.model, config.teacher.revision)
     tokenizer = teacher.tokenizer()
-    models.check_has_template(tokenizer)
+    chat_template.check_has_template(tokenizer)
     models.check_student(config, teacher, tokenizer)
+    day = _day(run_dir, tokenizer)
+    template = ChatTemplate(tokenizer, config.teacher.chat_template_kwargs, day)
+    eval_prompts.check(config, template)
     context = _context_tokens(config, teacher)
     licence = licences.check(config, teacher)
     has_drafts = any(run_dir.stage_path("prepare").glob("drafts-*.jsonl"))  # dear: gone on from, or refused by name
-    fingerprint = _fingerprint(config, teacher, tokenizer, context)
+    fingerprint = _fingerprint(config, teacher, tokenizer, context) | {"teacher.date": day}
     stage = run_dir.begin("prepare", config, fingerprint, in_one_piece=not has_drafts)
     if stage.complete:
         return
     pool, is_grown = Pool(), config.prepare.synthesis.num_prompts is not None
     with scratch.database(stage.path) as database:
-        prompts = _Prompts(config, stage, Renderer(config, teacher, tokenizer, context), database)
+        prompts = _Prompts(config, stage, Renderer(config, teacher, template, context), database)
         for row in prompts.of_sources():
             if is_grown:
                 pool.add(row)
-        facts = prompts.grow(teacher, tokenizer, pool) if is_grown else {}
+        facts = prompts.grow(teacher, template, pool) if is_grown else {}
     counts = prompts.counts
     if counts["prompts"] == counts["held_out"]:
         raise UserError(
@@ -56,7 +61,11 @@ def run(config: Config, run_dir: RunDir) -> None:
         )
     if not counts["held_out"]:
         say("prepare: no prompt is held out, so evaluate will have none; give more, or raise prepare.held_out_frac")
-    stage.finish([*prompts.shards.close(), *stage.notes()], dict(counts), **prompts.screened.facts(licence), **facts)
+    for change, meaning in chat_template.CHANGES.items():
+        if counts[change]:
+            say(f"prepare: {meaning} ({counts[change]} prompts)")
+    facts |= {"chat_template": template.facts(), **prompts.screened.facts(licence)}
+    stage.finish([*prompts.shards.close(), *stage.notes()], dict(counts), **facts)
 
 
 class _Prompts:
@@ -110,10 +119,10 @@ class _Prompts:
         parts = [f"{num} {why.replace('_', ' ')}{told.get(why, '')}" for why, num in left_out.items()]
         return f": {self._num_rows} rows were read, and left out: {', '.join(parts)}"
 
-    def grow(self, teacher: models.Model, tokenizer: Any, pool: Pool) -> dict[str, Any]:
+    def grow(self, teacher: models.Model, template: ChatTemplate, pool: Pool) -> dict[str, Any]:
         """Add the prompts that the teacher writes. Returns what the manifest says of them."""
-        judge = synthesis.Judge(self._config, tokenizer, pool, self.screened, self._fault_of_draft)
-        files, report = synthesis.grow(self._config, self._stage, teacher, tokenizer, pool, judge)
+        judge = synthesis.Judge(self._config, template.tokenizer, pool, self.screened, self._fault_of_draft)
+        files, report = synthesis.grow(self._config, self._stage, teacher, template, pool, judge)
         self.counts["synthesised"] = report["written"]
         for asked in synthesis.prompts(files):
             self._take(asked, self._renderer.columns(asked))
@@ -135,6 +144,7 @@ class _Prompts:
         self.shards.add(row)
         self.counts["prompts"] += 1
         self.counts["held_out"] += row["split"] == "held_out"
+        self.counts.update(self._renderer.template.changes(asked.messages))
         return row
 
     def _boilerplate(self) -> Boilerplate:
@@ -201,6 +211,17 @@ class _Prompts:
         self.screened.left_out[origin, why] += 1
 
 
+def _day(run_dir: RunDir, tokenizer: Any) -> str | None:
+    """The date that the run's prompts are rendered with, if the template asks for one: that of the day prepare began.
+
+    Evaluate and a later try of prepare use it as well, so that midnight changes nothing.
+    """
+    if not chat_template.asks_date(tokenizer):
+        return None
+    begun = {} if run_dir.fresh == "always" else run_dir.begun_with("prepare")
+    return begun.get("teacher.date") or datetime.now().astimezone().date().isoformat()
+
+
 def _context_tokens(config: Config, teacher: models.Model) -> int:
     return min(teacher.context_tokens(), int(config.teacher.engine.get("max_model_len") or 1 << 31))
 
@@ -253,8 +274,8 @@ def _fingerprint(config: Config, teacher: models.Model, tokenizer: Any, context:
         "teacher.model": config.teacher.model,
         "teacher.revision": config.teacher.revision,
         "teacher.chat_template_kwargs": config.teacher.chat_template_kwargs,
-        "teacher.chat_template": text_hash(tokenizer.chat_template or ""),
-        "teacher.tokenizer": models.tokenizer_hash(tokenizer),
+        "teacher.chat_template": text_hash(chat_template.source(tokenizer)),
+        "teacher.tokenizer": tokens.tokenizer_hash(tokenizer),
         **_synthesis_fingerprint(config, teacher),
     }
 

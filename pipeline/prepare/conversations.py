@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import models
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.prepare import sources
@@ -61,19 +62,21 @@ def is_held_out(identifier: str, held_out_frac: float) -> bool:
 class Renderer:
     """Conversations as the teacher sees them."""
 
-    def __init__(self, config: Config, teacher: models.Model, tokenizer: Any, context: int) -> None:
-        self._config, self._tokenizer, self._context = config, tokenizer, context
-        self._stop_ids = teacher.stop_ids(tokenizer)
+    def __init__(self, config: Config, teacher: models.Model, template: ChatTemplate, context: int) -> None:
+        self._config, self._context, self.template = config, context, template
+        self._stop_ids, self._vocab_size = teacher.stop_ids(template.tokenizer), teacher.vocab_size()
 
     def columns(self, asked: Asked) -> Row:
-        """The columns of token ids. Raises UserError where the template refuses it, or the context is too short."""
-        kwargs = self._config.teacher.chat_template_kwargs
-        prompt, completion = models.render(self._tokenizer, asked.messages, kwargs, asked.tools), None
+        """The columns of token ids.
+
+        Raises UserError where the template refuses it, the context is too short, or a token is not the teacher's.
+        """
+        prompt, completion = self.template.render(asked.messages, asked.tools), None
         if asked.completion is not None:
-            completion = models.render_completion(
-                self._tokenizer, asked.messages, asked.completion, kwargs, asked.tools, self._stop_ids
-            )
+            completion = self.template.render_completion(asked.messages, asked.completion, asked.tools, self._stop_ids)
         self._check_length(prompt, completion)
+        if max([*prompt, *(completion or ())], default=0) >= self._vocab_size:
+            raise UserError("the conversation holds a token that the teacher has no embedding for")
         return {"prompt_token_ids": prompt, "completion_token_ids": completion}
 
     def _check_length(self, prompt: list[int], completion: list[int] | None) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import licences, models, prompt_templates
+from pipeline import licences, prompt_templates
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import METHODS, Config
 from pipeline.errors import UserError
 from pipeline.files import text_hash
@@ -70,9 +71,9 @@ class Plan:
     Raises UserError where a template is missing or malformed, or there is nothing to make drafts from.
     """
 
-    def __init__(self, config: Config, tokenizer: Any, pool: Pool, methods: list[str]) -> None:
+    def __init__(self, config: Config, chat_template: ChatTemplate, pool: Pool, methods: list[str]) -> None:
         settings = config.prepare.synthesis
-        self._tokenizer, self._kwargs, self._seed = tokenizer, config.teacher.chat_template_kwargs, settings.seed
+        self._chat_template, self._seed = chat_template, settings.seed
         self._templates: dict[str, PromptTemplate] = {}
         for name in [name for method in methods for name in METHODS[method]]:
             path = Path(settings.templates) / f"{name}.jinja"
@@ -111,7 +112,7 @@ class Plan:
         if self._seeds:
             category = self._seeds[self._place("magpie", number, len(self._seeds))].category
         system, digest = self._render("magpie", category=category)
-        token_ids = models.render_user_turn(self._tokenizer, system.strip(), self._kwargs)
+        token_ids = self._chat_template.render_user_turn(system.strip())
         return Instruction(name, "magpie", digest, category, (), token_ids)
 
     def _self_instruct(self, name: str, number: int) -> Instruction:
@@ -185,7 +186,7 @@ class Plan:
         turns = [turn.strip() for turn in TURN.split(text)]
         roles = itertools.cycle(("user", "assistant"))
         messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
-        return models.render(self._tokenizer, messages, self._kwargs)
+        return self._chat_template.render(messages)
 
 
 def template_hash(text: str) -> str:

@@ -25,7 +25,8 @@ from typing import Any
 
 from rich.table import Table
 
-from pipeline import models, reasoning
+from pipeline import models, reasoning, tokens
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config
 from pipeline.console import progress, say
 from pipeline.errors import UserError
@@ -71,7 +72,7 @@ class Tally:
 
 
 def grow(
-    config: Config, stage: Stage, teacher: models.Model, tokenizer: Any, pool: Pool, judge: "Judge"
+    config: Config, stage: Stage, teacher: models.Model, template: ChatTemplate, pool: Pool, judge: "Judge"
 ) -> tuple[list[Path], Row]:
     """Write prepare/drafts-*.jsonl, round by round, until enough are taken; rounds already there are kept.
 
@@ -86,7 +87,7 @@ def grow(
             f" prepare.synthesis.num_prompts={settings.num_prompts} counts those too"
         )
     tallies = {method: Tally(wanted) for method, wanted in shared_out(missing, settings.shares()).items()}
-    plan = Plan(config, tokenizer, pool, [method for method, tally in tallies.items() if tally.wanted])
+    plan = Plan(config, template, pool, [method for method, tally in tallies.items() if tally.wanted])
     files: list[Path] = []
     with ExitStack() as stack, progress("prompts") as bar:
         task = bar.add_task("synthesis", total=missing, note="")
@@ -233,7 +234,7 @@ class Judge:
             screened,
             fault,
         )
-        self._special_ids = models.special_ids(tokenizer)
+        self._special_ids = tokens.special_ids(tokenizer)
         self._scripts = drafts.scripts_of(pool.texts)
         self._seen = {_key(text) for text in pool.texts}
 

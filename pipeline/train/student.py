@@ -35,6 +35,7 @@ def make(config: Config, teacher: models.Model, target: Path, rows: Any) -> dict
     facts: dict[str, Any] = {}
     if models.is_pruned(settings):
         model, facts = prune(model, settings, rows)
+    grow_vocabulary(model, min(len(tokenizer), teacher.vocab_size()))
     facts["vocabulary_rows_cut"] = cut_vocabulary(model, teacher.vocab_size())
     if settings.config is not None or settings.model:  # it learns the teacher's turns, so ends them as the teacher does
         ends: Any = model.generation_config
@@ -122,6 +123,15 @@ def prune(model: PreTrainedModel, settings: Student, rows: Any) -> tuple[PreTrai
         indices, how = choose(of, num), f"by {settings.choose_layers}"
     say(f"train: the student keeps layers {models.layer_spans(indices)} of {of}, {how}")
     return keep_layers(model, indices), {"of_layers": of, "layers": indices, **facts}
+
+
+def grow_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
+    """Give the model rows for the last tokens that its tokenizer lacks: see tokens.unused_ids."""
+    if (missing := vocab_size - model.get_input_embeddings().weight.shape[0]) > 0:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model.resize_token_embeddings(vocab_size, mean_resizing=False)
+        say(f"train: the student is given {missing} rows for tokens that the teacher's tokenizer has and does not use")
 
 
 def cut_vocabulary(model: PreTrainedModel, vocab_size: int) -> int:

@@ -44,10 +44,11 @@ Rates = dict[str, list[float]]  # arm: tokens per second, round by round
 
 def prompts() -> list[list[int]]:
     from pipeline import models
+    from pipeline.chat_template import ChatTemplate
 
-    tokenizer = models.find("demo").tokenizer()
+    template = ChatTemplate(models.find("demo").tokenizer())
     lines = (ROOT / "prompts/seeds.jsonl").read_text(encoding="utf-8").splitlines()
-    return [models.render(tokenizer, json.loads(line)["messages"], {}) for line in lines[::3]]
+    return [template.render(json.loads(line)["messages"]) for line in lines[::3]]
 
 
 def requests(num: int, tokens: int, k: int, texts: list[list[int]] | None = None) -> Iterator[Any]:

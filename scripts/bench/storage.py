@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import codec, config, generate, models
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Generate
 from pipeline.files import write_table
 from pipeline.generate import support
@@ -59,18 +60,18 @@ def demo_answers(num: int) -> tuple[list[Answer], Any, int]:
     """Answers of the demo teacher to seed prompts, as the quickstart has them; tokenizer and vocabulary."""
     settings = config.load(ROOT / "configs/quickstart.yaml").generate
     teacher = models.find("demo")
-    tokenizer = teacher.tokenizer()
+    template = ChatTemplate(teacher.tokenizer())
     lines = (ROOT / "prompts/seeds.jsonl").read_text(encoding="utf-8").splitlines()
     engine = Engine(str(teacher.path), {}, k=WIDE_K)
     wide = settings.model_copy(update={"k": WIDE_K})
     requests = [
         generate.request(
-            {"response_id": f"r{n}", "prompt_token_ids": models.render(tokenizer, json.loads(line)["messages"], {})},
+            {"response_id": f"r{n}", "prompt_token_ids": template.render(json.loads(line)["messages"])},
             wide,
         )
         for n, line in enumerate(lines[:: len(lines) // num][:num])
     ]
-    return list(engine.answers(requests)), tokenizer, engine.vocab_size
+    return list(engine.answers(requests)), template.tokenizer, engine.vocab_size
 
 
 def random_answers(num: int, folder: Path) -> list[Answer]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import chat_set
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Evaluate
 from pipeline.errors import UserError
 from pipeline.evaluate import chat
@@ -35,8 +36,9 @@ class Words:
 
     chat_template = "x"
 
-    def apply_chat_template(self, messages: list[dict], **_: object) -> list[int]:
-        return list(range(sum(len(m["content"].split()) for m in messages)))
+    def apply_chat_template(self, messages: list[dict], tokenize: bool, **_: object) -> list[int] | str:
+        text = " ".join(m["content"] for m in messages)
+        return list(range(len(text.split()))) if tokenize else text
 
     def decode(self, ids: list[int], **_: object) -> str:
         return " ".join(f"n{i}" for i in ids)
@@ -49,7 +51,7 @@ def write(path: Path, *items: dict) -> Path:
 
 def test_the_second_turn_is_asked_after_the_arms_own_first_answer(tmp_path: Path) -> None:
     path = write(tmp_path / "set.jsonl", {"id": "a", "turns": ["one two", "three"]}, {"id": "b", "turns": ["four"]})
-    rows = chat.answer(Echo(), chat_set.load(path, None), Manner(Words(), {}), Evaluate())  # type: ignore[arg-type]
+    rows = chat.answer(Echo(), chat_set.load(path, None), Manner(ChatTemplate(Words())), Evaluate())  # type: ignore[arg-type]
     assert [(r["item_id"], r["turn"], r["answer"]) for r in rows] == [
         ("a", 0, "n2"),
         ("b", 0, "n1"),

@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import vllm_server
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Evaluate, Harness
 from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
 from pipeline.evaluate import harness
 from pipeline.files import write_json
 from pipeline.kv_cache import Load
+from pipeline.models import Model
 from pipeline.records import HARNESS
 from pipeline.report import benchmarks
 from pipeline.rundir import RunDir, Stage
@@ -58,7 +60,9 @@ def test_our_call_gives_the_figure_of_its_own_command(demo_teacher: Path, tmp_pa
     engine = engine_settings(str(demo_teacher), {"max_model_len": 1024, "enable_prefix_caching": False}, 20)
     with vllm_server.running("student", engine, port, KEY, Load()) as process:
         assert process.poll() is None
-        ours = harness.scored(settings(), "student", demo_teacher, port, KEY, 1024, {})
+        ours = harness.scored(
+            settings(), "student", demo_teacher, port, KEY, 1024, ChatTemplate(Model("demo", demo_teacher).tokenizer())
+        )
         arguments = {
             "model": "student",
             "base_url": f"http://127.0.0.1:{port}/v1/completions",
@@ -167,7 +171,9 @@ def test_no_proxy_is_asked_and_groups_are_of_their_tasks_items(
     with listening() as (port, paths), listening() as (proxy_port, proxied):
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy_port}")
-        found = harness.scored(group, "student", byte_tokenizer, port, KEY, 4096, {})
+        found = harness.scored(
+            group, "student", byte_tokenizer, port, KEY, 4096, ChatTemplate(Model("bytes", byte_tokenizer).tokenizer())
+        )
     assert proxied == [], "the key is in the header"
     assert set(paths) == {"/v1/completions"}
     assert (os.environ["NO_PROXY"], os.environ.get("no_proxy")) == ("example.com", None)

@@ -38,7 +38,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     teacher = SimpleNamespace(path=tmp_path, tokenizer=lambda: None, weights_hash=lambda: WEIGHTS_HASH)
     monkeypatch.setattr(evaluate.models, "teacher_of", lambda run: teacher)
     monkeypatch.setattr(evaluate.models, "check_weights", lambda *_: None)
-    monkeypatch.setattr(evaluate.models, "template_kwargs_of", lambda run: {})
+    monkeypatch.setattr(evaluate.models, "chat_template_of", lambda *_: None)
     rows = [{**row, "prompt_token_ids": [1], "token_ids": [2]} for row in samples() if row["arm"] != "untrained"]
     monkeypatch.setattr(evaluate, "_serve", lambda *_: evaluate._Answered(rows, [], [], {arm: [] for arm in ARMS}))
     monkeypatch.setattr(evaluate, "_fidelity", lambda *_: ({"fidelity": {"teacher": SimpleNamespace(num_texts=8)}}, {}))

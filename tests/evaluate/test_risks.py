@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import pipeline
 from pipeline import config as config_module
 from pipeline import probe_set
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Evaluate
 from pipeline.evaluate import openings, risk_figures, risks, statistics
 from pipeline.evaluate.chat import Manner
@@ -43,8 +44,9 @@ class Text:
 
     chat_template = "x"
 
-    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> list[int]:
-        return [ord(char) for message in messages for char in message["content"]]
+    def apply_chat_template(self, messages: list[dict[str, str]], tokenize: bool, **_: Any) -> list[int] | str:
+        text = "".join(message["content"] for message in messages)
+        return list(map(ord, text)) if tokenize else text
 
     def decode(self, ids: list[int], **_: Any) -> str:
         return "".join(map(chr, ids))
@@ -86,7 +88,7 @@ def some_openings() -> list[Opening]:
     ]
 
 
-MANNERS: dict[str, Manner] = dict.fromkeys(ARMS, Manner(Text(), {}))
+MANNERS: dict[str, Manner] = dict.fromkeys(ARMS, Manner(ChatTemplate(Text())))
 
 
 def asked(probes: list[Probe] = SHIPPED) -> risks.Probes:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import evaluate, task_set
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Evaluate
 from pipeline.evaluate import chat, tasks, verdict
 from pipeline.evaluate.chat import Manner
@@ -52,8 +53,9 @@ class Letters:
 
     chat_template = "x"
 
-    def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> list[int]:
-        return list(map(ord, "\n".join(message["content"] for message in messages)))
+    def apply_chat_template(self, messages: list[dict[str, str]], tokenize: bool, **_: object) -> Any:
+        text = "\n".join(message["content"] for message in messages)
+        return list(map(ord, text)) if tokenize else text
 
     def decode(self, ids: list[int], **_: object) -> str:
         return "".join(map(chr, ids))
@@ -68,7 +70,7 @@ class Letters:
 
 
 def rows(arm: str, **script: list[str]) -> list[dict[str, Any]]:
-    return chat.answer(Scripted(arm, **script), ITEMS, Manner(Letters(), {}), Evaluate())  # type: ignore[arg-type]
+    return chat.answer(Scripted(arm, **script), ITEMS, Manner(ChatTemplate(Letters())), Evaluate())  # type: ignore[arg-type]
 
 
 GOOD = {"two": ["RED", "RED"], "one": ["A fig"], "sum": ["4"]}
@@ -118,7 +120,7 @@ def test_rows_are_written_with_the_checks_of_their_turn() -> None:
 
 def test_reasoning_is_no_part_of_the_answer_nor_of_the_next_turn() -> None:
     arm = Scripted("student", two=["<think>red?</think>RED", "RED"], one=["fig"], sum=["<think>4</think>5"])
-    answered = chat.answer(arm, ITEMS, Manner(Letters(), {}, ("<think>", "</think>")), Evaluate())  # type: ignore[arg-type]
+    answered = chat.answer(arm, ITEMS, Manner(ChatTemplate(Letters()), ("<think>", "</think>")), Evaluate())  # type: ignore[arg-type]
     scored = {item.id: each.passed for item, each in zip(ITEMS, tasks.scores(ITEMS, answered), strict=True)}
     assert scored == {"two": (True, True, True), "one": (True, True), "sum": (False,)}
     [second] = [row for row in answered if row["turn"] == 1]
@@ -127,7 +129,7 @@ def test_reasoning_is_no_part_of_the_answer_nor_of_the_next_turn() -> None:
 
 def test_a_stopped_try_is_not_asked_again(tmp_path: Path) -> None:
     stage = RunDir(tmp_path / "run").begin("evaluate", evaluate.Config(name="run"), {})
-    manners: dict[str, Manner] = dict.fromkeys(ARMS, Manner(Letters(), {}))
+    manners: dict[str, Manner] = dict.fromkeys(ARMS, Manner(ChatTemplate(Letters())))
     asked = evaluate._Asked([], ITEMS, manners, {}, evaluate.risks.Probes([], [], manners, Evaluate()))
     first, second = Scripted("teacher", **fresh(GOOD)), Scripted("student", **fresh(WEAK))
     done = evaluate._answers("task answers", "task-answers", ITEMS, Evaluate(), stage, [first], asked)  # type: ignore[list-item]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline import codec, hardware, models
+from pipeline.chat_template import ChatTemplate
 from pipeline.errors import UserError
 from pipeline.generate import response_seed
 from pipeline.generate.engine import Answer, Engine, Request, check_engine_args
@@ -45,7 +46,7 @@ def reference(demo_teacher: Path) -> Any:
 
 def requests(tokenizer: Any, **changes: Any) -> Iterator[Request]:
     for number, question in enumerate(QUESTIONS):
-        ids = models.render(tokenizer, [{"role": "user", "content": question}], {})
+        ids = ChatTemplate(tokenizer).render([{"role": "user", "content": question}])
         base = {"max_tokens": 24, "temperature": 0.7, "seed": number, "k": K}
         yield Request(f"q{number}", ids, **{**base, **changes})
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline import models
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Train
 from pipeline.generate.engine import Engine, Request
 from pipeline.train import contract
@@ -58,7 +59,7 @@ def tokenizer(demo_teacher: Path) -> Any:
 
 
 def pair(tokenizer: Any, name: str, question: str, answer: str) -> Request:
-    prompt = models.render(tokenizer, [{"role": "user", "content": question}], {})
+    prompt = ChatTemplate(tokenizer).render([{"role": "user", "content": question}])
     completion = tuple(tokenizer(f"{answer}<|im_end|>", add_special_tokens=False).input_ids)
     return Request(name, prompt, 1, 1.0, 0, K, completion_token_ids=completion)
 

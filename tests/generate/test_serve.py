@@ -25,6 +25,7 @@ from processes import survivors
 
 from pipeline import codec, models, vllm_server
 from pipeline import config as config_module
+from pipeline.chat_template import ChatTemplate
 from pipeline.errors import UserError
 from pipeline.files import file_hash
 from pipeline.generate import serve
@@ -236,7 +237,7 @@ def engine(demo_teacher: Path) -> Engine:
 @pytest.fixture(scope="module")
 def asked(demo_teacher: Path) -> list[Request]:
     tokenizer = models.Model("demo", demo_teacher).tokenizer()
-    prompts = [models.render(tokenizer, [{"role": "user", "content": question}], {}) for question in QUESTIONS]
+    prompts = [ChatTemplate(tokenizer).render([{"role": "user", "content": question}]) for question in QUESTIONS]
     return [Request(f"q{n}", ids, MAX_TOKENS, 0.0, seed=n, k=K) for n, ids in enumerate(prompts)]
 
 

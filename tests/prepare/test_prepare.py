@@ -301,10 +301,10 @@ def test_a_missing_file_is_named_before_anything_is_written(prepared: Any, missi
 def test_a_prompt_that_the_chat_template_refuses_is_told_with_its_place(
     prepared: Any, other_teacher: Callable[[str], Path]
 ) -> None:
-    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role!') }}{% endif %}x"
-    prepared.teacher = other_teacher(refusing)
-    with pytest.raises(UserError, match=r"chat template refuses a prompt: No system role!") as caught:
-        prepared.do(prepared.lines({"prompt": "Hi"}) | {"system": "Be brief."})
+    refusing = "{% if messages[0].content == 'Hi' %}{{ raise_exception('Say more!') }}{% endif %}"
+    prepared.teacher = other_teacher(refusing + "{% for m in messages %}{{ m.content }}{% endfor %}")
+    with pytest.raises(UserError, match=r"chat template refuses a prompt: Say more!") as caught:
+        prepared.do(prepared.lines({"prompt": "Hi"}))
     assert f"{prepared.folder}/a.jsonl:1: " in str(caught.value)
 
 

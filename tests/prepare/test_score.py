@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline import models, prepare
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.prepare.conversations import is_held_out, prompt_id
@@ -67,7 +68,7 @@ def test_an_answer_is_what_the_template_adds_through_its_end_of_turn(scored: Sco
     prompt = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert scored.written(row) == (prompt, "Hello.<|im_end|>")
     tokenizer = models.find(str(scored.prepared.teacher)).tokenizer()
-    assert row["prompt_token_ids"] == models.render(tokenizer, [USER], {})
+    assert row["prompt_token_ids"] == ChatTemplate(tokenizer).render([USER])
     assert plain(row["messages"]) == [USER]
 
 
@@ -201,7 +202,7 @@ def test_a_token_that_would_reach_over_the_border_is_cut_there(byte_tokenizer: P
         "{% if add_generation_prompt %}assistant\n{% endif %}"
     )
     answer = {"role": "assistant", "content": "\nHi"}
-    ids = models.render_completion(tokenizer, [USER], answer, {}, None, frozenset([tokenizer.eos_token_id]))
+    ids = ChatTemplate(tokenizer).render_completion([USER], answer, None, frozenset([tokenizer.eos_token_id]))
     assert tokenizer.convert_ids_to_tokens(ids) == ["Ċ", "H", "i", "<|im_end|>"]
 
 
@@ -249,7 +250,10 @@ def test_what_was_stored_can_be_read_again(prepared: Any, other_teacher: Callabl
     assert {**again, "source": ""} == {**first, "source": ""}
 
 
-def test_the_same_words_with_other_tools_are_another_prompt(prepared: Any) -> None:
+def test_the_same_words_with_other_tools_are_another_prompt(
+    prepared: Any, other_teacher: Callable[[str], Path]
+) -> None:
+    prepared.teacher = other_teacher(TOOLS)
     counts = prepared.do(prepared.lines({"prompt": "Hi"}, {"prompt": "Hi", "tools": [TOOL]}, {"prompt": "Hi"}))
     assert (counts["prompts"], counts["duplicates"]) == (2, 1)
     assert prepared.rows()[0]["prompt_id"] == prompt_id([USER])
