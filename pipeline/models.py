@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import generation_config, tokenizer_files
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -23,6 +24,7 @@ DEMO_LICENCE = "apache-2.0"
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # safetensors only: no pickles
 WANTED_FILES += ["README.md", "LICENSE", "LICENSE.md"]  # for licences.py
+WANTED_FILES += ["NOTICE", "NOTICE.md", "USE_POLICY.md"]  # go along with a student made of the weights
 UNWANTED_FILES = ["consolidated*", "original/*"]  # second copies of the weights
 PROBE = [
     {"role": "system", "content": "Be brief."},
@@ -50,11 +52,9 @@ class Model:
         return config
 
     def tokenizer(self) -> Any:
-        """The tokenizer, as transformers loads it. Raises UserError where there is none."""
-        from transformers import AutoTokenizer
-
+        """The tokenizer, as its tokenizer.json has it. Raises UserError if it can't be loaded."""
         try:
-            return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+            return tokenizer_files.load(self.path)
         except Exception as error:  # a damaged file fails in ways of its own
             raise UserError(f"model {self.name}: its tokenizer can't be loaded: {_first_line(error)}") from None
 
@@ -70,18 +70,25 @@ class Model:
 
     def _text(self, key: str, default: int | None = None) -> int:
         """A number from config.json, that of the text model where there are several."""
-        config = self.config()
-        value = config.get("text_config", config).get(key, default)
+        value = self._text_config().get(key, default)
         if not isinstance(value, int):
             raise UserError(f"model {self.name}: {self.path}/config.json has no number {key}")
         return value
 
+    def _text_config(self) -> dict[str, Any]:
+        config = self.config()
+        return config.get("text_config", config)
+
     def stop_ids(self, tokenizer: Any) -> frozenset[int]:
-        """The tokens that end an answer: the tokenizer's own, and those of generation_config.json, as vLLM has it."""
-        path = self.path / "generation_config.json"
-        ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        listed = ids if isinstance(ids, list) else [ids]
-        return frozenset(token for token in (*listed, tokenizer.eos_token_id) if token is not None)
+        """The tokens that end an answer, as vLLM has it: the tokenizer's own, and those of generation_config.json, or
+        of config.json if there is no such file.
+
+        Raises UserError if the file is damaged.
+        """
+        told = generation_config.read(self.name, self.path)
+        of_config = generation_config.end_ids(self.config()) or generation_config.end_ids(self._text_config())
+        ends = of_config if told is None else generation_config.end_ids(told)
+        return ends | ({tokenizer.eos_token_id} - {None})
 
     def weight_files(self) -> list[Path]:
         """The files that transformers loads: those of the index where there is one (a repository may hold copies)."""
@@ -369,10 +376,11 @@ def check_student(config: Config, teacher: Model, tokenizer: Any) -> None:
 
 
 def check_origin(settings: Student, origin: Model, tokenizer: Any) -> None:
-    """Raises UserError where the model that the student is made of does not fit the teacher's tokenizer, or lacks
-    layers."""
+    """Raises UserError if the model that the student is made of does not fit the teacher's tokenizer, lacks layers, or
+    has a damaged generation_config.json."""
     if settings.model:
         check_same_tokenizer(tokenizer, origin.tokenizer(), origin.name)
+        generation_config.read(origin.name, origin.path)
     check_vocabulary(f"student.model {origin.name}", origin.vocab_size(), tokenizer)
     if is_pruned(settings):
         check_layers(settings, origin.num_layers())

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from pipeline import models
+from pipeline import generation_config, model_folder, models
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -25,7 +25,7 @@ def make(config: Config, teacher: models.Model, target: Path, rows: Any) -> dict
     `rows` are answers on which layers can be measured (see layers.block_influence). Returns what was made of what, for
     the manifest. Raises UserError where tokenizer, vocabulary or layers do not fit.
     """
-    settings, tokenizer = config.student, teacher.tokenizer()
+    settings, tokenizer, origin = config.student, teacher.tokenizer(), None
     if settings.config is not None:
         model = random_model(settings.config, tokenizer, config.train.seed)
     else:
@@ -36,11 +36,10 @@ def make(config: Config, teacher: models.Model, target: Path, rows: Any) -> dict
     if models.is_pruned(settings):
         model, facts = prune(model, settings, rows)
     facts["vocabulary_rows_cut"] = cut_vocabulary(model, teacher.vocab_size())
-    if settings.config is not None or settings.model:  # it learns the teacher's turns, so ends them as the teacher does
-        ends: Any = model.generation_config
-        ends.eos_token_id = sorted(teacher.stop_ids(tokenizer))
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    ends: Any = model.generation_config
+    if generation_config.end_ids(ends.to_dict()) != (stops := teacher.stop_ids(tokenizer)):
+        ends.eos_token_id = sorted(stops)  # it learns the teacher's turns, so ends them as the teacher does
+    model_folder.save(model, tokenizer, target, teacher.path, origin.path if origin else None)
     return facts
 
 
