@@ -13,7 +13,14 @@ from pipeline.errors import UserError
 from pipeline.models import Model
 from pipeline.train import student
 
-LLAMA_2 = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "temperature": 0.9, "max_length": 4096, "top_p": 0.6}
+LLAMA_2 = {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "temperature": 0.9,
+    "max_length": 4096,
+    "top_p": 0.6,
+}
 GEMMA = {"cache_implementation": "hybrid", "do_sample": True, "eos_token_id": [1, 6], "top_k": 64, "top_p": 0.95}
 
 

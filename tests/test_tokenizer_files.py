@@ -1,4 +1,4 @@
-"""A tokenizer's folder: what is read is what its tokenizer.json says, and what is written has no names of one version."""
+"""A tokenizer's folder: read as its tokenizer.json says, and written in names that are not of one version alone."""
 
 import json
 from collections.abc import Callable

@@ -14,7 +14,7 @@ def of_model(template_kwargs: dict[str, Any], dtype: str) -> str:
     served = f" --default-chat-template-kwargs {kwargs}" if template_kwargs else ""
     slow = ""
     if dtype != "float32":
-        slow = f"\nMost CPUs are slow in {dtype}: there, give `dtype=\"float32\"`, and `--dtype float32` to vLLM.\n"
+        slow = f'\nMost CPUs are slow in {dtype}: there, give `dtype="float32"`, and `--dtype float32` to vLLM.\n'
     return f"""## How to use it
 
 ```python

@@ -12,8 +12,8 @@ from fabricated_run import make
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline import export, model_folder, models
 from pipeline import config as config_module
+from pipeline import export, model_folder, models
 from pipeline.files import write_json
 from pipeline.rundir import RunDir
 

@@ -3,6 +3,8 @@
 import json
 import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pipeline import model_folder, tokenizer_files
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+# configs and tokenizers need no torch
+PINNED = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2", "jinja2==3.1.6")
 SCRIPT = Path(__file__).parent / "read_by_transformers_4.py"
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8, "pad_token_id": None}
 SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True, "eos_token_id": 1}
@@ -29,6 +33,25 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3_1": ("llama", {"rope_theta": 5e5, "rope_scaling": LLAMA_3}),
     "deepseek_v3": ("llama", {"rope_theta": 5e5}),
 }
+
+
+@pytest.fixture(scope="module")
+def python_with_transformers_4() -> Path:
+    """The interpreter of an environment that has transformers 4: made once, and kept in the cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retort"
+    target = cache / PINNED[0].replace("==", "-")
+    if not target.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            made = Path(folder) / "made"
+            subprocess.run([sys.executable, "-m", "venv", str(made)], check=True)
+            install = [str(made / "bin" / "python"), "-m", "pip", "install", "--quiet", *PINNED]
+            done = subprocess.run(install, capture_output=True, text=True, timeout=600, check=False)
+            if done.returncode:
+                unmade = pytest.fail if os.environ.get("CI") else pytest.skip
+                unmade(f"transformers 4 can't be installed: {done.stderr[-300:]}")
+            made.rename(target)
+    return target / "bin" / "python"
 
 
 def write(folder: Path, origin: Path, kind: str, settings: dict[str, Any]) -> None:
