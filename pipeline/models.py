@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint
+from pipeline import checkpoint, generation_config, tokenizer_files
 from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
@@ -29,6 +29,7 @@ WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # saf
 WANTED_FILES += ["README.md", "LICENSE", "LICENSE.md"]  # for licences.py
 TOKENIZER_FILES = ("tokenizer.*", "tekken.json", "vocab.*", "*.tiktoken", "*.model", "*.spm")  # any of them will do
 STORED_BYTES = {"BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8}  # safetensors
+WANTED_FILES += ["NOTICE", "NOTICE.md", "USE_POLICY.md"]  # go along with a student made of the weights
 UNWANTED_FILES = ["consolidated*", "original/*"]  # second copies of the weights
 
 
@@ -59,26 +60,10 @@ class Model:
             raise UserError(f"model {self.name}: its config.json can't be used: {first_line(error)}") from None
 
     def tokenizer(self) -> Any:
-        """The tokenizer that tokenizer.json describes; without that file, what transformers makes of the others.
-
-        A class that tokenizer_config.json names is left out of account: transformers 5 would build that class's
-        tokenizer of the same vocabulary, which may cut text in another way (DeepSeek's as a Llama loses every space).
-        Mistral's tekken.json is converted, chat template included. Raises UserError where there is none.
-        """
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-        from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
-
+        """The tokenizer, as its tokenizer.json has it. Raises UserError if it can't be loaded."""
         self.check_tokenizer_files()
-        tekken = self.path / "tekken.json"
         try:
-            if (self.path / "tokenizer.json").is_file():
-                tokenizer = PreTrainedTokenizerFast.from_pretrained(self.path)
-                if not tokenizer.chat_template and tekken.is_file():
-                    tokenizer.chat_template = convert_tekken_tokenizer(str(tekken)).chat_template
-                return tokenizer
-            if tekken.is_file():
-                return convert_tekken_tokenizer(str(tekken))
-            return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+            return tokenizer_files.load(self.path)
         except Exception as error:  # a damaged file fails in ways of its own
             raise UserError(f"model {self.name}: its tokenizer can't be loaded: {first_line(error)}") from None
 
@@ -102,19 +87,26 @@ class Model:
 
     def _text(self, key: str, default: int | None = None) -> int:
         """A number from config.json, that of the text model where there are several."""
-        config = self.config()
-        text = config.get("text_config")
-        value = (text if isinstance(text, dict) else config).get(key, default)
+        value = self._text_config().get(key, default)
         if not isinstance(value, int):
             raise UserError(f"model {self.name}: {self.path}/config.json has no number {key}")
         return value
 
+    def _text_config(self) -> dict[str, Any]:
+        config = self.config()
+        text = config.get("text_config")
+        return text if isinstance(text, dict) else config
+
     def stop_ids(self, tokenizer: Any) -> frozenset[int]:
-        """The tokens that end an answer: the tokenizer's own, and those of generation_config.json, as vLLM has it."""
-        path = self.path / "generation_config.json"
-        ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        listed = ids if isinstance(ids, list) else [ids]
-        return frozenset(token for token in (*listed, tokenizer.eos_token_id) if token is not None)
+        """The tokens that end an answer, as vLLM has it: the tokenizer's own, and those of generation_config.json, or
+        of config.json if there is no such file.
+
+        Raises UserError if the file is damaged.
+        """
+        told = generation_config.read(self.name, self.path)
+        of_config = generation_config.end_ids(self.config()) or generation_config.end_ids(self._text_config())
+        ends = of_config if told is None else generation_config.end_ids(told)
+        return ends | ({tokenizer.eos_token_id} - {None})
 
     def weight_files(self) -> list[Path]:
         """The files that transformers loads. Raises UserError if their index is damaged."""
@@ -294,10 +286,11 @@ def check_student(config: Config, teacher: Model, tokenizer: Any) -> None:
 
 
 def check_origin(settings: Student, origin: Model, tokenizer: Any) -> None:
-    """Raises UserError where the model that the student is made of does not fit the teacher's tokenizer, or lacks
-    layers."""
+    """Raises UserError if the model that the student is made of does not fit the teacher's tokenizer, lacks layers, or
+    has a damaged generation_config.json."""
     if settings.model:
         check_same_tokenizer(tokenizer, origin.tokenizer(), origin.name)
+        generation_config.read(origin.name, origin.path)
     check_vocabulary(f"student.model {origin.name}", origin.vocab_size(), tokenizer)
     if is_pruned(settings):
         check_layers(settings, origin.num_layers())

@@ -211,7 +211,8 @@ def _prompt(number: int) -> Row:
 
 
 def _prepare(run_dir: RunDir, config: Config) -> None:
-    stage = run_dir.begin("prepare", config, {"teacher.model": config.teacher.model})
+    fingerprint = {"teacher.model": config.teacher.model, "teacher.chat_template_kwargs": {}}
+    stage = run_dir.begin("prepare", config, fingerprint)
     rows = [_prompt(number) for number in range(6)]
     path = _commit(stage, rows, PROMPTS, "prompts-00000.parquet")
     counted = {"personal": 0, "labelled": 0, "dropped_personal": 0, "dropped_unsafe": 0}

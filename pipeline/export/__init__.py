@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
-from pipeline import models
+from pipeline import generation_config, licences, models, provenance
 from pipeline.config import Config, output_settings
 from pipeline.console import say
-from pipeline.export import cards, model_index
-from pipeline.files import read_json, readable
+from pipeline.export import cards, model_index, snippets
+from pipeline.files import read_json, readable, user_disk_errors
 from pipeline.rundir import RunDir
 
 
@@ -27,41 +29,51 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage = run_dir.begin("export", config, fingerprint, in_one_piece=True)
     target = stage.path / "model"
     if not stage.complete:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        source = run_dir.stage_path("train") / "student"
-        dtype: torch.dtype = getattr(torch, config.export.dtype)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
         temporary = stage.path / ".model.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        model.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(temporary)
-        scores = read_json(run_dir.stage_path("evaluate") / "scores.json")
-        _card(run_dir, scores, trained).save(temporary / "README.md")
-        readable(temporary)
-        temporary.replace(target)
-        files = [path for path in sorted(target.iterdir()) if path.is_file()]
+        with user_disk_errors(target):
+            _write_model(run_dir, config.export.dtype, temporary)
+            scores = read_json(run_dir.stage_path("evaluate") / "scores.json")
+            _card(run_dir, scores, trained, config.export.dtype).save(temporary / "README.md")
+            readable(temporary)
+            temporary.replace(target)
+        files = [path for path in sorted(target.rglob("*")) if path.is_file()]
         stage.finish(files, {"files": len(files)}, evaluated=evaluated["finished"])
     say(f"export: {target.resolve()}")
 
 
-def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> ModelCard:
+def _write_model(run_dir: RunDir, dtype: str, target: Path) -> None:
+    """The student's weights in `dtype`, its tokenizer, and settings that sample as its teacher was sampled."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    from pipeline import model_folder
+
+    source = run_dir.stage_path("train") / "student"
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+    )
+    made = run_dir.manifest("generate")["fingerprint"]
+    settings = generation_config.as_generated(model.generation_config.to_diff_dict(), made)
+    model.generation_config = GenerationConfig(**settings)
+    model_folder.save(model, models.Model("the student", source).tokenizer(), target, source, source)
+
+
+def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any], dtype: str) -> ModelCard:
     """A card that says what the student is, what it was made from, and what was measured."""
     generated = run_dir.manifest("generate")
     named = generated["fingerprint"]["teacher.model"]
     teacher = models.described(named)
     made = trained["fingerprint"]
-    origin = made["student.model"] or named
-    is_local = Path(origin).expanduser().is_dir()
     data = ModelCardData(
         model_name=run_dir.path.name,
         eval_results=model_index.results(scores) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["distillation"],
-        base_model=models.DEMO_HUB_ID if origin == models.DEMO else None if is_local else origin,
-        license=models.DEMO_LICENCE if origin == named == models.DEMO else None,
+        base_model=None if made.get("student.config") else _hub_id(made["student.model"] or named),
+        license=_licence(run_dir, made),
+        datasets=_hub_datasets(run_dir) or None,
     )
     layers = models.kept_layers(trained)
     start = f"{made['student.model'] or 'the teacher'}, {f'layers {layers}' if layers else 'all layers'}"
@@ -82,7 +94,9 @@ A student of {teacher}, distilled with Retort.
   with the {generated["k"]} best log-probs behind each
 - Loss: {loss}
 - Teacher weights: `{generated["fingerprint"]["teacher.weights"]}`
+- Weights here: {dtype}; {_sampling(generated["fingerprint"])}
 
+{snippets.of_model(run_dir.manifest("prepare")["fingerprint"]["teacher.chat_template_kwargs"], dtype)}
 ## What was measured
 
 {verdict}
@@ -100,6 +114,40 @@ The teacher's licence applies to what is made from it.
 
 {cards.questions(run_dir, "model")}"""
     return ModelCard(body)
+
+
+def _sampling(made: dict[str, Any]) -> str:
+    """How generation_config.json samples: of a generate manifest's fingerprint."""
+    if made.get("generate.mode") == "score":
+        return "generation_config.json is that of the model it started from"
+    drawn = ", ".join(f"{key} {made[f'generate.{key}']:g}" for key in ("temperature", "top_p", "top_k"))
+    return f"generation_config.json samples as the teacher was sampled ({drawn})"
+
+
+def _hub_id(name: str) -> str | None:
+    """A model's id on the hub; None for a folder."""
+    if name == models.DEMO:
+        return models.DEMO_HUB_ID
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return None if Path(name).is_dir() else name
+
+
+def _licence(run_dir: RunDir, made: dict[str, Any]) -> str | None:
+    """The teacher's licence, if the student is made of the teacher's weights and a hub knows the licence's name."""
+    if made["student.model"] or made.get("student.config") or (told := provenance.licensed(run_dir)) is None:
+        return None
+    licence = told[0][0].licence
+    return licence if licences.terms_of(licence) else None
+
+
+def _hub_datasets(run_dir: RunDir) -> list[str]:
+    """The sources that are datasets of the hub."""
+    made = run_dir.manifest("prepare")["fingerprint"]
+    names = dict.fromkeys(source.get("dataset") for source in made.get("prepare.sources", []))
+    return [name for name in names if name and f"prepare.folder.{name}" not in made and _hub_id(name)]
 
 
 def _loss(made: dict[str, Any]) -> str:

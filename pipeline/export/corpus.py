@@ -14,8 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from pipeline import models, privacy
 from pipeline.config import Privacy
 from pipeline.errors import UserError
-from pipeline.export import cards
-from pipeline.files import user_disk_errors, write_table
+from pipeline.export import cards, snippets
+from pipeline.files import folder_hash, user_disk_errors, write_table
 from pipeline.records import MESSAGE, PROMPTS, RESPONSES
 from pipeline.report.figures import setting_text, words
 from pipeline.rundir import RunDir, read_answers, read_planned, shard_paths
@@ -39,27 +39,20 @@ PLAIN = pa.schema(
     ]
 )
 CAPTURED = ("prompt_token_ids", "token_ids", "token_logprobs", "logprobs")
-DECODE = """```python
-from datasets import load_dataset
-from pipeline.codec import decode  # of Retort
-
-row = load_dataset("THIS", split="train")[0]
-ids, logprobs, log_tail = decode(row["logprobs"])  # (N, K), (N, K), (N,): natural logs; a row and its tail sum to 1
-# a row with fewer than K entries is filled with its first id at -inf
-```
-
-Row t is the teacher's distribution from which `token_ids[t]` was drawn, given `prompt_token_ids + token_ids[:t]`,
-at temperature 1 and before top-p and top-k; what `decode` reads is laid out in the docstring of `pipeline/codec.py`."""
+FOLDER = "corpus"  # in a run
 
 
 def write(run_dir: RunDir, with_logprobs: bool = False) -> Path:
     """Write <run>/corpus: Parquet files by split, and README.md; an earlier one is replaced as a whole.
 
+    The files' names hold a hash of all of them: `datasets` knows a corpus in its cache by the folder's name and by the
+    names in the card, so would give another run's rows, or those of an earlier export.
+
     Tokens that filter masked leave no trace: in the text stands a placeholder, such as <EMAIL>, and an answer that
     would be handed on with its token ids, which spell it, is left out. Raises UserError where filter has not finished,
     or a file is damaged.
     """
-    target, temporary = run_dir.path / "corpus", run_dir.path / ".corpus.tmp"
+    target, temporary = run_dir.path / FOLDER, run_dir.path / f".{FOLDER}.tmp"
     schema = pa.schema([*PLAIN, *(RESPONSES.field(name) for name in CAPTURED)]) if with_logprobs else PLAIN
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "data").mkdir(parents=True)
@@ -73,7 +66,8 @@ def write(run_dir: RunDir, with_logprobs: bool = False) -> Path:
                 if of_split:
                     path = temporary / "data" / f"{split}-{number:05d}.parquet"
                     write_table(pa.Table.from_pylist(of_split, schema=schema), path)
-        card(run_dir, counts, with_logprobs, personal).save(temporary / "README.md")
+        version = _name_by_content(temporary / "data")
+        card(run_dir, counts, with_logprobs, personal, version).save(temporary / "README.md")
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
     return target
@@ -82,19 +76,34 @@ def write(run_dir: RunDir, with_logprobs: bool = False) -> Path:
 def push(folder: Path, repo: str, endpoint: str | None = None) -> str:
     """Upload a corpus to a private dataset repository of the hub; returns its address. The token is HF_TOKEN's.
 
-    Raises UserError where the hub refuses.
+    The rows of an earlier push are deleted in the same commit. Raises UserError if the hub refuses.
     """
     api = HfApi(endpoint=endpoint)
     try:
         url = api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repo, repo_type="dataset", commit_message="Corpus from Retort")
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=repo,
+            repo_type="dataset",
+            commit_message="Corpus from Retort",
+            delete_patterns="data/*",  # those of an earlier push
+        )
     except (HfHubHTTPError, ValueError, OSError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{repo}: the hub refuses it ({first}); HF_TOKEN must allow writing there") from None
     return str(url)
 
 
-def _metadata(counts: dict[str, int], is_demo: bool) -> DatasetCardData:
+def _name_by_content(data: Path) -> str:
+    """Put a hash of all files into the name of each, as `train-<hash>-00000.parquet`; returns the hash."""
+    version = folder_hash(data)[:12]
+    for path in sorted(data.iterdir()):
+        split, number = path.name.rsplit("-", 1)
+        path.rename(data / f"{split}-{version}-{number}")
+    return version
+
+
+def _metadata(counts: dict[str, int], is_demo: bool, version: str) -> DatasetCardData:
     """What the hub and `datasets` read of a card."""
     return DatasetCardData(
         license=models.DEMO_LICENCE if is_demo else None,
@@ -103,16 +112,19 @@ def _metadata(counts: dict[str, int], is_demo: bool) -> DatasetCardData:
         configs=[
             {
                 "config_name": "default",
-                "data_files": [{"split": s, "path": f"data/{s}-*.parquet"} for s in SPLITS if counts[s]],
+                "data_files": [{"split": s, "path": f"data/{s}-{version}-*.parquet"} for s in SPLITS if counts[s]],
             }
         ],
     )
 
 
-def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool, personal: dict[str, int]) -> DatasetCard:
+def card(
+    run_dir: RunDir, counts: dict[str, int], with_logprobs: bool, personal: dict[str, int], version: str
+) -> DatasetCard:
     """What the corpus is, where it comes from, what was left out, and how to read it; all from the manifests.
 
-    `personal` says of how many answers a part was replaced, and how many were left out, for the personal data in them.
+    `personal` says of how many answers a part was replaced, and how many were left out, for the personal data in them;
+    `version` is the hash in the files' names.
     """
     generated, filtered = run_dir.manifest("generate"), run_dir.manifest("filter")
     made = generated["fingerprint"]
@@ -131,9 +143,9 @@ def card(run_dir: RunDir, counts: dict[str, int], with_logprobs: bool, personal:
     handed_on = f"Of the answers handed on here {personal['redacted']} have placeholders"
     handed_on += f"; {personal['left_out']} more were left out: their token ids would spell what the text leaves out."
     handed_on = handed_on if any(personal.values()) else ""
-    read = DECODE.replace("THIS", run_dir.path.name) if with_logprobs else "Log-probs were left out of this copy."
+    first = next((split for split in SPLITS if counts[split]), SPLITS[0])
     return DatasetCard(f"""---
-{_metadata(counts, is_demo).to_yaml()}
+{_metadata(counts, is_demo, version).to_yaml()}
 ---
 
 # {run_dir.path.name}
@@ -160,10 +172,7 @@ that dropped it.
 {cards.decontamination_section(run_dir)}
 {cards.personal_section(run_dir, handed_on)}
 {cards.safety_section(run_dir)}
-## Log-probs
-
-{read}
-
+{snippets.of_corpus(FOLDER, first, with_logprobs)}
 {cards.questions(run_dir, "corpus")}""")
 
 

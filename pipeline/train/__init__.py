@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from peft import PeftModel
 
-from pipeline import models
+from pipeline import model_folder, models
 from pipeline.config import Config, Train, check_counts, output_settings
 from pipeline.console import say
 from pipeline.files import file_hash, readable, user_disk_errors
@@ -80,7 +80,7 @@ def _finish(stage: Stage, settings: Train, lessons: Answers, validation: Answers
         "steps": max(fitted["steps"] for fitted in trained.values()),
     }
     folders = [stage.path / "untrained", *(stage.path / arm for arm in _arms(settings))]
-    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     stage.finish(files, counts, contract=facts, dtype=settings.dtype)
 
 
@@ -116,8 +116,7 @@ def _train_arm(
         whole = trained
         if isinstance(trained, PeftModel):  # its base has few bits
             whole = student.merged(trained, untrained, checkpoints / "adapters")
-        whole.save_pretrained(target, state_dict=weights)
-        tokenizer.save_pretrained(target)
+        model_folder.save(whole, tokenizer, target, teacher.path, untrained, weights)
         stage.remember(arms={**stage.facts().get("arms", {}), arm: fitted})
 
     if is_first:

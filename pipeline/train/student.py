@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from pipeline import language_model, models
+from pipeline import generation_config, language_model, model_folder, models
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -25,7 +25,7 @@ def make(config: Config, teacher: models.Model, target: Path, rows: Any) -> dict
     `rows` are answers on which layers can be measured (see layers.block_influence). Returns what was made of what, for
     the manifest. Raises UserError where tokenizer, vocabulary or layers do not fit.
     """
-    settings, tokenizer = config.student, teacher.tokenizer()
+    settings, tokenizer, origin = config.student, teacher.tokenizer(), None
     if settings.config is not None:
         model = random_model(settings.config, tokenizer, config.train.seed)
     else:
@@ -37,11 +37,10 @@ def make(config: Config, teacher: models.Model, target: Path, rows: Any) -> dict
         model, facts = prune(model, settings, rows)
     grow_vocabulary(model, min(len(tokenizer), teacher.vocab_size()))
     facts["vocabulary_rows_cut"] = cut_vocabulary(model, teacher.vocab_size())
-    if settings.config is not None or settings.model:  # it learns the teacher's turns, so ends them as the teacher does
-        ends: Any = model.generation_config
-        ends.eos_token_id = sorted(teacher.stop_ids(tokenizer))
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    ends: Any = model.generation_config
+    if generation_config.end_ids(ends.to_dict()) != (stops := teacher.stop_ids(tokenizer)):
+        ends.eos_token_id = sorted(stops)  # it learns the teacher's turns, so ends them as the teacher does
+    model_folder.save(model, tokenizer, target, teacher.path, origin.path if origin else None)
     wanted_NV = _proof_logits(model)
     del model  # its memory is the loaded one's
     check_saved(wanted_NV, load(target))
@@ -127,7 +126,8 @@ def prune(model: PreTrainedModel, settings: Student, rows: Any) -> tuple[PreTrai
 
 def grow_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
     """Give the model rows for the last tokens that its tokenizer lacks: see tokens.unused_ids."""
-    if (missing := vocab_size - model.get_input_embeddings().weight.shape[0]) > 0:
+    embeddings: Any = model.get_input_embeddings()
+    if (missing := vocab_size - len(embeddings.weight)) > 0:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model.resize_token_embeddings(vocab_size, mean_resizing=False)

@@ -144,7 +144,7 @@ def _model_card(run_dir: RunDir, scored: dict[str, Any]) -> str:
     made |= {"train.targets": "stored", "train.tail": "bucket", "train.ce_weight": 0.5, "train.ce_weight_end": None}
     made |= {"train.kd_weight": 0.5, "train.kd_weight_end": None, "student.model": None, "student.keep_layers": "0-5"}
     trained = {**run_dir.manifest("train"), "fingerprint": made}
-    return str(export._card(run_dir, scored, trained))
+    return str(export._card(run_dir, scored, trained, "bfloat16"))
 
 
 def test_the_model_cards_index_has_the_reports_figures(run_dir: RunDir) -> None:

@@ -2,6 +2,10 @@
 
 import base64
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +22,8 @@ from pipeline.errors import UserError
 from pipeline.export import corpus
 from pipeline.files import file_hash, write_json
 from pipeline.rundir import RunDir
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -112,11 +118,71 @@ def test_filter_must_have_finished(tmp_path: Path) -> None:
         corpus.write(make(tmp_path, until="generate"))
 
 
+LOAD = """
+import json, sys
+from datasets import load_dataset
+print(json.dumps([{name: len(rows) for name, rows in load_dataset(folder).items()} for folder in sys.argv[1:]]))
+"""
+
+
+def loaded_alone(cache: Path, *folders: Path) -> list[dict[str, int]]:
+    """How many rows a process of its own finds in each, with this cache and without the hub."""
+    return json.loads(in_process(cache, LOAD, *map(str, folders)))
+
+
+def in_process(cache: Path, code: str, *arguments: str, cwd: Path = ROOT) -> str:
+    environment = {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop("HF_DATASETS_CACHE", None)
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_corpus_is_never_taken_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` has one cache for all of them, and their folders have one name."""
+    runs = [make(tmp_path / name, until="filter") for name in "ab"]
+    a = corpus.write(runs[0])
+    read = corpus.read_answers
+
+    def whole(*told: Any) -> Iterator[Any]:
+        return ((answers, pa.array([True] * len(answers))) for answers, _ in read(*told))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "read_answers", whole)
+        b = corpus.write(runs[1])
+    of_a, of_b = {"train": 3, "held_out": 1}, {"train": 5, "held_out": 1}
+    assert loaded_alone(tmp_path / "cache", a) == [of_a]
+    assert loaded_alone(tmp_path / "cache", b, a) == [of_b, of_a]
+    assert loaded_alone(tmp_path / "other cache", b, a) == [of_b, of_a]
+    corpus.write(runs[1])  # anew, with fewer rows
+    assert loaded_alone(tmp_path / "cache", b, a) == [of_a, of_a]
+
+
+def test_the_same_corpus_has_the_same_names(run_dir: RunDir) -> None:
+    names = [sorted(path.name for path in (corpus.write(run_dir) / "data").iterdir()) for _ in range(2)]
+    assert names[0] == names[1]
+    assert {name.split("-")[0] for name in names[0]} == {"held_out", "train"}
+    assert names[0] != sorted(path.name for path in (corpus.write(run_dir, True) / "data").iterdir())
+
+
+@pytest.mark.parametrize("with_logprobs", [False, True])
+def test_the_cards_code_runs(run_dir: RunDir, tmp_path: Path, with_logprobs: bool) -> None:
+    card = (corpus.write(run_dir, with_logprobs) / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
+    shown = "\nprint(ids.shape, logprobs.shape, log_tail.shape)" if with_logprobs else ""
+    out = in_process(tmp_path / "cache", code + shown, cwd=run_dir.path)
+    assert "Answer 2" in out
+    assert out.rstrip().endswith("(4, 6) (4, 6) (4,)" if with_logprobs else "]")
+
+
 class Hub(BaseHTTPRequestHandler):
     """In place of the hub: takes a dataset repository and one commit, or refuses."""
 
     refuses = False
     committed: dict[str, bytes]
+    deleted: list[str]
+    earlier: list[str]  # files of an earlier push
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -133,6 +199,8 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.decode().splitlines()):
                 if line["key"] == "file":
                     Hub.committed[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    Hub.deleted.append(line["value"]["path"])
             return self.answer(
                 200,
                 {
@@ -144,7 +212,9 @@ class Hub(BaseHTTPRequestHandler):
         return self.answer(200, {})
 
     def do_GET(self) -> None:
-        self.answer(404, {"error": "nothing here"})
+        if "/api/datasets/someone/corpus/tree/main" not in self.path:
+            return self.answer(404, {"error": "nothing here"})
+        self.answer(200, [{"type": "file", "path": path, "size": 1, "oid": "1"} for path in Hub.earlier])
 
     do_HEAD = do_GET
 
@@ -164,7 +234,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_TOKEN", "hf_test")
-    Hub.refuses, Hub.committed = False, {}
+    Hub.refuses, Hub.committed, Hub.deleted, Hub.earlier = False, {}, [], []
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
 
@@ -174,6 +244,14 @@ def test_a_push_uploads_every_file(run_dir: RunDir, hub: str) -> None:
     corpus.push(folder, "someone/corpus", endpoint=hub)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert Hub.committed == files
+
+
+def test_a_push_replaces_the_rows_of_the_one_before(run_dir: RunDir, hub: str) -> None:
+    folder = corpus.write(run_dir)
+    kept = [str(path.relative_to(folder)) for path in (folder / "data").iterdir()]
+    Hub.earlier = [".gitattributes", "README.md", "data/train-0123456789ab-00000.parquet", *kept]
+    corpus.push(folder, "someone/corpus", endpoint=hub)
+    assert Hub.deleted == ["data/train-0123456789ab-00000.parquet"]
 
 
 def test_a_refused_push_is_one_line(run_dir: RunDir, hub: str) -> None:

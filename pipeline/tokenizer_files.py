@@ -1,0 +1,102 @@
+"""A tokenizer's folder: read as its tokenizer.json says, and written so that transformers 4 and 5 and the converters of
+other engines read the same."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import write_json
+
+CONFIG_FILE = "tokenizer_config.json"
+SHARED_CLASS = "PreTrainedTokenizerFast"  # both majors take tokenizer.json as it stands under this name
+PRIVATE = ("backend", "is_local", "local_files_only", "model_specific_special_tokens", "processor_class")
+NO_LIMIT = 10**20  # transformers writes 1e30 if a tokenizer knows no longest text
+PROBE = " Hi,  it's 2024:\n\n\tdef f(x):\n    return 2*x  你好 🙂 naïve ."
+
+
+def load(folder: Path) -> Any:
+    """The tokenizer, as AutoTokenizer has it unless that cuts text differently from the folder's tokenizer.json.
+
+    AutoTokenizer builds some tokenizers anew from the class that tokenizer_config.json names. For others' files under
+    that name (a Llama with DeepSeek's tokenizer) or of another version (Llama 2) the tokens are then wrong ones.
+    Mistral's tekken.json is converted, chat template included.
+    """
+    from transformers import AutoTokenizer, TokenizersBackend
+    from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
+
+    written, tekken = folder / "tokenizer.json", folder / "tekken.json"
+    if tekken.is_file() and not written.is_file():
+        return convert_tekken_tokenizer(str(tekken))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if isinstance(tokenizer, TokenizersBackend) and not _cuts_as_written(tokenizer, written):
+        tokenizer = TokenizersBackend.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.chat_template and tekken.is_file():
+        tokenizer.chat_template = convert_tekken_tokenizer(str(tekken)).chat_template
+    return tokenizer
+
+
+def save(tokenizer: Any, origin: Path, target: Path, context_tokens: int | None) -> None:
+    """Write the tokenizer's files, with the SentencePiece model of `origin`, the folder it was loaded from.
+
+    `context_tokens` is the model's context: the longest text, if the tokenizer knows none.
+    """
+    from transformers import TokenizersBackend
+
+    tokenizer.save_pretrained(target)
+    path = target / CONFIG_FILE
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(tokenizer, TokenizersBackend):
+        settings = {k: v for k, v in settings.items() if k != "add_prefix_space"} | _of_backend(tokenizer)
+    settings |= _special_tokens(tokenizer, settings)
+    if context_tokens is not None and tokenizer.model_max_length > NO_LIMIT:
+        settings["model_max_length"] = context_tokens
+    if tokenizer.chat_template:  # beside chat_template.jinja: many tools read it here
+        settings["chat_template"] = _templates(tokenizer.chat_template)
+    write_json(path, {key: settings[key] for key in sorted(settings) if key not in PRIVATE})
+    for file in origin.glob("*.model"):
+        if not (target / file.name).exists():
+            shutil.copyfile(file, target / file.name)
+
+
+def _cuts_as_written(tokenizer: Any, path: Path) -> bool:
+    """Whether it has the tokens and the text that its tokenizer.json has; True if there is no such file."""
+    from tokenizers import Tokenizer
+    from transformers import TokenizersBackend
+
+    if type(tokenizer) is TokenizersBackend or not path.is_file():
+        return True
+    written = Tokenizer.from_file(str(path))
+    ids = written.encode(PROBE, add_special_tokens=False).ids
+    text = written.decode(ids, skip_special_tokens=False)
+    return tokenizer(PROBE, add_special_tokens=False).input_ids == ids and tokenizer.decode(ids) == text
+
+
+def _of_backend(tokenizer: Any) -> dict[str, Any]:
+    """What transformers 4 needs to be told to read tokenizer.json as transformers 5 does."""
+    backend = tokenizer.backend_tokenizer
+    is_bpe = type(backend.model).__name__ == "BPE"
+    cutting = json.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer is not None else {}
+    return {
+        "tokenizer_class": SHARED_CLASS,
+        "added_tokens_decoder": {str(n): t.__getstate__() for n, t in tokenizer.added_tokens_decoder.items()},
+        # transformers 5 ignores it for BPE, where it takes away the space before a full stop
+        "clean_up_tokenization_spaces": bool(tokenizer.clean_up_tokenization_spaces) and not is_bpe,
+        "model_input_names": tokenizer.model_input_names,  # else it adds token_type_ids, which no chat model takes
+        # transformers 4 takes the space before a text away if it is not told of it
+        **{key: value for key, value in cutting.items() if key == "add_prefix_space"},
+    }
+
+
+def _special_tokens(tokenizer: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Special tokens beside bos, eos and the like, under the names that transformers 4 has for them."""
+    named = settings.get("model_specific_special_tokens") or {}
+    listed = [str(token) for token in tokenizer.extra_special_tokens]
+    return {"additional_special_tokens": listed, "extra_special_tokens": {k: str(v) for k, v in named.items()}}
+
+
+def _templates(template: str | dict[str, str]) -> str | list[dict[str, str]]:
+    """One template, or several by name, as tokenizer_config.json holds them."""
+    if isinstance(template, str):
+        return template
+    return [{"name": name, "template": text} for name, text in template.items()]
