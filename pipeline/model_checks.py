@@ -8,8 +8,34 @@ from pipeline.config import Config
 
 def check(config: Config) -> None:
     """Raises UserError for what is sure to fail in a later stage, as far as the models are on this machine."""
-    if config.train.lora is not None and (student := _student_config(config)) is not None:
-        check_adapters(config, student)
+    teacher, student = models.local(config.teacher.model), _student_config(config)
+    if teacher is not None and teacher.name != models.DEMO:
+        check_teacher(teacher)
+    if student is not None:
+        check_student(config, student)
+
+
+def check_teacher(teacher: models.Model) -> None:
+    """Raises UserError if train and evaluate could not make the teacher's distributions of its hidden states."""
+    from pipeline.language_model import on_meta
+
+    on_meta(teacher.transformers_config(), f"teacher.model {teacher.name}")
+
+
+def check_student(config: Config, student: Any) -> None:
+    """Raises UserError if no student can be made of this transformers config as the settings have it."""
+    from pipeline import pruning
+    from pipeline.language_model import on_meta
+
+    settings, who = config.student, f"student.model {config.student.model or config.teacher.model}"
+    if config.student.model not in (None, models.DEMO) or models.is_pruned(settings):
+        model = on_meta(student, who)
+        if models.is_pruned(settings):
+            of = len(pruning.layers_of(model))
+            models.check_layers(settings, of)
+            if indices := pruning.by_place(settings, of):
+                pruning.keep_layers(model, indices)
+    check_adapters(config, student)
 
 
 def check_adapters(config: Config, student: Any) -> None:

@@ -1,4 +1,4 @@
-"""A model with fewer layers, which loads again as what it was made."""
+"""A model with fewer layers: which ones by their place, and what its config then says of them."""
 
 import copy
 import math
@@ -8,12 +8,33 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline import language_model, models
+from pipeline.config import Student, layer_indices
 from pipeline.errors import UserError
 
 COUNTED = ("max_window_layers", "first_k_dense_replace")  # of a config: how many of the first layers are of a kind
 NUMBERED = ("mlp_only_layers",)  # of a config: lists of layers, by number
 GROWING = ("scale_depth",)  # of a config: what is divided by the square root of the number of layers
 NO_LAYERS = ("architectures", "eos_token_id")  # of a config: lists whose length has nothing to do with layers
+
+
+def ends(of: int, num: int) -> list[int]:
+    """`num` of `of` layers: the first half of them, rounded up, from the bottom, the rest from the top."""
+    first = (num + 1) // 2
+    return [*range(first), *range(of - (num - first), of)]
+
+
+def evenly(of: int, num: int) -> list[int]:
+    """`num` of `of` layers, spread evenly from the first to the last; one alone is the first."""
+    gaps = max(num - 1, 1)
+    return [(2 * place * (of - 1) + gaps) // (2 * gaps) for place in range(num)]  # rounded, halves up: never twice one
+
+
+def by_place(settings: Student, of: int) -> list[int] | None:
+    """The layers that the settings name, or choose by their place, of so many; None if influence chooses."""
+    if settings.num_layers is None:
+        return layer_indices(settings.keep_layers or f"0-{of - 1}")
+    choose = {"ends": ends, "evenly": evenly}.get(settings.choose_layers)
+    return choose(of, settings.num_layers) if choose else None
 
 
 def keep_layers(model: PreTrainedModel, indices: list[int]) -> PreTrainedModel:

@@ -88,7 +88,7 @@ def test_the_head_is_the_models_own(name: str) -> None:
 def test_gradients_of_the_sparse_head_are_those_of_the_models_own_logits(name: str) -> None:
     has_experts = any(weight.dim() == 3 for weight in built(name).parameters())  # multiplied in float32 at most
     model = copy.deepcopy(built(name)).to(torch.float32 if has_experts else torch.float64)
-    near: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4} if has_experts else {"rtol": 1e-6, "atol": 1e-8}
+    near: Any = {"rtol": 1e-3, "atol": 1e-4} if has_experts else {"rtol": 1e-6, "atol": 1e-8}
     generator = torch.Generator().manual_seed(1)
     ids_NK = torch.stack([torch.randperm(VOCAB, generator=generator)[:K] for _ in range(11)])
     labels_N, factors = tokens(12)[0, 1:], torch.randn(11, K + 2, generator=generator)

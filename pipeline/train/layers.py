@@ -1,4 +1,4 @@
-"""Which layers a pruned student keeps: both ends, evenly, or those that change the hidden state most.
+"""Which layers of a model change the hidden state most: those that a pruned student keeps.
 
 Axes: T tokens of a prompt with its answer, H hidden.
 """
@@ -15,18 +15,6 @@ from pipeline.pruning import layers_of
 
 MAX_MEASURED_TOKENS = 1024  # of an answer and its prompt
 NUM_MEASURED = 32  # answers on which block influence is measured
-
-
-def ends(of: int, num: int) -> list[int]:
-    """`num` of `of` layers: the first half of them, rounded up, from the bottom, the rest from the top."""
-    first = (num + 1) // 2
-    return [*range(first), *range(of - (num - first), of)]
-
-
-def evenly(of: int, num: int) -> list[int]:
-    """`num` of `of` layers, spread evenly from the first to the last; one alone is the first."""
-    gaps = max(num - 1, 1)
-    return [(2 * place * (of - 1) + gaps) // (2 * gaps) for place in range(num)]  # rounded, halves up: never twice one
 
 
 def most_influential(influence: list[float], num: int) -> list[int]:

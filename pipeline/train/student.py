@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from pipeline import generation_config, language_model, model_folder, models
-from pipeline.config import Config, Student, layer_indices
+from pipeline.config import Config, Student
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.head import PROOF_TOKENS
-from pipeline.pruning import keep_layers, layers_of
+from pipeline.pruning import by_place, keep_layers, layers_of
 from pipeline.train import layers
 
 SAVED_TOLERANCE = 1e-4  # of the largest logit
@@ -110,16 +110,13 @@ def prune(model: PreTrainedModel, settings: Student, rows: Any) -> tuple[PreTrai
     of, num = len(layers_of(model)), settings.num_layers
     models.check_layers(settings, of)
     facts: dict[str, Any] = {}
-    if num is None:
-        indices, how = layer_indices(settings.keep_layers or f"0-{of - 1}"), "as named"
-    elif settings.choose_layers == "influence":
+    indices, how = by_place(settings, of), f"by {settings.choose_layers}" if num else "as named"
+    if indices is None:
+        assert num is not None  # noqa: S101 - by_place has it so
         influence = layers.block_influence(model, rows)
-        indices, how = layers.most_influential(influence, num), "by influence"
+        indices = layers.most_influential(influence, num)
         facts["block_influence"] = [float(f"{value:.4g}") for value in influence]
         how += f" (all, from 0: {' '.join(f'{value:.2g}' for value in influence)})"
-    else:
-        choose = {"ends": layers.ends, "evenly": layers.evenly}[settings.choose_layers]
-        indices, how = choose(of, num), f"by {settings.choose_layers}"
     say(f"train: the student keeps layers {models.layer_spans(indices)} of {of}, {how}")
     return keep_layers(model, indices), {"of_layers": of, "layers": indices, **facts}
 

@@ -13,7 +13,7 @@ from fabricated_run import make as fabricated
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pipeline import models, train
+from pipeline import models, pruning, train
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.export import corpus
@@ -90,14 +90,14 @@ class Rows:
     ],
 )
 def test_both_ends_and_evenly(of: int, num: int, by_ends: list[int], by_evenly: list[int]) -> None:
-    assert layers.ends(of, num) == by_ends
-    assert layers.evenly(of, num) == by_evenly
+    assert pruning.ends(of, num) == by_ends
+    assert pruning.evenly(of, num) == by_evenly
 
 
 def test_every_number_of_layers_can_be_chosen_and_none_twice() -> None:
     for of in range(2, 41):
         for num in range(2, of + 1):
-            for chosen in (layers.ends(of, num), layers.evenly(of, num)):
+            for chosen in (pruning.ends(of, num), pruning.evenly(of, num)):
                 assert len(chosen) == num
                 assert chosen == sorted(set(chosen))
                 assert (chosen[0], chosen[-1]) == (0, of - 1)
