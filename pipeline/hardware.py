@@ -53,6 +53,12 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def num_gpus() -> int:
+    """GPUs of this machine that its programs may use."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(_gpus()) if chosen is None else min(len(_gpus()), len([each for each in chosen.split(",") if each]))
+
+
 def stage_environment() -> dict[str, str]:
     """The environment of a stage's process: on a CPU, a faster malloc and OpenMP are preloaded where they exist.
 

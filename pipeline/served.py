@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import meters
 from pipeline.config import Server
+from pipeline.engine_args import num_gpus
 from pipeline.errors import UserError
 
 Reply = dict[str, Any]
@@ -24,7 +25,7 @@ class Served:
     def __init__(
         self, name: str, path: str, engine_args: dict[str, Any], memory_share: float, server: Server | None = None
     ) -> None:
-        self.name = name
+        self.name, self.num_gpus = name, num_gpus(engine_args)
         command = [*COMMAND, path, json.dumps(engine_args), str(memory_share)]
         if server is not None and server.urls:
             command.append(server.model_dump_json())

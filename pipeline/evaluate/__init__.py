@@ -171,6 +171,7 @@ def _arms(
 ) -> dict[str, Any]:
     """Every figure of each arm, by section."""
     settings = config.evaluate
+    num_gpus = cost.machine_gpus(answered.rounds.values())
     found = {
         arm: {
             **fidelity_figures.sections(sums, arm, settings),
@@ -178,7 +179,7 @@ def _arms(
             | tasks.figures(scored[arm], settings.bootstrap, settings.seed),
             "risks": risk_scores.get(arm, {}),
             "speed": speed.figures(answered.rounds[arm]),
-            "cost": cost.figures(folder, answered.rounds[arm], settings.price_per_hour),
+            "cost": cost.figures(folder, answered.rounds[arm], settings.price_per_hour, num_gpus),
             "judge": judged.arms.get(arm, {}),
         }
         for arm, folder in folders.items()
