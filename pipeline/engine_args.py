@@ -20,6 +20,7 @@ def num_gpus(engine_args: dict[str, Any]) -> int:
 def engine_settings(path: str, engine_args: dict[str, Any], k: int, scoring: bool = False) -> dict[str, Any]:
     """What vLLM is started with, here or as a server: what the contract needs, and defaults that the user overrides."""
     defaults: dict[str, Any] = {"disable_log_stats": True, "use_tqdm_on_load": False}
+    defaults |= {"max_model_len": -1}  # the model's own, or as many tokens as the KV cache holds
     if hardware.is_cpu():
         # A chunked prefill rewinds the request's generator, which CPU generators can't do: vLLM would raise.
         # Scoring draws greedily, without one.

@@ -5,6 +5,7 @@ Nothing is guessed: no counter is made up from a processor's rated power or a mo
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,19 @@ def peak_rss_bytes(pid: int) -> int | None:
 def gpu_used_bytes() -> int | None:
     """Memory in use on all GPUs that the driver shows, whoever uses it."""
     return _sum_of(lambda nvml, device: nvml.used_bytes(device))
+
+
+def fullest_gpu() -> tuple[int, int] | None:
+    """`(free, total)` bytes of the GPU with the least free memory among those that this process may use.
+
+    None if the driver shows none.
+    """
+    nvml = _nvml()
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")
+    chosen = {int(index) for index in listed if index.isdigit()}
+    devices = [device for index, device in enumerate(nvml.devices if nvml else []) if not chosen or index in chosen]
+    found = [nvml.free_total_bytes(device) for device in devices] if nvml else []
+    return min((memory for memory in found if memory is not None), default=None)
 
 
 class Energy:
@@ -89,9 +103,17 @@ class Nvml:
         self.devices = [self._device(index) for index in range(num.value)]
 
     def used_bytes(self, device: ctypes.c_void_p) -> int | None:
+        memory = self._memory(device)
+        return None if memory is None else memory[2]
+
+    def free_total_bytes(self, device: ctypes.c_void_p) -> tuple[int, int] | None:
+        memory = self._memory(device)
+        return None if memory is None else (memory[1], memory[0])
+
+    def _memory(self, device: ctypes.c_void_p) -> list[int] | None:
         memory = (ctypes.c_ulonglong * 3)()  # total, free, used
         failed = self._library.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory))
-        return None if failed else int(memory[2])
+        return None if failed else list(memory)
 
     def energy_mj(self, device: ctypes.c_void_p) -> int | None:
         """Since the driver was loaded; GPUs before Volta don't tell."""

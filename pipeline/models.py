@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # safetensors only: no pickles
 WANTED_FILES += ["README.md", "LICENSE", "LICENSE.md"]  # for licences.py
 TOKENIZER_FILES = ("tokenizer.*", "tekken.json", "vocab.*", "*.tiktoken", "*.model", "*.spm")  # any of them will do
+STORED_BYTES = {"BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8}  # safetensors
 UNWANTED_FILES = ["consolidated*", "original/*"]  # second copies of the weights
 PROBE = [
     {"role": "system", "content": "Be brief."},
@@ -110,6 +112,24 @@ class Model:
 
     def weights_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.weight_files())
+
+    def loaded_bytes(self, itemsize: int) -> int:
+        """Memory that the weights take when every floating-point number has `itemsize` bytes; others stay as stored.
+
+        Raises UserError for a damaged file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        total = 0
+        for path in self.weight_files():
+            try:
+                with safe_open(path, framework="np") as tensors:
+                    for key in tensors.keys():  # noqa: SIM118 - no mapping
+                        part = tensors.get_slice(key)
+                        total += math.prod(part.get_shape()) * STORED_BYTES.get(part.get_dtype(), itemsize)
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"model {self.name}: {path} is damaged: {_first_line(error)}") from None
+        return total
 
     def weights_hash(self) -> str:
         """One hash over weights, config and generation config (its end-of-turn ids stop vLLM).

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +13,7 @@ from pipeline import meters
 from pipeline.config import Server
 from pipeline.engine_args import num_gpus
 from pipeline.errors import UserError
+from pipeline.kv_cache import Load
 
 Reply = dict[str, Any]
 COMMAND = (sys.executable, "-P", "-m", "pipeline.generate.answer")
@@ -19,14 +22,15 @@ COMMAND = (sys.executable, "-P", "-m", "pipeline.generate.answer")
 class Served:
     """`with Served(...) as model: model.ask(...)`. The process starts at once; the first question waits for its engine.
 
-    With `server.urls` the process hands the questions on to those servers, and starts no engine.
+    `load` is what it will be asked. With `server.urls` the process hands the questions on to those servers, and starts
+    no engine.
     """
 
     def __init__(
-        self, name: str, path: str, engine_args: dict[str, Any], memory_share: float, server: Server | None = None
+        self, name: str, path: str, engine_args: dict[str, Any], load: Load, server: Server | None = None
     ) -> None:
         self.name, self.num_gpus = name, num_gpus(engine_args)
-        command = [*COMMAND, path, json.dumps(engine_args), str(memory_share)]
+        command = [*COMMAND, path, json.dumps(engine_args), json.dumps(asdict(load))]
         if server is not None and server.urls:
             command.append(server.model_dump_json())
         self.gpu_bytes_before = meters.gpu_used_bytes()  # so that what the engine takes can be told
@@ -70,6 +74,8 @@ class Served:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
+            if code == -signal.SIGKILL:
+                raise UserError(f"the vLLM process of {self.name} was killed by the system: memory ran out")
             raise UserError(f"the vLLM process of {self.name} ended with code {code}; see its messages above")
         reply = json.loads(line)
         if "error" in reply:

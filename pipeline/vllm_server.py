@@ -7,15 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
-from pipeline import hardware
+from pipeline import hardware, kv_cache
 from pipeline.errors import UserError
+from pipeline.kv_cache import Load
 
 HOST = "127.0.0.1"
 START_S, STOP_S = 3600.0, 30.0  # the largest models take half an hour from a slow disk
@@ -23,26 +25,59 @@ QUIET = ("--disable-uvicorn-access-log", "--uvicorn-log-level=warning", "--no-en
 
 
 @contextmanager
-def running(
-    name: str, settings: dict[str, Any], port: int, key: str, memory_share: float
-) -> Iterator[subprocess.Popen[bytes]]:
-    """The server of a model under `name`, started and, at the end, stopped; `becomes_healthy` waits until it answers.
+def running(name: str, settings: dict[str, Any], port: int, key: str, load: Load) -> Iterator[subprocess.Popen[bytes]]:
+    """The server of a model under `name`: it answers, or has ended (`poll` tells). It is stopped at the end.
 
-    `settings` are arguments of vLLM's engine. The key is handed on in the environment: others on this machine can read
-    a command line. On a CPU the KV cache takes `memory_share` of what is free.
+    `settings` are arguments of vLLM's engine, `load` is what it will be asked. The key is handed on in the environment:
+    others on this machine can read a command line. Raises UserError if one request's KV cache finds no room.
     """
-    flags = [f"--served-model-name={name}", f"--host={HOST}", f"--port={port}", *QUIET, *as_flags(settings)]
-    own = hardware.stage_environment()
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", *flags],
-        env={**hardware.vllm_environment(memory_share), **own, "VLLM_API_KEY": key},
-        start_new_session=True,  # a group of its own: ctrl-C reaches this process alone, which stops that whole group
-        preexec_fn=functools.partial(hardware.die_with_parent, signal.SIGTERM),
-    )
+    process = kv_cache.start(settings, load, functools.partial(_answering, name, port, key))
     try:
         yield process
     finally:
         _stop(process)
+
+
+class _Refusals:
+    """Passes on what a process writes to standard error, and knows whether it said that a KV cache is refused."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._said = False
+        self._thread = threading.Thread(target=self._pass_on, args=(process.stderr,), daemon=True)
+        self._thread.start()
+
+    def any(self) -> bool:
+        """Once the process has ended."""
+        self._thread.join(STOP_S)
+        return self._said
+
+    def _pass_on(self, lines: IO[bytes]) -> None:
+        for line in lines:
+            os.write(2, line)
+            self._said |= kv_cache.is_refusal(line.decode(errors="replace"))
+
+
+def _answering(name: str, port: int, key: str, settings: dict[str, Any]) -> subprocess.Popen[bytes] | None:
+    """The server's process, which answers or has ended; None if it has ended because it refuses its KV cache."""
+    flags = [f"--served-model-name={name}", f"--host={HOST}", f"--port={port}", *QUIET, *as_flags(settings)]
+    environment = {**hardware.vllm_environment(), **hardware.stage_environment(), "VLLM_API_KEY": key}
+    environment.pop(kv_cache.VARIABLE, None)  # it has been read, and vLLM knows whole GiB alone
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", *flags],
+        env=environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # a group of its own: ctrl-C reaches this process alone, which stops that whole group
+        preexec_fn=functools.partial(hardware.die_with_parent, signal.SIGTERM),
+    )
+    refusals = _Refusals(process)
+    try:
+        if becomes_healthy(process, port):
+            return process
+    except BaseException:
+        _stop(process)
+        raise
+    _stop(process)  # what is left of its group
+    return None if refusals.any() else process
 
 
 def becomes_healthy(process: subprocess.Popen[bytes], port: int) -> bool:
@@ -59,6 +94,13 @@ def becomes_healthy(process: subprocess.Popen[bytes], port: int) -> bool:
                 return True
         time.sleep(0.5)
     return False
+
+
+def context_tokens(port: int, key: str) -> int:
+    """The longest prompt and answer that a server takes."""
+    headers = {"Authorization": f"Bearer {key}"}
+    reply = httpx.get(f"http://{HOST}:{port}/v1/models", headers=headers, timeout=60, trust_env=False)
+    return int(reply.raise_for_status().json()["data"][0]["max_model_len"])
 
 
 def free_port() -> int:

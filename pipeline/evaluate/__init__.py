@@ -21,6 +21,7 @@ from pipeline.evaluate import (
     forced_texts,
     harness,
     judge,
+    memory,
     preference,
     risk_figures,
     risks,
@@ -34,6 +35,7 @@ from pipeline.evaluate.statistics import Figure, cluster_sums, defined, exact, r
 from pipeline.files import file_hash, read_committed, write_json
 from pipeline.forced import load
 from pipeline.judge import fingerprint as judge_fingerprint
+from pipeline.kv_cache import Load
 from pipeline.records import ARMS, SAMPLES, TASKS
 from pipeline.repetition import is_repetitive
 from pipeline.rundir import RunDir, Stage
@@ -61,6 +63,7 @@ class _Answered(NamedTuple):
     tasks: Rows
     risks: Rows
     rounds: dict[str, list[speed.Round]]
+    together: bool = True  # whether all arms were up at once, and timed in turn
 
 
 def run(config: Config, run_dir: RunDir) -> None:
@@ -77,10 +80,8 @@ def run(config: Config, run_dir: RunDir) -> None:
     folders = {arm: folder for arm, folder in folders.items() if folder.is_dir()}
     if config.evaluate.other:
         folders["other"] = models.find(config.evaluate.other).path
-    together = hardware.is_cpu() if config.evaluate.interleave_speed is None else config.evaluate.interleave_speed
-    groups = [list(folders)] if together else [[arm] for arm in folders]
     asked = _asked(config, run_dir, teacher, folders)
-    answered = _serve(config, stage, folders, groups, asked)
+    answered = _serve(config, stage, folders, asked)
     judged = judge.run(config.evaluate, answered.chat, stage.path, config.teacher.model, asked.items)
     kwargs = {arm: manner.template_kwargs for arm, manner in asked.manners.items()}
     benchmarks = harness.run(config.evaluate, folders, partial(_arm_engine, config=config, asked=asked), kwargs, stage)
@@ -91,11 +92,11 @@ def run(config: Config, run_dir: RunDir) -> None:
     arms = _arms(config, folders, answered, sums, scored, risks.figures(asked.probes, answered.risks), judged)
     for arm, figures in benchmarks.arms.items():
         arms[arm]["harness"] = figures
-    compared_arms = _comparisons(config, sums, answered.rounds, arms, together)
+    compared_arms = _comparisons(config, sums, answered.rounds, arms, answered.together)
     comparisons = defined(compared_arms | judged.comparisons | preferred)
     compared = tasks.comparisons(scored, config.evaluate.bootstrap, config.evaluate.seed) if asked.tasks else {}
     compared |= benchmarks.comparisons
-    costs = cost.comparisons(run_dir, stage, answered.rounds, together, config.evaluate.price_per_hour)
+    costs = cost.comparisons(run_dir, stage, answered.rounds, answered.together, config.evaluate.price_per_hour)
     told_of_risks = risk_figures.sentences({arm: of["risks"] for arm, of in arms.items()})
     claims = [
         *verdict.claims(arms, comparisons, compared),
@@ -191,20 +192,31 @@ def _of(arm: str, rows: Rows) -> Rows:
     return [row for row in rows if row["arm"] == arm]
 
 
-def _serve(config: Config, stage: Stage, folders: dict[str, Path], groups: list[list[str]], asked: _Asked) -> _Answered:
-    """What every arm answers, and its timings, by vLLM; a group's arms are up at once, timed in turn."""
-    done = _Answered([], [], [], {})
-    settings = config.evaluate
+def _load(config: Config, asked: _Asked) -> Load:
+    """What an arm's engine will be asked."""
+    settings, probes = config.evaluate, [item for probe in asked.probes.probes for item in probe.items()]
+    sets: list[tuple[list[chat_set.Item], int]] = [
+        (asked.items, settings.max_tokens),
+        ([*asked.tasks], settings.tasks.max_tokens),
+        (probes, settings.risks.max_tokens),
+    ]
+    return memory.load_of(sets, asked.probes.openings, asked.manners.values(), settings)
+
+
+def _serve(config: Config, stage: Stage, folders: dict[str, Path], asked: _Asked) -> _Answered:
+    """What every arm answers, and its timings, by vLLM; arms of a group are up at once, and timed in turn."""
+    settings, load_of_all = config.evaluate, _load(config, asked)
     task_settings = settings.model_copy(update={"max_tokens": settings.tasks.max_tokens})
-    for group in groups:
+    engines = {arm: (folder, _arm_engine(arm, folder, config, asked)) for arm, folder in folders.items()}
+    done = _Answered([], [], [], {}, memory.are_up_together(engines, load_of_all, settings))
+    for group in [engines] if done.together else [{arm: engine} for arm, engine in engines.items()]:
         say(f"evaluate: starting vLLM with {', '.join(group)}")
         with ExitStack() as stack:
-            share = 0.2 / len(group)  # answers are short, and their number is bounded
-            served = [
-                stack.enter_context(Served(arm, str(folder), _arm_engine(arm, folder, config, asked), share))
-                for arm, folder in folders.items()
-                if arm in group
-            ]
+            served: list[Served] = []
+            for arm, (arguments, its_load) in memory.shared_out(group, load_of_all).items():
+                served.append(stack.enter_context(Served(arm, str(folders[arm]), arguments, its_load)))
+                if not hardware.is_cpu():  # vLLM takes what others put on a card meanwhile for its own
+                    served[-1].wait_until_ready()
             for arm in served:
                 arm.wait_until_ready()
             done.chat.extend(_answers("chat answers", "answers", asked.items, settings, stage, served, asked))

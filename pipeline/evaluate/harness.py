@@ -23,18 +23,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import config, models, vllm_server
+from pipeline import config, vllm_server
 from pipeline.console import progress, say
 from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
 from pipeline.evaluate import statistics
 from pipeline.evaluate.statistics import Figure
 from pipeline.files import file_hash, write_json
+from pipeline.kv_cache import Load
 from pipeline.records import HARNESS
 from pipeline.rundir import Stage
 
 MAX_LOGPROBS = 20  # that its requests may ask for
-MEMORY_SHARE = 0.4  # of what is free, for the KV cache of a CPU
 INSTALL = "it is not installed; pip install 'retort-distill[harness]', or evaluate.harness.tasks=[]"
 NO_FILTER = "none"
 Rows = list[dict[str, Any]]
@@ -167,10 +167,10 @@ def _scored(
     port, key = vllm_server.free_port(), secrets.token_urlsafe(24)
     say(f"evaluate: starting a vLLM server with {arm} for {', '.join(settings.harness.tasks)}")
     engine = {**engine_settings(str(folder), engine, MAX_LOGPROBS), "generation_config": "vllm", "seed": settings.seed}
-    with vllm_server.running(arm, engine, port, key, MEMORY_SHARE) as process:
-        if not vllm_server.becomes_healthy(process, port):
+    with vllm_server.running(arm, engine, port, key, Load(settings.harness.concurrency)) as process:
+        if process.poll() is not None:
             raise UserError(f"the vLLM server of {arm} ended with code {process.returncode}; see its messages above")
-        context_tokens = engine.get("max_model_len") or models.Model(arm, folder).context_tokens()
+        context_tokens = vllm_server.context_tokens(port, key)
         try:
             return scored(settings.harness, arm, folder, port, key, context_tokens, kwargs)
         except Exception as error:  # any of a task's own code, of a data set that can't be had

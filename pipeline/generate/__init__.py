@@ -3,6 +3,9 @@
 With `generate.mode: score` the answers are there already (prepare read them), and the teacher gives their log-probs.
 """
 
+# pyarrow.compute makes its functions at import, which no type checker sees:
+# pyright: reportAttributeAccessIssue=false
+
 import hashlib
 import itertools
 import time
@@ -12,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import codec, hardware, licences, models, reasoning
@@ -23,8 +27,9 @@ from pipeline.files import read_committed
 from pipeline.generate import support
 from pipeline.generate.engine import Answer, Engine, Request
 from pipeline.generate.server import Server
+from pipeline.kv_cache import Load
 from pipeline.records import ALIGNMENT, RESPONSES
-from pipeline.rundir import RunDir, Stage, read_planned
+from pipeline.rundir import RunDir, Stage, read_planned, read_shards
 
 Row = dict[str, Any]
 ZSTD_LEVEL = 15  # of the shards: 2-5 % smaller than at 3, for up to 20 ms per thousand tokens
@@ -52,22 +57,31 @@ def run(config: Config, run_dir: RunDir) -> None:
         say(f"generate: {len(done)} of {len(names)} shards are there; going on")
     if len(done) < len(names):
         began = time.monotonic()
-        engine = engine or open_teacher(config, teacher, config.generate.k)
+        total = prompts["counts"]["prompts"] * config.generate.num_samples - sum(done.values())
+        engine = engine or open_teacher(config, teacher, config.generate.k, load_of(config, run_dir, total))
         stage.remember(engine_start_s=round(time.monotonic() - began, 1), teacher_dtype=engine.dtype)
         todo = ((name, rows) for name, rows in planned(run_dir, config) if name not in done)
-        total = prompts["counts"]["prompts"] * config.generate.num_samples - sum(done.values())
         stage.remember(**_generate(stage, engine, config, teacher.tokenizer(), todo, total))
     counts = _counts(stage, names)
     facts = {"alignment": ALIGNMENT, "k": config.generate.k, "vocab_size": teacher.vocab_size()}
     stage.finish([stage.path / name for name in names], counts, **facts)
 
 
-def open_teacher(config: Config, teacher: models.Model, k: int) -> Engine | Server:
+def open_teacher(config: Config, teacher: models.Model, k: int, load: Load) -> Engine | Server:
     """The servers that the config names, or else a vLLM engine in this process, for up to K log-probs a token."""
     if config.teacher.server.urls:
         return Server(config.teacher.server, teacher.vocab_size(), k)
     say(f"starting vLLM with {teacher.name}")
-    return Engine(str(teacher.path), config.teacher.engine, k, scoring=config.generate.mode == "score")
+    return Engine(str(teacher.path), config.teacher.engine, k, load, scoring=config.generate.mode == "score")
+
+
+def load_of(config: Config, run_dir: RunDir, num_requests: int) -> Load:
+    """What so many of the planned requests ask of an engine: the longest is as long as any of the run's."""
+    longest = 0
+    for table in read_shards(run_dir, "prepare", ["prompt_token_ids", "completion_token_ids"]):
+        of_parts = [pc.coalesce(pc.list_value_length(column), 0) for column in table.columns]
+        longest = max(longest, pc.max(pc.add(*of_parts)).as_py() or 0)
+    return Load(num_requests, longest + (config.generate.max_tokens if config.generate.mode == "sample" else 1))
 
 
 def response_seed(seed: int, response_id: str) -> int:

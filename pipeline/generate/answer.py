@@ -1,5 +1,6 @@
-"""A vLLM engine behind a pipe: `python -m pipeline.generate.answer MODEL ENGINE_ARGS_JSON MEMORY_SHARE [SERVER_JSON]`.
+"""A vLLM engine behind a pipe: `python -m pipeline.generate.answer MODEL ENGINE_ARGS_JSON LOAD_JSON [SERVER_JSON]`.
 
+LOAD_JSON has the fields of kv_cache.Load: what it will be asked.
 With SERVER_JSON, the settings teacher.server, its servers answer, and no engine is started.
 
 One JSON object a line. It writes `{"context_tokens": ..., "start_s": ...}` when it is ready, then for each line
@@ -19,16 +20,15 @@ from pipeline import config, hardware, models
 from pipeline.errors import UserError
 from pipeline.generate.engine import Answer, Engine, Request
 from pipeline.generate.server import Server
+from pipeline.kv_cache import Load
 
 
-def serve(
-    model: str, engine_args: dict[str, Any], memory_share: float, server: config.Server | None, replies: TextIO
-) -> None:
+def serve(model: str, engine_args: dict[str, Any], load: Load, server: config.Server | None, replies: TextIO) -> None:
     """Answer until standard input ends."""
     began = time.monotonic()
     try:
         if server is None:
-            engine = Engine(model, engine_args, memory_share=memory_share)
+            engine = Engine(model, engine_args, load=load)
         else:
             engine = Server(server, models.Model(model, Path(model)).vocab_size())
         _reply(replies, {"context_tokens": engine.max_model_len, "start_s": time.monotonic() - began})
@@ -63,6 +63,6 @@ if __name__ == "__main__":
     os.dup2(2, 1)
     servers = config.Server.model_validate_json(sys.argv[4]) if len(sys.argv) > 4 else None
     try:
-        serve(sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3]), servers, own_stdout)
+        serve(sys.argv[1], json.loads(sys.argv[2]), Load(**json.loads(sys.argv[3])), servers, own_stdout)
     except KeyboardInterrupt:  # whoever asked ends too, and says so
         raise SystemExit(130) from None

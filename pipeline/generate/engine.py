@@ -3,6 +3,8 @@
 The tokens are drawn, or those of a text that exists: then its log-probs are vLLM's `prompt_logprobs`.
 """
 
+import contextlib
+import gc
 import logging
 import os
 import threading
@@ -13,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import hardware
+from pipeline import hardware, kv_cache
 from pipeline.codec import FloatArray, IdArray
 from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
+from pipeline.kv_cache import Load
 
 OURS = (
     "model",
@@ -65,23 +68,27 @@ class Engine:
     """A vLLM engine in this process (its workers, where there are several, are vLLM's own)."""
 
     def __init__(
-        self, path: str, engine_args: dict[str, Any], k: int = 0, memory_share: float = 0.4, scoring: bool = False
+        self, path: str, engine_args: dict[str, Any], k: int = 0, load: Load | None = None, scoring: bool = False
     ) -> None:
-        """`scoring`: set up for requests with `completion_token_ids`; any engine takes them, with more memory."""
-        os.environ.update({k: v for k, v in hardware.vllm_environment(memory_share).items() if k not in os.environ})
+        """`load` is what it will be asked; `scoring` sets it up for requests with `completion_token_ids`.
+
+        Any engine takes those, with more memory. Raises UserError where vLLM refuses the settings, or there is no room
+        for one request's KV cache.
+        """
+        os.environ.update({k: v for k, v in hardware.vllm_environment().items() if k not in os.environ})
         # a CPU has no Triton, which torch tells on every start
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
-        from vllm import LLM
-
         check_engine_args(engine_args)
+        load, settings = load or Load(), engine_settings(path, engine_args, k, scoring)
         try:
-            self._llm = LLM(**engine_settings(path, engine_args, k, scoring))
+            self._llm = kv_cache.start(settings, load, _llm)
         except (ValueError, TypeError) as error:  # pydantic's ValidationError is a ValueError
             raise UserError(f"teacher.engine: vLLM refuses these settings: {_reason(error)}") from None
         _watch(self._llm.llm_engine.engine_core)
         config = self._llm.llm_engine.vllm_config
         self.max_num_seqs: int = config.scheduler_config.max_num_seqs
         self.max_model_len: int = config.model_config.max_model_len
+        kv_cache.check_context(self.max_model_len, settings, load)
         self.vocab_size: int = config.model_config.get_vocab_size()
         self.dtype = str(config.model_config.dtype).removeprefix("torch.")
         if k > self.vocab_size:
@@ -153,6 +160,31 @@ class Engine:
                 **shared,
             )
         self._llm.llm_engine.add_request(request.request_id, tokens_input(token_ids), params)
+
+
+def _llm(settings: dict[str, Any]) -> Any:
+    """vLLM with these settings; None if it refuses the KV cache."""
+    from vllm import LLM
+
+    try:
+        with _hidden(kv_cache.VARIABLE):  # it has been read, and vLLM knows whole GiB alone
+            return LLM(**settings)
+    except (ValueError, RuntimeError) as error:
+        if not kv_cache.is_refusal(str(error)):
+            raise
+    gc.collect()  # the weights that it had loaded
+    return None
+
+
+@contextlib.contextmanager
+def _hidden(variable: str) -> Iterator[None]:
+    """Without this variable in the environment, for the time being."""
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
 
 
 def _watch(client: Any) -> None:

@@ -39,7 +39,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     columns = ["split", "category", "prompt_token_ids", "completion_token_ids"]
     chosen = list(itertools.islice(read_planned(run_dir, columns, 1), 0, every * config.generate.pilot_prompts, every))
     began = time.monotonic()
-    engine = generate.open_teacher(config, teacher, k)
+    engine = generate.open_teacher(config, teacher, k, generate.load_of(config, run_dir, len(chosen)))
     start_s = time.monotonic() - began
     wide = config.model_copy(update={"generate": config.generate.model_copy(update={"k": k})})
     answers: list[Answer] = []

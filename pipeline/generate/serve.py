@@ -16,15 +16,14 @@ from pipeline.generate import completions
 from pipeline.generate.engine import check_engine_args
 from pipeline.generate.pilot import WIDEST_K
 from pipeline.generate.server import KEY
+from pipeline.kv_cache import Load
 from pipeline.vllm_server import HOST
-
-MEMORY_SHARE = 0.4  # of what is free, for the KV cache of a CPU
 
 
 def run(config: Config, port: int, arguments: str) -> None:
     """Serve until interrupted; `arguments` are the client's own: its config and overrides.
 
-    Raises UserError where the port is taken, there is no key, or vLLM ends by itself.
+    Raises UserError if the port is taken, there is no key, memory is short, or vLLM ends by itself.
     """
     teacher = models.find(config.teacher.model, config.teacher.revision)
     if config.teacher.engine:  # else vLLM need not be imported here
@@ -34,16 +33,17 @@ def run(config: Config, port: int, arguments: str) -> None:
     say(f"starting vLLM with {teacher.name} on {HOST}:{port}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's ctrl-C
     name = config.teacher.server.model or teacher.name
-    with vllm_server.running(name, engine(config, teacher), port, key, MEMORY_SHARE) as process:
-        try:
-            if vllm_server.becomes_healthy(process, port):
+    load = Load(config.teacher.server.concurrency)
+    try:
+        with vllm_server.running(name, engine(config, teacher), port, key, load) as process:
+            if process.poll() is None:
                 secret = f"{KEY}={key} " if is_new else ""
                 override = f"'teacher.server.urls=[http://{HOST}:{port}]'"
                 say(f"ready; ctrl-C stops it. In another terminal:\n{secret}retort run {arguments} {override}")
                 process.wait()
-        except KeyboardInterrupt:
-            say("stopping")
-            return
+    except KeyboardInterrupt:
+        say("stopped")
+        return
     raise UserError(f"the vLLM server ended with code {process.returncode}; see its messages above")
 
 

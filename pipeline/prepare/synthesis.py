@@ -30,6 +30,7 @@ from pipeline.config import Config
 from pipeline.console import progress, say
 from pipeline.errors import UserError
 from pipeline.files import write_text
+from pipeline.kv_cache import Load
 from pipeline.prepare import diversity, drafts
 from pipeline.prepare.conversations import Asked
 from pipeline.prepare.instructions import Instruction, Plan, Pool
@@ -41,7 +42,6 @@ from pipeline.texts import words
 Row = dict[str, Any]
 MAX_DRAFTS_PER_PROMPT = 20  # a method that needs more is given up
 SLACK = 1.2  # drafts asked for, over what the yield so far says is needed
-MEMORY_SHARE = 0.4
 AMONG_OTHERS = (None, "contaminated", "near_duplicates")  # reasons that a kept round's rows are held to anew
 KEYS = {"name", "raw", "draft", "passage", "prompt", "reason"}
 
@@ -324,10 +324,10 @@ def _asked_again(row: Row) -> Asked:
 
 
 def _served(config: Config, teacher: models.Model) -> Served:
-    server = config.teacher.server
+    server, load = config.teacher.server, Load(config.prepare.synthesis.round_drafts)
     if not server.urls:
         say(f"starting vLLM with {teacher.name}")
-    return Served("the teacher", str(teacher.path), config.teacher.engine, MEMORY_SHARE, server)
+    return Served("the teacher", str(teacher.path), config.teacher.engine, load, server)
 
 
 def _answers(config: Config, served: Served, asked: list[Instruction]) -> Iterator[tuple[Instruction, Row | None]]:

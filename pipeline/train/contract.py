@@ -6,11 +6,10 @@ Axes: N tokens, K stored support.
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
-from pipeline import alignment, models
+from pipeline import alignment, hardware, models
 from pipeline.config import Train
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -168,7 +167,5 @@ def proof_batch(rows: Any, vocab_size: int) -> dict[str, Tensor]:
 
 
 def _fits(teacher: models.Model) -> bool:
-    # float32 in memory, whatever the type on disk
-    config_dtype = str(teacher.config().get("dtype") or teacher.config().get("torch_dtype") or "float32")
-    needed = teacher.weights_bytes() * (1 if config_dtype == "float32" else 2) * 1.3
-    return needed < psutil.virtual_memory().available
+    """Whether there is memory for the teacher in float32, whatever its type on disk, and for its activations."""
+    return 1.3 * teacher.loaded_bytes(itemsize=4) < hardware.available_bytes()

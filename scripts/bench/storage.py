@@ -89,7 +89,7 @@ def random_answers(num: int, folder: Path) -> list[Answer]:
         tie_word_embeddings=True,
     )
     LlamaForCausalLM(shape).save_pretrained(folder)
-    engine = Engine(str(folder), {"skip_tokenizer_init": True, "max_model_len": 512}, k=WIDE_K, memory_share=0.1)
+    engine = Engine(str(folder), {"skip_tokenizer_init": True, "max_model_len": 512}, k=WIDE_K)
     prompts = np.random.default_rng(0).integers(10, LARGE_VOCABULARY, (num, 16))
     requests = [Request(f"r{n}", p.tolist(), 64, 1.0, n, WIDE_K, ignore_eos=True) for n, p in enumerate(prompts)]
     return list(engine.answers(requests))

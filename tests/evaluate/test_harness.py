@@ -23,6 +23,7 @@ from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
 from pipeline.evaluate import harness
 from pipeline.files import write_json
+from pipeline.kv_cache import Load
 from pipeline.records import HARNESS
 from pipeline.report import benchmarks
 from pipeline.rundir import RunDir, Stage
@@ -55,8 +56,8 @@ def stage_in(folder: Path) -> Stage:
 def test_our_call_gives_the_figure_of_its_own_command(demo_teacher: Path, tmp_path: Path) -> None:
     port = vllm_server.free_port()
     engine = engine_settings(str(demo_teacher), {"max_model_len": 1024, "enable_prefix_caching": False}, 20)
-    with vllm_server.running("student", engine, port, KEY, 0.1) as process:
-        assert vllm_server.becomes_healthy(process, port)
+    with vllm_server.running("student", engine, port, KEY, Load()) as process:
+        assert process.poll() is None
         ours = harness.scored(settings(), "student", demo_teacher, port, KEY, 1024, {})
         arguments = {
             "model": "student",

@@ -28,7 +28,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def engine(demo_teacher: Path) -> Engine:
-    return Engine(str(demo_teacher), {"max_model_len": 1024, "max_num_seqs": 4}, k=K, memory_share=0.2)
+    return Engine(str(demo_teacher), {"max_model_len": 1024, "max_num_seqs": 4}, k=K)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_the_engine_behind_a_pipe_gives_the_engines_answers(engine: Engine, toke
         "pipeline.generate.answer",
         str(demo_teacher),
         '{"max_model_len": 1024}',
-        "0.1",
+        "{}",
     ]
     environment = {**hardware.stage_environment(), "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(command, input=lines, env=environment, capture_output=True, text=True, check=True)

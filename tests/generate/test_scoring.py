@@ -49,7 +49,7 @@ def reference(demo_teacher: Path) -> Any:
 @pytest.fixture(scope="module")
 def engine(demo_teacher: Path) -> Engine:
     args = {"max_model_len": 512, "max_num_seqs": 4, "max_num_batched_tokens": BATCH_TOKENS, "block_size": 32}
-    return Engine(str(demo_teacher), args, k=K, memory_share=0.1, scoring=True)
+    return Engine(str(demo_teacher), args, k=K, scoring=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """`retort serve` and a real vLLM server: the engine's answers over HTTP, through faults, and after a kill."""
 
+import io
 import json
 import os
 import random
@@ -29,6 +30,7 @@ from pipeline.files import file_hash
 from pipeline.generate import serve
 from pipeline.generate.engine import Answer, Engine, Request
 from pipeline.generate.server import KEY, Server
+from pipeline.kv_cache import Load
 
 RETORT = [sys.executable, "-m", "pipeline"]
 ROOT = Path(__file__).parent.parent.parent
@@ -138,15 +140,16 @@ def test_the_key_is_in_the_environment_and_in_no_flag(demo_teacher: Path, monkey
     started: dict[str, Any] = {}
 
     class Process:
-        pid = 0
+        pid, stderr = 0, io.BytesIO()
 
         def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
             started.update(command=command, env=env)
 
     monkeypatch.setattr(vllm_server.subprocess, "Popen", Process)
     monkeypatch.setattr(vllm_server, "_stop", lambda process: None)
+    monkeypatch.setattr(vllm_server, "becomes_healthy", lambda *_: True)
     settings = serve.engine(config, models.Model("demo", demo_teacher))
-    with vllm_server.running("demo", settings, 8000, "k-e-y", 0.1):
+    with vllm_server.running("demo", settings, 8000, "k-e-y", Load()):
         listed = started["command"]
     assert started["env"]["VLLM_API_KEY"] == "k-e-y"
     assert "k-e-y" not in " ".join(listed)
