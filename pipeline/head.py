@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from pipeline.errors import UserError
 
 PROOF_TOKENS = 32
+ADVICE = "choose a model of another architecture"
 # Of the largest logit. Float32: two orders of the same sums. Half types: a model rounds after each of its few steps.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")  # of a config: what logits are multiplied by
@@ -50,7 +51,7 @@ def head_of(model: Any) -> Head:
     if hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save"):
         raise UserError("train.lora: adapters on the output layer are not supported; leave it out of target_modules")
     if getattr(layer, "weight", None) is None:
-        raise UserError(f"{config.model_type} models have no output layer that is known here")
+        raise UserError(f"{config.model_type} models have no output layer that is known here; {ADVICE}")
     with align_module_device(layer):
         weight_VH, bias_V = _whole(layer.weight), _whole(getattr(layer, "bias", None))
     return Head(weight_VH, bias_V, _scale(config), _first_of(config, CAPS))
@@ -67,32 +68,35 @@ def prove(model: Any, who: str) -> None:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        hidden_1NH = getattr(model.get_decoder()(**inputs), "last_hidden_state", None)
+        try:
+            hidden_NH = model.get_decoder()(**inputs).last_hidden_state[0]
+        except (TypeError, AttributeError):  # what calls itself the decoder is something else
+            raise UserError(f"{unknown(model, who)}; {ADVICE}") from None
         own_NV = model(**inputs).logits[0]
     model.train(was_training)
-    check_logits(model, own_NV, None if hidden_1NH is None else hidden_1NH[0], who)
+    check_logits(model, own_NV, hidden_NH, who)
 
 
-def check_logits(model: Any, own_NV: Tensor, hidden_NH: Tensor | None, who: str) -> None:
+def unknown(model: Any, who: str) -> str:
+    """The beginning of a message."""
+    return f"{who}: {model.config.model_type} models make their logits in a way that is not known here"
+
+
+def check_logits(model: Any, own_NV: Tensor, hidden_NH: Tensor, who: str) -> None:
     """Raises UserError where a model's own logits are not those that are made here of its hidden states."""
-    unknown = f"{who}: {model.config.model_type} models make their logits in a way that is not known here"
-    if hidden_NH is None:
-        raise UserError(f"{unknown}; choose a model of another architecture")
     ours_NV = dense_logits(hidden_NH, head_of(model))
     if ours_NV.shape != own_NV.shape:
-        raise UserError(
-            f"{unknown} ({own_NV.shape[1]} of {ours_NV.shape[1]} rows); choose a model of another architecture"
-        )
+        raise UserError(f"{unknown(model, who)} ({own_NV.shape[1]} of {ours_NV.shape[1]} rows); {ADVICE}")
     tolerance, own_NV = TOLERANCE[own_NV.dtype], own_NV.to(ours_NV)
     if not own_NV.isfinite().all():
         raise UserError(f"{who}: its logits are not finite: the weights are damaged, or overflow their type")
     off = (own_NV - ours_NV).abs().max().item()
     if not off <= tolerance * (1 + own_NV.abs().max().item()):
-        raise UserError(f"{unknown} (off by {off:.3g}); choose a model of another architecture")
+        raise UserError(f"{unknown(model, who)} (off by {off:.3g}); {ADVICE}")
 
 
 def input_device(model: Any) -> torch.device:
-    """Where a model takes its token ids: where the embedding computes, also if accelerate keeps its weights elsewhere."""
+    """Where a model takes its token ids: where its embedding computes, also if accelerate keeps it elsewhere."""
     embedding = model.get_input_embeddings()
     device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
     return embedding.weight.device if device is None else torch.device(device)

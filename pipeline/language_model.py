@@ -103,9 +103,9 @@ def _prove_shape(model: Any, who: str) -> None:
     """
     layer, decoder = model.get_output_embeddings(), model.get_decoder()
     if not isinstance(layer, torch.nn.Linear):
-        raise UserError(f"{who}: {model.config.model_type} models have no output layer that is known here")
+        raise UserError(f"{head.unknown(model, who)}; {head.ADVICE}")
     generator = torch.Generator().manual_seed(0)
-    small = torch.nn.Linear(layer.in_features, PROOF_WIDTH, bias=layer.bias is not None)
+    small = torch.nn.utils.skip_init(torch.nn.Linear, layer.in_features, PROOF_WIDTH, bias=layer.bias is not None)
     for parameter in small.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)
     hidden_NH = torch.randn(head.PROOF_TOKENS, layer.in_features, generator=generator) * 8 / layer.in_features**0.5
@@ -114,6 +114,9 @@ def _prove_shape(model: Any, who: str) -> None:
         model.set_output_embeddings(small)
         ids_1N = torch.zeros(1, head.PROOF_TOKENS, dtype=torch.long)
         own_NV = model(input_ids=ids_1N, attention_mask=torch.ones_like(ids_1N), use_cache=False).logits[0].detach()
+    except Exception as error:  # something without weights was asked for: more than the head stands behind the layers
+        raise UserError(f"{head.unknown(model, who)} ({_first_line(error)}); {head.ADVICE}") from None
+    else:
         head.check_logits(model, own_NV, hidden_NH, who)
     finally:
         del decoder.forward
@@ -126,9 +129,10 @@ def _loaded(path: Path, dtype: Any, **how: Any) -> tuple[Any, list[str]]:
     how = quantised.loading(config) | how
     has_tower = config.get_text_config(decoder=True) is not config
     kind = AutoModelForMultimodalLM if has_tower else AutoModelForCausalLM
-    model, found = kind.from_pretrained(
+    loaded: Any = kind.from_pretrained(
         path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **how
     )
+    model, found = loaded
     return model, sorted(found["missing_keys"])
 
 

@@ -23,8 +23,10 @@ def check(config: Config) -> None:
     first = config.filter.learnability.student
     if first and (found := models.local(first)) is not None:
         quantised.check_loadable(found.config(), f"filter.learnability.student {first}")
-    if config.train.lora is not None and (student := _student_config(config)) is not None:
-        check_adapters(config, student)
+    if teacher is not None and teacher.name != models.DEMO:
+        check_teacher(teacher)
+    if (student := _student_config(config)) is not None:
+        check_student(config, student)
     if teacher is not None and not RunDir(config.run_path).is_done("evaluate"):
         check_runs_in_transformers(teacher)
         _say_what_differs(config, teacher)
@@ -40,6 +42,29 @@ def check_runs_in_transformers(teacher: models.Model) -> None:
             f"{error}. vLLM serves them, but evaluate and train.targets=live run the teacher by transformers. Install"
             f" what it asks for, choose a teacher in another format, or go {WITHOUT}"
         ) from None
+
+
+def check_teacher(teacher: models.Model) -> None:
+    """Raises UserError if train and evaluate could not make the teacher's distributions of its hidden states."""
+    from pipeline.language_model import on_meta
+
+    on_meta(teacher.transformers_config(), f"teacher.model {teacher.name}")
+
+
+def check_student(config: Config, student: Any) -> None:
+    """Raises UserError if no student can be made of this transformers config as the settings have it."""
+    from pipeline import pruning
+    from pipeline.language_model import on_meta
+
+    settings, who = config.student, f"student.model {config.student.model or config.teacher.model}"
+    if config.student.model not in (None, models.DEMO) or models.is_pruned(settings):
+        model = on_meta(student, who)
+        if models.is_pruned(settings):
+            of = len(pruning.layers_of(model))
+            models.check_layers(settings, of)
+            if indices := pruning.by_place(settings, of):
+                pruning.keep_layers(model, indices)
+    check_adapters(config, student)
 
 
 def check_adapters(config: Config, student: Any) -> None:

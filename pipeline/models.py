@@ -1,6 +1,5 @@
 """Which model: a hub id, a local folder, or `demo`; what it is made of; whether two share tokenizer and template."""
 
-import copy
 import importlib.util
 import json
 import os
@@ -96,10 +95,19 @@ class Model:
         """A number from config.json, that of the text model where there are several."""
         config = self.config()
         text = config.get("text_config")
-        value = (text if isinstance(text, dict) else config).get(key, default)
+        value = (text if isinstance(text, dict) else config).get(key)
+        if value is None:
+            value = self._by_transformers(key, default)
         if not isinstance(value, int):
             raise UserError(f"model {self.name}: {self.path}/config.json has no number {key}")
         return value
+
+    def _by_transformers(self, key: str, default: int | None) -> Any:
+        """What transformers has for a key that config.json leaves out or calls by another name."""
+        try:
+            return getattr(self.transformers_config().get_text_config(decoder=True), key, default)
+        except UserError:
+            return default
 
     def stop_ids(self, tokenizer: Any) -> frozenset[int]:
         """The tokens that end an answer: the tokenizer's own, and those of generation_config.json, as vLLM has it."""
@@ -516,18 +524,18 @@ def config_file(name: str) -> Path:
 
 def random_config(name: str) -> Any:
     """The transformers config that student.config names. Raises UserError where no language model can be made of it."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from pipeline.language_model import config_alone, on_meta
 
     path = config_file(name)
     quiet_transformers()
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):  # a model without weights
-            AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
     except Exception as error:  # each architecture checks in ways of its own
         raise UserError(f"{path}: no causal language model can be made of it: {_first_line(error)}") from None
-    return config
+    on_meta(config, str(path))
+    return config_alone(config, str(path))
 
 
 def local(name: str) -> Model | None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.train.divergences import buckets, forward_kl_nats
 from pipeline.head import Head, entropy_and_best, support_logprobs
+from pipeline.train.divergences import buckets, forward_kl_nats
 
 N, K, V, H = 7, 4, 23, 5
 

@@ -261,7 +261,26 @@ def test_the_context_is_that_of_the_text_model(tmp_path: Path, config: dict[str,
 
 
 def test_a_model_without_positions_has_no_limit_to_its_context(tmp_path: Path) -> None:
-    assert find(str(model_folder(tmp_path / "m"))).context_tokens() > 1 << 30
+    assert find(str(model_folder(tmp_path / "m", model_type="bloom"))).context_tokens() > 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        # as Google's hub repository has it: what is left out is the family's
+        (
+            {"model_type": "gemma3", "text_config": {"num_hidden_layers": 34}, "vocab_size": None},
+            (262_208, 34, 131_072),
+        ),
+        ({"model_type": "gpt2", "n_layer": 3, "n_positions": 64}, (10, 3, 64)),
+        ({"model_type": "qwen2_5_vl", "num_hidden_layers": 5, "max_position_embeddings": 99}, (10, 5, 99)),
+    ],
+)
+def test_numbers_that_a_config_leaves_out_or_names_otherwise_are_as_transformers_has_them(
+    tmp_path: Path, config: dict[str, Any], sizes: tuple[int, int, int]
+) -> None:
+    model = find(str(model_folder(tmp_path / "m", **config)))
+    assert (model.vocab_size(), model.num_layers(), model.context_tokens()) == sizes
 
 
 def test_the_vocabulary_is_that_of_the_text_model(tmp_path: Path) -> None:

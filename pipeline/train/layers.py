@@ -1,4 +1,4 @@
-"""Which layers a pruned student keeps: both ends, evenly, or those that change the hidden state most.
+"""Which layers of a model change the hidden state most: those that a pruned student keeps.
 
 Axes: T tokens of a prompt with its answer, H hidden.
 """
@@ -11,20 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.pruning import layers_of
+
 MAX_MEASURED_TOKENS = 1024  # of an answer and its prompt
 NUM_MEASURED = 32  # answers on which block influence is measured
-
-
-def ends(of: int, num: int) -> list[int]:
-    """`num` of `of` layers: the first half of them, rounded up, from the bottom, the rest from the top."""
-    first = (num + 1) // 2
-    return [*range(first), *range(of - (num - first), of)]
-
-
-def evenly(of: int, num: int) -> list[int]:
-    """`num` of `of` layers, spread evenly from the first to the last; one alone is the first."""
-    gaps = max(num - 1, 1)
-    return [(2 * place * (of - 1) + gaps) // (2 * gaps) for place in range(num)]  # rounded, halves up: never twice one
 
 
 def most_influential(influence: list[float], num: int) -> list[int]:
@@ -44,7 +34,7 @@ def block_influence(model: PreTrainedModel, rows: Any) -> list[float]:
     before, device = model.device, _device(model)
     decoder.to(device).eval()
     num_tokens = 0
-    with _summed(decoder.layers) as sums, torch.no_grad():
+    with _summed(layers_of(model)) as sums, torch.no_grad():
         for index in chosen:
             ids = [*rows[index]["prompt_token_ids"], *rows[index]["token_ids"]][:MAX_MEASURED_TOKENS]
             decoder(input_ids=torch.tensor([ids], device=device), use_cache=False)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Train
-from pipeline.train.divergences import buckets, chosen, forward_kl_nats, total_variation
 from pipeline.head import Head, entropy_and_best, head_of, logits, support_logprobs
+from pipeline.train.divergences import buckets, chosen, forward_kl_nats, total_variation
 from pipeline.train.targets import IGNORED
 from pipeline.train.temperature import tempered
 

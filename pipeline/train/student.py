@@ -1,22 +1,22 @@
 """The student before it learns: the teacher with fewer layers, a model that shares its tokenizer, or random weights."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from pipeline import language_model, models
-from pipeline.config import Config, Student, layer_indices
+from pipeline.config import Config, Student
 from pipeline.console import say
 from pipeline.errors import UserError
+from pipeline.head import PROOF_TOKENS
+from pipeline.pruning import by_place, keep_layers, layers_of
 from pipeline.train import layers
 
-COUNTED = ("max_window_layers", "first_k_dense_replace")  # of a config: how many of the first layers are of a kind
-NUMBERED = ("mlp_only_layers",)  # of a config: lists of layers, by number
-NO_LAYERS = ("architectures", "eos_token_id")  # of a config: lists whose length has nothing to do with layers
+SAVED_TOLERANCE = 1e-4  # of the largest logit
 
 
 def make(config: Config, teacher: models.Model, target: Path, rows: Any) -> dict[str, Any]:
@@ -41,7 +41,20 @@ def make(config: Config, teacher: models.Model, target: Path, rows: Any) -> dict
         ends.eos_token_id = sorted(teacher.stop_ids(tokenizer))
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    wanted_NV = _proof_logits(model)
+    del model  # its memory is the loaded one's
+    check_saved(wanted_NV, load(target))
     return facts
+
+
+def check_saved(wanted_NV: Tensor, saved: PreTrainedModel) -> None:
+    """Raises UserError where the student, loaded from its folder, is not the one that was saved."""
+    off = (wanted_NV - _proof_logits(saved)).abs().max().item()
+    if not off <= SAVED_TOLERANCE * (1 + wanted_NV.abs().max().item()):
+        raise UserError(
+            f"student: a {saved.config.model_type} is another model when it is loaded again (off by {off:.3g}):"
+            " its config can't tell what was left out; take it whole, or choose another student"
+        )
 
 
 def load(path: Path, dtype: str | None = "float32") -> PreTrainedModel:
@@ -67,6 +80,13 @@ def merged(trained: PeftModel, base: Path, adapters: Path) -> Any:
     return whole.merge_and_unload()
 
 
+@torch.no_grad()
+def _proof_logits(model: Any) -> Tensor:
+    """Logits on tokens from all over the vocabulary, (N, V)."""
+    ids_N = torch.linspace(0, model.get_input_embeddings().weight.shape[0] - 1, PROOF_TOKENS).long()
+    return model.eval()(input_ids=ids_N[None], use_cache=False).logits[0]
+
+
 def random_model(name: str, tokenizer: Any, seed: int) -> PreTrainedModel:
     """A model of a config, its weights drawn from the seed alone, whose special tokens are the tokenizer's.
 
@@ -87,58 +107,18 @@ def prune(model: PreTrainedModel, settings: Student, rows: Any) -> tuple[PreTrai
 
     Raises UserError for layers that it does not have, or that can't do without the others.
     """
-    of, num = len(_decoder(model).layers), settings.num_layers
+    of, num = len(layers_of(model)), settings.num_layers
     models.check_layers(settings, of)
     facts: dict[str, Any] = {}
-    if num is None:
-        indices, how = layer_indices(settings.keep_layers or f"0-{of - 1}"), "as named"
-    elif settings.choose_layers == "influence":
+    indices, how = by_place(settings, of), f"by {settings.choose_layers}" if num else "as named"
+    if indices is None:
+        assert num is not None  # noqa: S101 - by_place has it so
         influence = layers.block_influence(model, rows)
-        indices, how = layers.most_influential(influence, num), "by influence"
+        indices = layers.most_influential(influence, num)
         facts["block_influence"] = [float(f"{value:.4g}") for value in influence]
         how += f" (all, from 0: {' '.join(f'{value:.2g}' for value in influence)})"
-    else:
-        choose = {"ends": layers.ends, "evenly": layers.evenly}[settings.choose_layers]
-        indices, how = choose(of, num), f"by {settings.choose_layers}"
     say(f"train: the student keeps layers {models.layer_spans(indices)} of {of}, {how}")
     return keep_layers(model, indices), {"of_layers": of, "layers": indices, **facts}
-
-
-def keep_layers(model: PreTrainedModel, indices: list[int]) -> PreTrainedModel:
-    """The model with only these of its layers, renumbered.
-
-    Raises UserError for a layer that it does not have, and where it could not be loaded again without the others.
-    """
-    decoder = _decoder(model)
-    if indices[-1] >= len(decoder.layers):
-        raise UserError(f"student.keep_layers names layer {indices[-1]}; the model's are 0-{len(decoder.layers) - 1}")
-    config: Any = copy.deepcopy(model.config)
-    text = config.get_text_config(decoder=True)
-    _keep_in_config(text, indices, len(decoder.layers))
-    decoder.layers = torch.nn.ModuleList([decoder.layers[i] for i in indices])
-    for position, layer in enumerate(decoder.layers):
-        numbered: list[Any] = [module for module in layer.modules() if hasattr(module, "layer_idx")]
-        for module in numbered:
-            module.layer_idx = position
-    model.config, decoder.config = config, text
-    if not getattr(config, "quantization_config", None) and _shapes(model) != _shapes(_empty(config)):
-        raise UserError(
-            f"student: without the other layers, {config.model_type} puts layers of another kind in the places of"
-            f" {models.layer_spans(indices)}; keep layers whose kinds alternate as before (student.keep_layers)"
-        )
-    return model
-
-
-def _keep_in_config(config: Any, indices: list[int], of: int) -> None:
-    """What a config says of its layers, for those of these indices alone."""
-    config.num_hidden_layers = len(indices)
-    for key, value in config.to_dict().items():
-        if key in COUNTED and isinstance(value, int):
-            setattr(config, key, sum(layer < value for layer in indices))
-        elif key in NUMBERED and value:
-            setattr(config, key, [place for place, layer in enumerate(indices) if layer in value])
-        elif isinstance(value, list | tuple) and len(value) == of and key not in (*NO_LAYERS, *NUMBERED):
-            setattr(config, key, [value[layer] for layer in indices])
 
 
 def cut_vocabulary(model: PreTrainedModel, vocab_size: int) -> int:
@@ -157,20 +137,3 @@ def cut_vocabulary(model: PreTrainedModel, vocab_size: int) -> int:
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
     say(f"train: the student's vocabulary is cut to the teacher's {vocab_size} rows, by {cut} that are no tokens")
     return cut
-
-
-def _decoder(model: PreTrainedModel) -> Any:
-    decoder: Any = model.get_decoder()
-    if not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
-        raise UserError(f"student: {model.config.model_type} models can't be pruned here: their layers are not found")
-    return decoder
-
-
-def _empty(config: Any) -> Any:
-    """The model of a config, without weights."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
-
-
-def _shapes(model: Any) -> dict[str, torch.Size]:
-    return {name: weight.shape for name, weight in model.state_dict().items()}

@@ -324,9 +324,9 @@ def divergence_table(laboratory: Laboratory, num_seeds: int) -> dict[str, Any]:
 @torch.no_grad()
 def temperature_figures(laboratory: Laboratory, num_seeds: int) -> dict[str, Any]:
     """Of some hundred rows with 50 entries: the size of the tail, and the error of what is stored, by temperature."""
+    from pipeline.head import head_of, logits
     from pipeline.train import temperature
     from pipeline.train.batches import collate
-    from pipeline.head import head_of, logits
     from pipeline.train.losses import states
 
     teacher = laboratory.teacher

@@ -86,8 +86,8 @@ def plain(chosen: Train, model: Any, rows: Any, tokenizer: Any, arguments: Any, 
     """TRL's SFTTrainer as it comes, but for the order of the rows; or with its cross-entropy through our head."""
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from pipeline.train import trainer as ours
     from pipeline.head import head_of, support_logprobs
+    from pipeline.train import trainer as ours
     from pipeline.train.losses import states
 
     class Plain(SFTTrainer):
@@ -217,8 +217,8 @@ def step_figures(run: Path | None, quick: bool) -> dict[str, Any]:
 
 def peak_bytes(kind: str, num_tokens: int) -> int:
     """In this process: how far memory rises while the loss of random states is computed, forward and backward."""
-    from pipeline.train.divergences import buckets, forward_kl_nats
     from pipeline.head import Head, support_logprobs
+    from pipeline.train.divergences import buckets, forward_kl_nats
 
     V, H, K = 49_152, 576, 50
     torch.manual_seed(0)

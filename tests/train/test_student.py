@@ -13,7 +13,7 @@ from fabricated_run import make as fabricated
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pipeline import models, train
+from pipeline import models, pruning, train
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.export import corpus
@@ -90,14 +90,14 @@ class Rows:
     ],
 )
 def test_both_ends_and_evenly(of: int, num: int, by_ends: list[int], by_evenly: list[int]) -> None:
-    assert layers.ends(of, num) == by_ends
-    assert layers.evenly(of, num) == by_evenly
+    assert pruning.ends(of, num) == by_ends
+    assert pruning.evenly(of, num) == by_evenly
 
 
 def test_every_number_of_layers_can_be_chosen_and_none_twice() -> None:
     for of in range(2, 41):
         for num in range(2, of + 1):
-            for chosen in (layers.ends(of, num), layers.evenly(of, num)):
+            for chosen in (pruning.ends(of, num), pruning.evenly(of, num)):
                 assert len(chosen) == num
                 assert chosen == sorted(set(chosen))
                 assert (chosen[0], chosen[-1]) == (0, of - 1)
@@ -238,7 +238,7 @@ def test_a_layer_the_model_does_not_have_is_named() -> None:
         student.keep_layers(built("Llama", layers=2), [0, 9])
 
 
-def test_a_model_whose_layers_have_another_name_is_trained_whole_or_refused(tmp_path: Path, tokenizer: Any) -> None:
+def test_layers_of_another_name_are_found_and_those_that_are_not_are_refused(tmp_path: Path, tokenizer: Any) -> None:
     folder = tmp_path / "gpt2"
     sizes: dict[str, Any] = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 2}
     AutoModelForCausalLM.from_config(transformers.GPT2Config(**sizes)).save_pretrained(folder)
@@ -246,6 +246,9 @@ def test_a_model_whose_layers_have_another_name_is_trained_whole_or_refused(tmp_
     gpt2 = models.find(str(folder))
     whole, _ = made(gpt2, tmp_path / "whole")
     assert torch.equal(logits(whole), logits(student.load(folder)))
+    pruned: Any = student.keep_layers(copy.deepcopy(whole), [1])
+    assert pruned.config.num_hidden_layers == 1
+    whole.transformer.h = torch.nn.Sequential(*whole.transformer.h)
     with pytest.raises(UserError, match="gpt2 models can't be pruned here"):
         student.keep_layers(whole, [0])
 
