@@ -1,11 +1,20 @@
 """What vLLM's engine is started with, in this process or behind a server."""
 
+from math import prod
 from typing import Any
 
 from pipeline import hardware
 
 LOGPROBS_MODE = "raw_logprobs"  # before temperature, top-p, top-k and penalties: the contract in records.py
 SCORING_BATCH_TOKENS = 2048  # vLLM holds tokens × vocabulary × 6 bytes of them, beyond what it reserves
+
+
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")  # GPUs of one engine
+
+
+def num_gpus(engine_args: dict[str, Any]) -> int:
+    """GPUs that an engine with these arguments runs on; 0 on a CPU."""
+    return 0 if hardware.is_cpu() else prod(int(engine_args.get(name) or 1) for name in PARALLEL)
 
 
 def engine_settings(path: str, engine_args: dict[str, Any], k: int, scoring: bool = False) -> dict[str, Any]:

@@ -42,8 +42,7 @@ def vllm_version() -> str:
 
 def describe() -> str:
     """This machine in words: cores, processor, memory, GPUs."""
-    memory_gib = min([psutil.virtual_memory().total, *(group.limit for group in _cgroups())]) / GIB
-    parts = [f"{num_cores()} cores of {_processor()}", f"{memory_gib:.0f} GiB memory", *_gpus()]
+    parts = [f"{num_cores()} cores of {_processor()}", f"{total_bytes() / GIB:.0f} GiB memory", *_gpus()]
     return ", ".join(parts)
 
 
@@ -55,6 +54,12 @@ def is_cpu() -> bool:
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_gpus() -> int:
+    """GPUs of this machine that its programs may use."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(_gpus()) if chosen is None else min(len(_gpus()), len([each for each in chosen.split(",") if each]))
 
 
 def stage_environment() -> dict[str, str]:
@@ -80,6 +85,15 @@ def vllm_environment() -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, _cores())),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process is the engine's alone already
     }
+
+
+def total_bytes() -> int:
+    """Main memory of this machine, or of the container that this process is in."""
+    return min([psutil.virtual_memory().total, *(group.limit for group in _cgroups())])
+
+
+def swap_bytes() -> int:
+    return psutil.swap_memory().total
 
 
 def available_bytes(one_node: bool = False) -> int:

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 T = TypeVar("T")
 VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  # GiB; vLLM itself reads whole ones alone
 SETTING, GPU_SETTING = "kv_cache_memory_bytes", "gpu_memory_utilization"  # of vLLM's engine
-_REFUSED = re.compile(r"[Aa]vailable memory on node .* is less than .* memory for kv")  # vllm/v1/worker/cpu_worker.py
+_REFUSED = re.compile(r"vailable memory on node (\S+) \((\S+)/(\S+) GiB\).* less than requested memory for kv")
 MAX_NUM_SEQS, BLOCK_TOKENS = 128, 128  # vLLM's own on a CPU; memory is handed out by the block
 USUAL_TOKENS = 2048  # a request, where its length is not known
 PROGRAM_BYTES = hardware.GIB  # an engine's process without weights and cache
@@ -99,32 +99,42 @@ def size(path: str, settings: dict[str, Any], load: Load) -> Cache | None:
     return Cache(max(granted, need.least_bytes), need.least_bytes, need.least_tokens)
 
 
-def start(settings: dict[str, Any], load: Load, start_with: Callable[[dict[str, Any]], T | None]) -> T:
-    """What `start_with` makes of the settings and a KV cache's size; where it gives None, vLLM refuses that size.
+class RefusedError(Exception):
+    """vLLM finds too little memory for the KV cache that it was told to have; the message says what it finds."""
 
-    Then half of it is tried, and half of that, down to what one request needs. Raises UserError where that is refused.
+
+def check_refused(text: str) -> None:
+    """Raises RefusedError if this is how vLLM's worker on a CPU says so."""
+    if told := _REFUSED.search(text):
+        raise RefusedError(f"vLLM finds {told[2]} of {told[3]} GiB free on memory node {told[1]}")
+
+
+def start(settings: dict[str, Any], load: Load, start_with: Callable[[dict[str, Any]], T]) -> T:
+    """What `start_with` makes of the settings with a KV cache's size in them.
+
+    Where it raises RefusedError, half of the size is tried, and half of that, down to what one request needs. Raises
+    UserError if that is refused too.
     """
     cache = size(settings["model"], settings, load)
-    if cache is None:
-        if (started := start_with(settings)) is None:
-            raise UserError(f"teacher.engine.{SETTING}: more than there is: {_seen()}; set less, or leave it out")
-        return started
-    for num_bytes in cache.tries():
-        _make_room(settings["model"], num_bytes, load)
-        if (started := start_with(settings | {SETTING: num_bytes})) is not None:
-            return started
-        say(f"vLLM refuses a KV cache of {_gib(num_bytes)}: {_seen()}")
-    if own := own_bytes():
-        raise UserError(f"{VARIABLE}: {_gib(own)} are more than there is: {_seen()}; set less, or unset it")
+    refused = ""
+    for num_bytes in cache.tries() if cache else (None,):
+        sized = settings
+        if num_bytes is not None:
+            if refused:
+                say(f"{refused}; trying a KV cache of {_gib(num_bytes)}")
+            _make_room(settings["model"], num_bytes, load)
+            sized = settings | {SETTING: num_bytes}
+        try:
+            return start_with(sized)
+        except RefusedError as error:
+            refused = str(error)
+    if cache is None or own_bytes():
+        own = VARIABLE if cache else f"teacher.engine.{SETTING}"
+        raise UserError(f"{own}: it asks for more than there is ({refused}); set less, or leave it out")
     raise UserError(
         f"{VARIABLE}: {_gib(cache.least_bytes)} are needed for the KV cache of one request of {cache.least_tokens}"
-        f" tokens, and {_seen()}: {_way_out()}"
+        f" tokens, and {refused}: {_way_out()}"
     )
-
-
-def is_refusal(text: str) -> bool:
-    """Whether vLLM says here that there is no memory for the KV cache it was told to have."""
-    return bool(_REFUSED.search(text))
 
 
 def check_context(max_model_len: int, settings: dict[str, Any], load: Load) -> None:
@@ -256,10 +266,6 @@ def _make_room(path: str, num_bytes: int, load: Load) -> None:
     hardware.make_room(min(wanted, load.memory_bytes or wanted))
 
 
-def _seen() -> str:
-    return f"vLLM sees {_gib(hardware.vllm_bytes())} free"
-
-
 def _way_out() -> str:
     return (
         "free some memory, ask for shorter answers, or lower teacher.engine.max_model_len; or set it to the GiB that"
@@ -268,4 +274,5 @@ def _way_out() -> str:
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / hardware.GIB:.2f} GiB"
+    gib = num_bytes / hardware.GIB
+    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{gib * 1024:.1f} MiB"

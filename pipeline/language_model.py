@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from pipeline import head
+from pipeline import head, quantised
 from pipeline.errors import UserError, first_line
 
 # Of a config: language models that transformers has with their tower alone, and what each is without it
@@ -28,13 +28,20 @@ def load(path: Path, dtype: Any, who: str, **how: Any) -> PreTrainedModel:
     transformers can't build it, weights are missing, or its head is not known here.
     """
     try:
+        quantised.check_loadable(AutoConfig.from_pretrained(path, local_files_only=True).to_dict(), who)
         whole, lacking = _loaded(path, dtype, **how)
     except (ValueError, OSError) as error:
         raise UserError(f"{who}: can't be loaded as a causal language model: {first_line(error)}") from None
     if lacking:
         raise UserError(f"{who}: the weights lack {len(lacking)} tensors, such as {min(lacking)}: fetch them again")
     model = _alone(whole, who)
-    head.prove(model, who)
+    method = quantised.method_of(whole.config.to_dict())
+    try:
+        head.prove(model, who)
+    except (RuntimeError, AttributeError, ImportError) as error:  # of layers that a method's packages made
+        if method is None:
+            raise
+        raise UserError(f"{who}: transformers can't compute with {method} weights here: {_first_line(error)}") from None
     return model.eval()
 
 
@@ -128,6 +135,7 @@ def _prove_shape(model: Any, who: str) -> None:
 def _loaded(path: Path, dtype: Any, **how: Any) -> tuple[Any, list[str]]:
     """The model as it stands in the folder, and what of its weights is not there."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    how = quantised.loading(config) | how
     has_tower = config.get_text_config(decoder=True) is not config
     kind = AutoModelForMultimodalLM if has_tower else AutoModelForCausalLM
     how |= {"attn_implementation": attention_of(config), "use_safetensors": True, "trust_remote_code": False}

@@ -48,6 +48,11 @@ def fullest_gpu() -> tuple[int, int] | None:
     return min((memory for memory in found if memory is not None), default=None)
 
 
+def gpu_total_bytes() -> int | None:
+    """Memory of all GPUs that the driver shows."""
+    return _sum_of(lambda nvml, device: memory[1] if (memory := nvml.free_total_bytes(device)) else None)
+
+
 class Energy:
     """Joules taken since it was made, by the processors' packages (RAPL) and by all GPUs (NVML).
 

@@ -1,18 +1,47 @@
 """What a teacher and a student must be fit for later on, found out before the first stage: without loading weights."""
 
+import re
+from math import fsum
 from typing import Any
 
-from pipeline import models
-from pipeline.config import Config
+from pipeline import checkpoint, hardware, meters, models, quantised
+from pipeline.config import Config, Student, layer_indices
+from pipeline.console import say
+from pipeline.errors import UserError
+from pipeline.rundir import RunDir
+
+LAYER = re.compile(r"\.(\d+)\.")  # in a tensor's name: model.layers.7.mlp.up_proj.weight
+WITHOUT = "without evaluate: `retort prepare`, `generate`, `filter`, `train` and `export`, one by one"
 
 
 def check(config: Config) -> None:
     """Raises UserError for what is sure to fail in a later stage, as far as the models are on this machine."""
-    teacher, student = models.local(config.teacher.model), _student_config(config)
+    teacher = models.local(config.teacher.model)
+    origin = models.local(config.student.model) if config.student.model else teacher
+    if origin is not None and config.student.config is None:
+        models.check_trainable(config.student, origin)
+    first = config.filter.learnability.student
+    if first and (found := models.local(first)) is not None:
+        quantised.check_loadable(found.config(), f"filter.learnability.student {first}")
     if teacher is not None and teacher.name != models.DEMO:
         check_teacher(teacher)
-    if student is not None:
+    if (student := _student_config(config)) is not None:
         check_student(config, student)
+    if teacher is not None and not RunDir(config.run_path).is_done("evaluate"):
+        check_runs_in_transformers(teacher)
+        _say_what_differs(config, teacher)
+        _check_memory(config, teacher)
+
+
+def check_runs_in_transformers(teacher: models.Model) -> None:
+    """Raises UserError if the teacher's weights are of a kind that transformers can't load here."""
+    try:
+        quantised.check_loadable(teacher.config(), f"teacher.model {teacher.name}")
+    except UserError as error:
+        raise UserError(
+            f"{error}. vLLM serves them, but evaluate and train.targets=live run the teacher by transformers. Install"
+            f" what it asks for, choose a teacher in another format, or go {WITHOUT}"
+        ) from None
 
 
 def check_teacher(teacher: models.Model) -> None:
@@ -53,3 +82,71 @@ def _student_config(config: Config) -> Any:
         return models.random_config(config.student.config)
     origin = models.local(config.student.model or config.teacher.model)
     return None if origin is None else origin.transformers_config()
+
+
+def _say_what_differs(config: Config, teacher: models.Model) -> None:
+    made_by_vllm = config.teacher.engine.get("quantization")
+    if made_by_vllm and quantised.method_of(teacher.config()) is None:
+        say(
+            f"teacher.engine.quantization={made_by_vllm}: vLLM rounds the weights as it loads them, and the student"
+            " learns from those; evaluate's fidelity is measured against the weights as they are stored"
+        )
+
+
+def _check_memory(config: Config, teacher: models.Model) -> None:
+    """Raises UserError if the machine can't hold what evaluate has in memory at once; says if it is tight, or slow."""
+    dtype = _dtype(config, teacher)
+    itemsize = models.ITEM_BYTES.get(dtype, 4)
+    of_teacher, of_student = teacher.plain_bytes(itemsize), _student_bytes(config, itemsize)
+    num_students = 3 if config.train.sft_only_arm else 2  # untrained, student, sft_only
+    other = models.local(config.evaluate.other) if config.evaluate.other else None
+    needed = of_teacher + num_students * of_student + (other.plain_bytes(itemsize) if other else 0)
+    on_gpus = 0 if hardware.is_cpu() else meters.gpu_total_bytes() or 0
+    told = (
+        f"evaluate holds the teacher {teacher.name} ({_gb(of_teacher)} in {dtype}) and its students in memory at once:"
+        f" {_gb(needed)} and more"
+    )
+    if needed > on_gpus + hardware.total_bytes() + hardware.swap_bytes():
+        has = f"{_gb(on_gpus)} on its GPUs and {_gb(hardware.total_bytes())} beside them" if on_gpus else ""
+        raise UserError(
+            f"{told}; this machine has {has or _gb(hardware.total_bytes())}. Take a larger one or a smaller teacher, or"
+            f" go {WITHOUT}"
+        )
+    if on_gpus and needed > on_gpus:
+        say(f"{told}; the GPUs have {_gb(on_gpus)}, so the rest is kept in main memory, which is slow")
+    elif not on_gpus and needed > hardware.available_bytes():
+        say(f"{told}; {_gb(hardware.available_bytes())} are free now: end other programs before evaluate begins")
+
+
+def _dtype(config: Config, teacher: models.Model) -> str:
+    """The type that the teacher is going to answer in."""
+    if (named := models.named_dtype(config.teacher.engine)) is not None:
+        return named
+    if config.teacher.server.urls:
+        return teacher.dtype()
+    if hardware.is_cpu():
+        return "float32"  # engine_args.py
+    return "bfloat16" if teacher.dtype() == "float32" else teacher.dtype()  # as vLLM takes `auto`
+
+
+def _student_bytes(config: Config, itemsize: int) -> int:
+    """What one student takes; 0 if that can't be known yet."""
+    if config.student.config is not None:
+        return quantised.num_parameters(models.random_config(config.student.config)) * itemsize
+    origin = models.local(config.student.model or config.teacher.model)
+    if origin is None:
+        return 0
+    held = [item for path in origin.weight_files() for item in checkpoint.tensors(origin.name, path).items()]
+    sizes = [(LAYER.search(name), tensor.numel() * itemsize) for name, tensor in held]
+    of_layers = sum(size for layer, size in sizes if layer)
+    kept_frac = _num_layers(config.student, origin) / origin.num_layers() if models.is_pruned(config.student) else 1.0
+    return int(fsum([sum(size for _, size in sizes), -of_layers, of_layers * kept_frac]))
+
+
+def _num_layers(settings: Student, origin: models.Model) -> int:
+    named = settings.keep_layers
+    return len(layer_indices(named)) if named is not None else settings.num_layers or origin.num_layers()
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

@@ -2,15 +2,15 @@
 
 import importlib.util
 import json
-import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, generation_config, tokenizer_files
+from pipeline import checkpoint, generation_config, quantised, tokenizer_files
 from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
@@ -29,6 +29,8 @@ WANTED_FILES += ["README.md", "LICENSE", "LICENSE.md"]  # for licences.py
 TOKENIZER_FILES = ("tokenizer.*", "tekken.json", "vocab.*", "*.tiktoken", "*.model", "*.spm")  # any of them will do
 STORED_BYTES = {"BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8}  # safetensors
 WANTED_FILES += ["NOTICE", "NOTICE.md", "USE_POLICY.md"]  # go along with a student made of the weights
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # by safetensors' names
 UNWANTED_FILES = ["consolidated*", "original/*"]  # second copies of the weights
 
 
@@ -126,20 +128,31 @@ class Model:
     def loaded_bytes(self, itemsize: int) -> int:
         """Memory that the weights take when every floating-point number has `itemsize` bytes; others stay as stored.
 
-        Raises UserError for a damaged file.
+        Raises UserError for a damaged file. Of weights in few bits it is what they take as they are stored.
         """
-        from safetensors import SafetensorError, safe_open
+        held = [tensor for path in self.weight_files() for tensor in checkpoint.tensors(self.name, path).values()]
+        return sum(tensor.numel() * STORED_BYTES.get(tensor.dtype, itemsize) for tensor in held)
 
-        total = 0
-        for path in self.weight_files():
-            try:
-                with safe_open(path, framework="np") as tensors:
-                    for key in tensors.keys():  # noqa: SIM118 - no mapping
-                        part = tensors.get_slice(key)
-                        total += math.prod(part.get_shape()) * STORED_BYTES.get(part.get_dtype(), itemsize)
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"model {self.name}: {path} is damaged: {first_line(error)}") from None
-        return total
+    def plain_bytes(self, itemsize: int) -> int:
+        """Memory that the weights take as transformers loads them: those in few bits are made plain where it can."""
+        if quantised.method_of(self.config()) is None:
+            return self.loaded_bytes(itemsize)
+        config = self.transformers_config()
+        return quantised.num_parameters(config) * itemsize if quantised.loading(config) else self.weights_bytes()
+
+    def dtype(self) -> str:
+        """The type of its weights, as its config or else the weights themselves have it: bfloat16, ..."""
+        config = self.config()
+        text = config.get("text_config")
+        parts = (config, text if isinstance(text, dict) else {})
+        named = [part[key] for part in parts for key in ("dtype", "torch_dtype") if isinstance(part.get(key), str)]
+        if named:
+            return named[0].removeprefix("torch.")
+        held = [tensor for path in self.weight_files() for tensor in checkpoint.tensors(self.name, path).values()]
+        numbers = Counter(dict.fromkeys(FLOATS, 0))
+        for tensor in held:
+            numbers[tensor.dtype] += tensor.numel() if tensor.dtype in FLOATS else 0
+        return FLOATS[max(FLOATS, key=lambda dtype: numbers[dtype])]
 
     def weights_hash(self) -> str:
         """One hash over weights, config and generation config (its end-of-turn ids stop vLLM).
@@ -215,6 +228,20 @@ def teacher_of(run_dir: RunDir) -> Model:
     """The teacher that gave a run's answers, whatever a later config says."""
     made = run_dir.manifest("generate")["fingerprint"]
     return find(made["teacher.model"], made.get("teacher.revision"))
+
+
+def teacher_dtype(run_dir: RunDir) -> str:
+    """The type that the teacher answered in, to load it in. Servers don't tell theirs: then it is that of its weights,
+    unless teacher.engine names one."""
+    made = run_dir.manifest("generate")
+    named = made.get("teacher_dtype") or named_dtype(made["fingerprint"].get("teacher.engine", {}))
+    return named or teacher_of(run_dir).dtype()
+
+
+def named_dtype(engine_args: dict[str, Any]) -> str | None:
+    """The type that an engine's arguments name, if they do."""
+    named = engine_args.get("dtype") or "auto"
+    return None if named == "auto" else {"half": "float16", "float": "float32"}.get(named, named)
 
 
 def check_weights(teacher: Model, run_dir: RunDir) -> None:
@@ -295,13 +322,31 @@ def check_student(config: Config, teacher: Model, tokenizer: Any) -> None:
 
 def check_origin(settings: Student, origin: Model, tokenizer: Any) -> None:
     """Raises UserError if the model that the student is made of does not fit the teacher's tokenizer, lacks layers, or
-    has a damaged generation_config.json."""
+    can't be trained, or has a damaged generation_config.json."""
+    check_trainable(settings, origin)
     if settings.model:
         check_same_tokenizer(tokenizer, origin.tokenizer(), origin.name)
         generation_config.read(origin.name, origin.path)
     check_vocabulary(f"student.model {origin.name}", origin.vocab_size(), tokenizer)
     if is_pruned(settings):
         check_layers(settings, origin.num_layers())
+
+
+def check_trainable(settings: Student, origin: Model) -> None:
+    """Raises UserError if the model that the student is made of has weights in few bits."""
+    method = quantised.method_of(origin.config())
+    if method is None:
+        return
+    if settings.model:
+        raise UserError(
+            f"student.model {origin.name}: its weights are in few bits ({method}), which can't be trained; give the"
+            " model that it was quantised from"
+        )
+    raise UserError(
+        f"student: the weights of the teacher {origin.name} are in few bits ({method}), and no student can be made of"
+        " them; give student.model a model with plain weights and the same tokenizer, such as the one that the teacher"
+        " was quantised from, or student.config"
+    )
 
 
 def is_pruned(settings: Student) -> bool:

@@ -123,7 +123,7 @@ class Speed(Section):
     """Served by vLLM: median of the rounds, with the slowest and the fastest."""
 
     PATTERNS = {"output_tokens_per_s_at_[0-9]+": "throughput with so many requests at once"}
-    output_tokens_per_s: OneFigure = _of("throughput with the most requests at once")
+    output_tokens_per_s: OneFigure = _of("throughput with the most requests at once, of all GPUs that it runs on")
     first_token_s: OneFigure = _of("latency of the first token, one request alone")
     time_per_token_s: OneFigure = _of("time of each further token, one request alone")
 
@@ -137,8 +137,11 @@ class Cost(Section):
     peak_rss_bytes: OneFigure = _of("peak memory of the engine's processes, added up")
     gpu_memory_bytes: OneFigure = _of("what the GPUs hold more than before, vLLM's cache included")
     cpu_energy_j_per_token: OneFigure = _of("RAPL, the whole machine's")
-    gpu_energy_j_per_token: OneFigure = _of("NVML, all GPUs'")
-    cost_per_million_output_tokens: OneFigure = _of("at evaluate.price_per_hour and full load")
+    gpu_energy_j_per_token: OneFigure = _of("NVML, all GPUs', those too that it does not use")
+    num_gpus: OneFigure = _of("GPUs that it was served on (evaluate.engine, teacher.engine); not on a CPU")
+    cost_per_million_output_tokens: OneFigure = _of(
+        "at evaluate.price_per_hour and full load, on every GPU of the machine"
+    )
 
 
 class WinRate(Section):
@@ -251,15 +254,17 @@ class Verdict(Section):
     claims: list[Claim] = Field(description="the verdict in words")
     retained_quality: OneFigure = _of("task_pass_frac, student ÷ teacher")
     gap_closed: OneFigure = _of("task_pass_frac, (student − untrained) ÷ (teacher − untrained)")
-    speed_over_teacher: OneFigure = _of("output_tokens_per_s, student ÷ teacher")
+    speed_over_teacher: OneFigure = _of("output_tokens_per_s, for each GPU where there are GPUs, student ÷ teacher")
     parameters_over_teacher: OneFigure = _of("num_parameters, student ÷ teacher")
     self_preference_frac_over_sft_only: OneFigure = _of("answers likelier to the teacher; of manner, no win-rate")
     self_preference_nats_over_sft_only: OneFigure = _of("by how much likelier, a token")
     judge_grade_less_teachers: OneFigure = _of("the student's grade less the teacher's")
     distillation_s: OneFigure = _of("time of the run, all tries of every stage; with `low` and no `high`: at least")
     distillation_cost: OneFigure = _of("the same at evaluate.price_per_hour")
+    machine_gpus: OneFigure = _of("GPUs of the machine, of whose hours and price all costs are; not on a CPU")
     break_even_output_tokens: OneFigure = _of(
-        "after so many output tokens the student has saved that time; null: never; without high: in some round never"
+        "after so many output tokens the student, on every GPU of the machine, has saved that time; null: never;"
+        " without high: in some round never"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline import meters
 from pipeline.config import Server
+from pipeline.engine_args import num_gpus
 from pipeline.errors import UserError
 from pipeline.kv_cache import Load
 
@@ -28,7 +29,7 @@ class Served:
     def __init__(
         self, name: str, path: str, engine_args: dict[str, Any], load: Load, server: Server | None = None
     ) -> None:
-        self.name = name
+        self.name, self.num_gpus = name, num_gpus(engine_args)
         command = [*COMMAND, path, json.dumps(engine_args), json.dumps(asdict(load))]
         if server is not None and server.urls:
             command.append(server.model_dump_json())

@@ -38,27 +38,31 @@ def running(name: str, settings: dict[str, Any], port: int, key: str, load: Load
         _stop(process)
 
 
-class _Refusals:
-    """Passes on what a process writes to standard error, and knows whether it said that a KV cache is refused."""
+class _Messages:
+    """Passes on what a process writes to standard error, and reads there whether vLLM refuses a KV cache."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._said = False
+        self._refused: kv_cache.RefusedError | None = None
         self._thread = threading.Thread(target=self._pass_on, args=(process.stderr,), daemon=True)
         self._thread.start()
 
-    def any(self) -> bool:
-        """Once the process has ended."""
+    def check(self) -> None:
+        """Once the process has ended. Raises RefusedError if it ended for that."""
         self._thread.join(STOP_S)
-        return self._said
+        if self._refused:
+            raise self._refused
 
     def _pass_on(self, lines: IO[bytes]) -> None:
         for line in lines:
             os.write(2, line)
-            self._said |= kv_cache.is_refusal(line.decode(errors="replace"))
+            try:
+                kv_cache.check_refused(line.decode(errors="replace"))
+            except kv_cache.RefusedError as error:
+                self._refused = error
 
 
-def _answering(name: str, port: int, key: str, settings: dict[str, Any]) -> subprocess.Popen[bytes] | None:
-    """The server's process, which answers or has ended; None if it has ended because it refuses its KV cache."""
+def _answering(name: str, port: int, key: str, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """The server's process, which answers or has ended. Raises RefusedError if it ended for want of a KV cache."""
     flags = [f"--served-model-name={name}", f"--host={HOST}", f"--port={port}", *QUIET, *as_flags(settings)]
     environment = {**hardware.vllm_environment(), **hardware.stage_environment(), "VLLM_API_KEY": key}
     environment.pop(kv_cache.VARIABLE, None)  # it has been read, and vLLM knows whole GiB alone
@@ -69,7 +73,7 @@ def _answering(name: str, port: int, key: str, settings: dict[str, Any]) -> subp
         start_new_session=True,  # a group of its own: ctrl-C reaches this process alone, which stops that whole group
         preexec_fn=functools.partial(hardware.die_with_parent, signal.SIGTERM),
     )
-    refusals = _Refusals(process)
+    messages = _Messages(process)
     try:
         if becomes_healthy(process, port):
             return process
@@ -77,7 +81,8 @@ def _answering(name: str, port: int, key: str, settings: dict[str, Any]) -> subp
         _stop(process)
         raise
     _stop(process)  # what is left of its group
-    return None if refusals.any() else process
+    messages.check()
+    return process
 
 
 def becomes_healthy(process: subprocess.Popen[bytes], port: int) -> bool:

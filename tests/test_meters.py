@@ -148,3 +148,19 @@ def test_a_process_that_is_gone_has_no_memory() -> None:
         process.wait()
     assert meters.peak_rss_bytes(process.pid) is None
     assert (meters.peak_rss_bytes(os.getpid()) or 1) > 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "memory"), [("", (58, 100)), ("0", (70, 100)), ("2, 0", (64, 100)), ("GPU-1f3a", (58, 100))]
+)
+def test_the_fullest_gpu_is_one_that_this_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, visible: str, memory: tuple[int, int]
+) -> None:
+    nvml = Nvml(Library({"used": 30}, {"used": 42}, {"used": 36}))
+    monkeypatch.setattr(meters, "_nvml", lambda: nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert meters.fullest_gpu() == memory
+
+
+def test_without_a_gpu_none_is_the_fullest(no_gpu: None) -> None:
+    assert meters.fullest_gpu() is None

@@ -241,6 +241,23 @@ def test_weights_in_parts_are_those_of_their_index(tmp_path: Path) -> None:
     assert model.weights_bytes() == 3
 
 
+def test_weights_in_memory_have_the_type_that_is_asked_for_and_integers_their_own(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    model = find(str(model_folder(tmp_path / "m")))
+    tensors = {"a": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.zeros(7), "packed": torch.zeros(2).int()}
+    save_file(tensors, model.path / "model.safetensors")
+    assert [model.loaded_bytes(itemsize) for itemsize in (4, 2)] == [22 * 4 + 8, 22 * 2 + 8]
+
+
+def test_damaged_weights_are_told_where_they_are_measured(tmp_path: Path) -> None:
+    model = find(str(model_folder(tmp_path / "m")))
+    (model.path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        model.loaded_bytes(4)
+
+
 def test_other_end_of_turn_ids_are_another_model(tmp_path: Path) -> None:
     model = find(str(model_folder(tmp_path / "m")))
     before = model.weights_hash()

@@ -93,8 +93,8 @@ class Evaluate(Section):
     )
     price_per_hour: float | None = Field(
         default=None,
-        description="What the machine costs an hour, in any currency: evaluate then says what a million output tokens"
-        " and the run cost; null: no costs.",
+        description="What the machine, all of its GPUs, costs an hour, in any currency: evaluate then says what a"
+        " million output tokens and the run cost; null: no costs.",
         ge=0,
     )
     judge: Judge = Field(default=Judge(), description="A chat model that says which answers are better.")

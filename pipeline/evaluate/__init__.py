@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline import chat_set, hardware, models, task_set, tokens
+from pipeline import chat_set, hardware, model_checks, models, quantised, task_set, tokens
 from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Evaluate, output_settings
 from pipeline.console import progress, say
@@ -70,13 +70,13 @@ class _Answered(NamedTuple):
 def run(config: Config, run_dir: RunDir) -> None:
     """Write evaluate/scores.json, and the rows that its figures were counted from."""
     models.quiet_transformers()
-    generated = run_dir.manifest("generate")
     stage = run_dir.begin("evaluate", config, _fingerprint(config, run_dir))
     if stage.complete:
         return
     run_dir.check_files("train")
     teacher = models.teacher_of(run_dir)
     models.check_weights(teacher, run_dir)
+    model_checks.check_runs_in_transformers(teacher)
     folders = {"teacher": teacher.path, **{arm: run_dir.stage_path("train") / arm for arm in ARMS[1:-1]}}
     folders = {arm: folder for arm, folder in folders.items() if folder.is_dir()}
     if config.evaluate.other:
@@ -89,7 +89,8 @@ def run(config: Config, run_dir: RunDir) -> None:
     benchmarks = harness.run(config.evaluate, folders, engine_of, templates, stage)
     teachers = asked.manners["teacher"]
     alike = {arm: of for arm, of in folders.items() if _has_tokens_of(asked.manners[arm].tokenizer, teachers)}
-    sums, preferred = _fidelity(config, run_dir, alike, answered.chat, generated.get("teacher_dtype") or "float32")
+    _leave_out_unloadable(alike)
+    sums, preferred = _fidelity(config, run_dir, alike, answered.chat, models.teacher_dtype(run_dir))
     scored = {arm: tasks.scores(asked.tasks, _of(arm, answered.tasks)) for arm in folders}
     arms = _arms(config, folders, answered, sums, scored, risks.figures(asked.probes, answered.risks), judged)
     for arm, figures in benchmarks.arms.items():
@@ -164,6 +165,16 @@ def _has_tokens_of(tokenizer: Any, manner: Manner) -> bool:
     return tokenizer is manner.tokenizer or tokens.difference(manner.tokenizer, tokenizer) is None
 
 
+def _leave_out_unloadable(folders: dict[str, Path]) -> None:
+    """Without evaluate.other, with a word, if transformers can't load its weights; vLLM serves it all the same."""
+    if "other" in folders:
+        try:
+            quantised.check_loadable(models.Model("other", folders["other"]).config(), "evaluate.other")
+        except UserError as error:
+            say(f"{error}; its fidelity is not measured")
+            del folders["other"]
+
+
 def _arms(
     config: Config,
     folders: dict[str, Path],
@@ -175,6 +186,7 @@ def _arms(
 ) -> dict[str, Any]:
     """Every figure of each arm, by section."""
     settings = config.evaluate
+    num_gpus = cost.machine_gpus(answered.rounds.values())
     found = {
         arm: {
             **fidelity_figures.sections(sums, arm, settings),
@@ -182,7 +194,7 @@ def _arms(
             | tasks.figures(scored[arm], settings.bootstrap, settings.seed),
             "risks": risk_scores.get(arm, {}),
             "speed": speed.figures(answered.rounds[arm]),
-            "cost": cost.figures(folder, answered.rounds[arm], settings.price_per_hour),
+            "cost": cost.figures(folder, answered.rounds[arm], settings.price_per_hour, num_gpus),
             "judge": judged.arms.get(arm, {}),
         }
         for arm, folder in folders.items()

@@ -12,7 +12,7 @@ from pipeline.served import Served
 THROUGHPUT = "output_tokens_per_s"  # at the most requests at once; what arms are compared by
 FIRST_TOKEN, NEXT_TOKEN = "first_token_s", "time_per_token_s"
 CPU_ENERGY, GPU_ENERGY = "cpu_energy_j_per_token", "gpu_energy_j_per_token"
-LOAD, PEAK_RSS, GPU_MEMORY = "load_s", "peak_rss_bytes", "gpu_memory_bytes"
+LOAD, PEAK_RSS, GPU_MEMORY, GPUS = "load_s", "peak_rss_bytes", "gpu_memory_bytes", "num_gpus"
 
 Round = dict[str, float | None]  # None: the machine does not tell
 
@@ -59,6 +59,7 @@ def engine(arm: Served, alone: bool) -> Round:
     used, before = meters.gpu_used_bytes(), arm.gpu_bytes_before
     return {
         LOAD: arm.start_s,
+        GPUS: arm.num_gpus,
         PEAK_RSS: meters.peak_rss_bytes(arm.pid),
         GPU_MEMORY: used - before if alone and used is not None and before is not None else None,
     }
@@ -85,12 +86,21 @@ def over_rounds(rounds: list[Round], name: str) -> Figure | None:
 
 
 def throughputs(rounds: list[Round]) -> list[float]:
-    """Output tokens a second of each round, at the most requests at once."""
-    return [value for measured in rounds if (value := measured[THROUGHPUT]) is not None]
+    """Output tokens a second of each round, at the most requests at once: of each GPU, where the arm ran on GPUs.
+
+    A teacher on four GPUs is compared with four students, not with one.
+    """
+    num_gpus = gpus(rounds) or 1
+    return [value / num_gpus for measured in rounds if (value := measured[THROUGHPUT]) is not None]
+
+
+def gpus(rounds: list[Round]) -> int:
+    """How many the arm ran on; 0 on a CPU."""
+    return int(rounds[0].get(GPUS) or 0)
 
 
 def over(rounds: list[Round], others: list[Round], together: bool) -> Figure:
-    """Throughput ÷ the other arm's: round by round where they were timed in turn, else of the medians alone."""
+    """Throughput (a GPU's) ÷ the other arm's: round by round if they were timed in turn, else of the medians alone."""
     ours, theirs = throughputs(rounds), throughputs(others)
     if together:
         return repeated([a / b for a, b in zip(ours, theirs, strict=True)])

@@ -44,7 +44,7 @@ def claims(
     return [
         *resting_on(FIDELITY_ROWS, _fidelity(arms, comparisons)),
         *resting_on(TASK_ROWS, _tasks(arms, task_comparisons)),
-        *resting_on(SPEED_ROWS, [*_speed(comparisons), *_noise(arms)]),
+        *resting_on(SPEED_ROWS, [*_speed(arms, comparisons), *_noise(arms)]),
         *resting_on(CHAT_ROWS, _health(arms)),
     ]
 
@@ -115,23 +115,36 @@ def _task_difference(comparisons: Mapping[str, Figure | None], other: str, name:
     return f"No difference in tasks from {name} was shown ({tested}{could})."
 
 
-def _speed(comparisons: Mapping[str, Figure | None]) -> list[str]:
+def _speed(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> list[str]:
     speed, size = comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]
     if not speed or not size:
         return []
-    told = f"Served by vLLM it writes {speed['value']:.2f}× as many tokens a second as the teacher"
+    student, teacher = (num_gpus(arms[arm]) for arm in ("student", "teacher"))
+    each, where = "", ""
+    if student and teacher:
+        each, where = " and GPU", f"; it ran on {_counted(student)}, the teacher on {_counted(teacher)}"
+    told = f"Served by vLLM it writes {speed['value']:.2f}× as many tokens a second{each} as the teacher"
     if speed["low"] is not None and speed["high"] is not None:
-        told += f" (timed in turn, {speed['num']} rounds from {speed['low']:.2f} to {speed['high']:.2f})"
+        told += f" (timed in turn, {speed['num']} rounds from {speed['low']:.2f} to {speed['high']:.2f}{where})"
     else:
-        told += " (timed one after the other)"
+        told += f" (timed one after the other{where})"
     return [f"{told}, with {size['value']:.2f}× its parameters."]
+
+
+def num_gpus(arm: dict[str, Any]) -> int:
+    """GPUs that an arm was served on; 0 on a CPU."""
+    return int((arm["cost"].get("num_gpus") or {"value": 0})["value"])
+
+
+def _counted(num: int) -> str:
+    return f"{num} GPU{'s' * (num > 1)}"
 
 
 def _noise(arms: dict[str, Any]) -> list[str]:
     """Arms of one size have one speed: where they were timed far apart, the machine was not quiet enough."""
     size = arms["student"]["cost"].get("num_parameters", {}).get("value")
     alike = [arm for arm in arms.values() if size and arm["cost"].get("num_parameters", {}).get("value") == size]
-    rates = [arm["speed"]["output_tokens_per_s"]["value"] for arm in alike if arm.get("speed")]
+    rates = [arm["speed"]["output_tokens_per_s"]["value"] / (num_gpus(arm) or 1) for arm in alike if arm.get("speed")]
     if not rates or max(rates) <= MAX_EQUALS_APART * min(rates):
         return []
     return [

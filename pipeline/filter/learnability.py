@@ -93,7 +93,7 @@ def _measured(config: Config, run_dir: RunDir, name: str, weights_hash: str | No
 
     say(f"filter: what {name} can still learn of each answer (one forward pass)")
     files[0].parent.mkdir(exist_ok=True)
-    dtype = run_dir.manifest("generate").get("teacher_dtype") or "float32"
+    dtype = models.teacher_dtype(run_dir)
     model = load(student.path, dtype, f"filter.learnability.student {name}")
     num_answers = sum(pq.read_metadata(path).num_rows for path in paths)
     with progress("answers") as bar:

@@ -163,17 +163,16 @@ class Engine:
 
 
 def _llm(settings: dict[str, Any]) -> Any:
-    """vLLM with these settings; None if it refuses the KV cache."""
+    """vLLM with these settings. Raises RefusedError if it finds too little memory for the KV cache."""
     from vllm import LLM
 
+    gc.collect()  # the weights of one that was refused its cache
     try:
         with _hidden(kv_cache.VARIABLE):  # it has been read, and vLLM knows whole GiB alone
             return LLM(**settings)
     except (ValueError, RuntimeError) as error:
-        if not kv_cache.is_refusal(str(error)):
-            raise
-    gc.collect()  # the weights that it had loaded
-    return None
+        kv_cache.check_refused(str(error))
+        raise
 
 
 @contextlib.contextmanager

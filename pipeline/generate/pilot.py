@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from pipeline import generate, hardware, models
+from pipeline import generate, models
 from pipeline.config import Config
 from pipeline.console import console, progress
+from pipeline.engine_args import num_gpus
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json, write_table
 from pipeline.generate.engine import Answer
@@ -106,8 +107,6 @@ def estimate(
     spread = 1.96 * float(np.std(tokens, ddof=1)) / len(tokens) ** 0.5 if len(tokens) > 1 else None
     rate = sum(tokens) / answering_s
     generate_s = start_s + responses * mean / rate
-    engine = config.teacher.engine
-    gpus = 0 if hardware.is_cpu() else engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
     price = config.generate.price_per_hour
     return {
         "pilot_prompts": len(tokens),
@@ -123,7 +122,7 @@ def estimate(
         "disk_bytes": responses * mean * by_k[config.generate.k]["bytes_per_token"],
         "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "generate_s": generate_s,
-        "gpu_hours": gpus * generate_s / 3600,
+        "gpu_hours": num_gpus(config.teacher.engine) * generate_s / 3600,
         "cost": None if price is None else price * generate_s / 3600,
     }
 

@@ -170,7 +170,9 @@ def break_even(arms: dict[str, Any], verdict: Row) -> Chart | None:
     spent, even = verdict.get("distillation_s"), verdict.get("break_even_output_tokens")
     if not spent or not all(rates.values()):
         return None
-    speeds = {arm: rate["value"] for arm, rate in rates.items() if rate}
+    machine = (verdict.get("machine_gpus") or {"value": 1})["value"]  # it serves each arm on all of its GPUs
+    used = {arm: (arms[arm].get("cost", {}).get("num_gpus") or {"value": machine})["value"] for arm in rates}
+    speeds = {arm: rate["value"] * machine / used[arm] for arm, rate in rates.items() if rate}
     last = 2 * (even["value"] if even else spent["value"] * speeds["teacher"])
     figure = go.Figure()
     for arm, before_s in (("teacher", 0), ("student", spent["value"])):

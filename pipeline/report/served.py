@@ -9,6 +9,7 @@ from pipeline.report.figures import Column, Table
 PREFIX = "output_tokens_per_s_at_"
 TAKES = [
     *figures.SIZE,
+    Column("cost", "num_gpus", "GPUs", "served on", figures.whole),
     Column("cost", "load_s", "Load", "s, to the first question", figures.tokens, "lower"),
     Column(
         "cost", "peak_rss_bytes", "Peak memory", "of its processes", lambda value: figures.scaled(value, "B"), "lower"

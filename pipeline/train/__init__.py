@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from peft import PeftModel
 
-from pipeline import model_folder, models
+from pipeline import model_folder, models, quantised
 from pipeline.config import Config, Train, check_counts, output_settings
 from pipeline.console import say
 from pipeline.files import file_hash, readable, user_disk_errors
@@ -64,8 +64,10 @@ def _make_ready(
     untrained = stage.path / "untrained"
     _once(untrained, lambda target: stage.remember(student=student.make(config, teacher, target, lessons)))
     say("train: proving that tokens and log-probs are aligned")
-    dtype = run_dir.manifest("generate").get("teacher_dtype", "")
-    return contract.prove(lessons, teacher, student.load(untrained), dtype, config.train)
+    made = run_dir.manifest("generate")
+    is_quantised = quantised.is_served(teacher.config(), made["fingerprint"].get("teacher.engine", {}))
+    dtype = made.get("teacher_dtype", "")
+    return contract.prove(lessons, teacher, student.load(untrained), dtype, config.train, is_quantised)
 
 
 def _finish(stage: Stage, settings: Train, lessons: Answers, validation: Answers, facts: dict[str, Any]) -> None:
@@ -107,7 +109,7 @@ def _train_arm(
         return
     untrained = stage.path / "untrained"
     model = student.load(untrained) if settings.lora is None else student.load_frozen(untrained, settings.lora.bits)
-    live = student.load(teacher.path) if settings.targets == "live" else None
+    live = student.load(teacher.path, contract.fitting_dtype(teacher)) if settings.targets == "live" else None
     tokenizer, checkpoints = teacher.tokenizer(), stage.path / "checkpoints" / arm
     fitted = fit(settings, arm, model, tokenizer, lessons, validation, stage.path, checkpoints, live)
     trained, weights = fitted.pop("model"), fitted.pop("state_dict")

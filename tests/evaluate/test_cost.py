@@ -130,6 +130,37 @@ def test_without_a_price_there_are_hours_and_no_costs(done: RunDir) -> None:
     assert found["break_even_output_tokens"]["high"] == pytest.approx(800_000, rel=0.01)
 
 
+def test_on_gpus_all_is_of_a_machine_that_is_full(done: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight GPUs: eight students of 300 tokens a second, or two teachers of 400 on four GPUs each."""
+    monkeypatch.setattr("pipeline.hardware.num_gpus", lambda: 8)
+    times = {"student": rounds(300.0, num_gpus=1), "teacher": rounds(400.0, num_gpus=4)}
+    assert cost.machine_gpus(times.values()) == 8
+    found: Any = cost.comparisons(done, opened(done), times, True, 7.2)
+    assert found["machine_gpus"]["value"] == 8
+    assert found["distillation_cost"]["value"] == pytest.approx(8.0, abs=0.01)
+    assert found["break_even_output_tokens"]["value"] == pytest.approx(4000 / (1 / 800 - 1 / 2400), rel=0.01)
+    figure = {"value": 1.0, "low": None, "high": None, "num": 1}
+    costs: Any = {"cost": {"cost_per_million_output_tokens": figure}}
+    said = cost.sentence({"student": costs, "teacher": costs}, found)
+    assert "hours of this machine (8 GPUs), at a price of 8" in said
+    assert said.endswith("Costs and tokens are of a machine that serves the arm on all of its GPUs.")
+
+
+@pytest.mark.parametrize(("rate", "num_gpus", "cost_of_million"), [(300.0, 1, 1 / 1.2), (400.0, 4, 2.5)])
+def test_a_million_tokens_cost_the_part_of_the_machine_that_they_take(
+    tmp_path: Path, rate: float, num_gpus: int, cost_of_million: float
+) -> None:
+    found: Any = cost.figures(tiny(tmp_path), rounds(rate, num_gpus=num_gpus), 7.2, num_gpus=8)
+    assert found["num_gpus"]["value"] == num_gpus
+    assert found["cost_per_million_output_tokens"]["value"] == pytest.approx(cost_of_million)
+
+
+def test_an_arm_may_run_on_more_gpus_than_this_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.hardware.num_gpus", lambda: 8)
+    assert cost.machine_gpus([rounds(1.0, num_gpus=16), rounds(1.0, num_gpus=1)]) == 16
+    assert cost.machine_gpus([rounds(1.0), rounds(1.0)]) == 0
+
+
 def test_a_million_tokens_cost_the_seconds_they_take(byte_tokenizer: Path, tmp_path: Path) -> None:
     folder = tiny(tmp_path)
     found = cost.figures(folder, rounds(100.0, 50.0, 200.0), 3.6)

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import meters
 from pipeline.config import Evaluate
+from pipeline.engine_args import num_gpus
 from pipeline.evaluate import speed
 
 
@@ -15,6 +16,7 @@ class Timed:
     start_s = 2.5
     gpu_bytes_before: int | None = 10
     pid = 1
+    num_gpus = 0
 
     def __init__(self, name: str, log: list[tuple[str, int, bool]]) -> None:
         self.name, self._log = name, log
@@ -86,3 +88,37 @@ def test_throughputs_are_compared_round_by_round_where_timed_in_turn() -> None:
     theirs: list[speed.Round] = [{"output_tokens_per_s": rate} for rate in (10.0, 10.0, 4.0)]
     assert speed.over(ours, theirs, together=True) == {"value": 3.0, "low": 1.0, "high": 5.0, "num": 3}
     assert speed.over(ours, theirs, together=False) == {"value": 2.0, "low": None, "high": None, "num": 1}
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_teacher_on_four_gpus_is_compared_with_four_students(together: bool) -> None:
+    ours: list[speed.Round] = [{"output_tokens_per_s": 300.0, "num_gpus": 1}]
+    theirs: list[speed.Round] = [{"output_tokens_per_s": 400.0, "num_gpus": 4}]
+    assert speed.over(ours, theirs, together)["value"] == pytest.approx(3.0)
+    assert speed.over(ours, [{"output_tokens_per_s": 400.0, "num_gpus": 0}], together)["value"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "num"),
+    [
+        ({}, 1),
+        ({"tensor_parallel_size": 4}, 4),
+        ({"tensor_parallel_size": 4, "pipeline_parallel_size": 2}, 8),
+        ({"tensor_parallel_size": None, "prefill_context_parallel_size": 2}, 2),
+    ],
+)
+def test_how_many_gpus_an_engine_takes(engine_args: dict[str, Any], num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.hardware.is_cpu", lambda: False)
+    assert num_gpus(engine_args) == num
+    monkeypatch.setattr("pipeline.hardware.is_cpu", lambda: True)
+    assert num_gpus(engine_args) == 0
+
+
+def test_each_round_tells_its_arms_gpus() -> None:
+    Timed.num_gpus = 2
+    try:
+        rounds, _ = timed("a", speed_concurrency=(1,), speed_rounds=1)
+    finally:
+        Timed.num_gpus = 0
+    assert rounds["a"][0]["num_gpus"] == 2
+    assert speed.rows(rounds).column("num_gpus").to_pylist() == [2.0]

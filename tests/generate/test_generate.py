@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fabricated_run import make
 
@@ -12,6 +13,7 @@ from pipeline import config as config_module
 from pipeline import generate
 from pipeline.errors import UserError
 from pipeline.generate.engine import Answer
+from pipeline.kv_cache import Load
 from pipeline.rundir import RunDir
 
 
@@ -28,6 +30,21 @@ def test_a_completion_that_prepare_read_is_what_is_asked_for() -> None:
     rows = [{**row, "completion_token_ids": [2, 3]}, {**row, "completion_token_ids": None}, row]
     asked = [generate.request(row, config.generate).completion_token_ids for row in rows]
     assert asked == [(2, 3), None, None]
+
+
+@pytest.mark.parametrize(("mode", "tokens"), [("sample", 3 + 512), ("score", 3 + 1)])
+def test_an_engine_is_told_the_longest_request_of_the_run(tmp_path: Path, mode: str, tokens: int) -> None:
+    run_dir = make(tmp_path, until="prepare")
+    config = config_module.validate({"name": "trial", "generate": {"mode": mode}}, "test")
+    assert generate.load_of(config, run_dir, 6) == Load(6, tokens)
+
+
+def test_a_completion_counts_as_part_of_the_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = make(tmp_path, until="prepare")
+    rows = {"prompt_token_ids": [[1, 2], [1, 2, 3]], "completion_token_ids": [[4] * 9, None]}
+    monkeypatch.setattr(generate, "read_shards", lambda *_: iter([pa.table(rows), pa.table(rows).slice(0, 0)]))
+    config = config_module.validate({"name": "trial", "generate": {"mode": "score"}}, "test")
+    assert generate.load_of(config, run_dir, 6).tokens == 2 + 9 + 1
 
 
 class CountingTeacher:

@@ -23,7 +23,7 @@ import pytest
 from faulty_proxy import LATE_S, FaultyProxy
 from processes import survivors
 
-from pipeline import codec, models, vllm_server
+from pipeline import codec, kv_cache, models, vllm_server
 from pipeline import config as config_module
 from pipeline.chat_template import ChatTemplate
 from pipeline.errors import UserError
@@ -156,6 +156,37 @@ def test_the_key_is_in_the_environment_and_in_no_flag(demo_teacher: Path, monkey
     assert "k-e-y" not in " ".join(listed)
     assert {"--host=127.0.0.1", "--served-model-name=demo", "--logprobs-mode=raw_logprobs"} <= set(listed)
     assert "--max-logprobs=201" in listed, "one more than K"
+
+
+def test_a_server_whose_cache_vllm_refuses_is_tried_with_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The server's place is taken by a script that ends as vLLM's does, and at 1 GiB stays up."""
+    vllm = tmp_path / "vllm"
+    refusal = "(5.75/7.59 GiB) on kv cache allocation is less than requested memory for kv (2.0 GiB). Decrease"
+    vllm.write_text(
+        f"""#!/bin/sh
+echo $@ >> {tmp_path}/asked
+case "$@" in *--kv-cache-memory-bytes={1 << 30}*) exec sleep 100;; esac
+echo "ValueError: Available memory on node 0 {refusal}" >&2
+exit 1
+"""
+    )
+    vllm.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(vllm))
+    monkeypatch.setattr(kv_cache, "size", lambda *_: kv_cache.Cache(4 << 30, 1 << 20, 9))
+    monkeypatch.setattr(kv_cache, "_make_room", lambda *_: None)
+    monkeypatch.setattr(httpx, "get", lambda *_, **__: _answers_once_up(tmp_path / "asked", tries=3))
+    with vllm_server.running("demo", {"model": "m"}, 8000, "k-e-y", Load()) as process:
+        assert process.poll() is None
+    assert process.poll() is not None
+    assert len((tmp_path / "asked").read_text().splitlines()) == 3
+    assert "vLLM finds 5.75 of 7.59 GiB free on memory node 0" in capfd.readouterr().err
+
+
+def _answers_once_up(asked: Path, tries: int) -> httpx.Response:
+    is_up = asked.exists() and len(asked.read_text().splitlines()) >= tries
+    return httpx.Response(200 if is_up else 503)
 
 
 def test_what_a_killed_server_leaves_is_stopped_too() -> None:

@@ -424,6 +424,14 @@ def test_break_even_is_where_the_lines_cross() -> None:
     assert teacher == [[0, 144_000], [0, 4]]
     assert student == [[0, 144_000], [1, 3]]  # hours; so that both are 2 at 72,000 tokens
     assert drawn["layout"]["shapes"][0]["x0"] == 72_000
+    for arm, num_gpus in (("teacher", 4), ("student", 1)):  # of each GPU 10 and 80, so 80 and 640 on all 8
+        arms[arm] = {"speed": {"output_tokens_per_s": figure(10.0 * 4 if arm == "teacher" else 80)}}
+        arms[arm]["cost"] = {"num_gpus": figure(num_gpus)}
+    on_gpus = charts.break_even(arms, verdict | {"machine_gpus": figure(8)})
+    assert on_gpus
+    assert sorted(line["y"][1] - line["y"][0] for line in on_gpus["data"]) == pytest.approx(
+        [144_000 / 640 / 3600, 144_000 / 80 / 3600]
+    )
     never = charts.break_even(arms, {**verdict, "break_even_output_tokens": None})
     assert never
     assert "shapes" not in never["layout"]

@@ -50,4 +50,4 @@ def test_a_run_of_before_has_its_one_throughput(run_dir: RunDir) -> None:
 
 def test_what_the_machine_did_not_tell_is_a_dash(run_dir: RunDir) -> None:
     [row, *_] = [row for row in page_of(run_dir).rows_of("Student") if "2.25 GB" in row]
-    assert row[1:] == ["134.5 M", "538 MB", "12.5", "2.25 GB", "–", "0.125 0.120 – 0.130", "–", "–"]
+    assert row[1:] == ["134.5 M", "538 MB", "–", "12.5", "2.25 GB", "–", "0.125 0.120 – 0.130", "–", "–"]
