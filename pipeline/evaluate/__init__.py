@@ -71,6 +71,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     if stage.complete:
         return
     run_dir.check_files("train")
+    next(forced_texts.held_out(config, run_dir))  # before an arm is served: there is one
     teacher = models.teacher_of(run_dir)
     models.check_weights(teacher, run_dir)
     folders = {"teacher": teacher.path, **{arm: run_dir.stage_path("train") / arm for arm in ARMS[1:-1]}}

@@ -239,6 +239,42 @@ def test_a_source_without_prompts_is_refused(prepared: Any, lines: str) -> None:
         prepared.do(prepared.file("a.jsonl", lines))
 
 
+@pytest.mark.parametrize(
+    ("num", "share", "told"),
+    [
+        (40, 0.1, "raise prepare.held_out_frac from 0.1 to 0.5, or give more prompts"),
+        (15, 0.1, "give more prompts, some 200 at prepare.held_out_frac=0.1"),
+        (
+            40,
+            0.0,
+            "none of its 40 prompts is held out, and intervals need about 20; raise prepare.held_out_frac from 0",
+        ),
+        (200, 0.3, ""),
+    ],
+)
+def test_too_few_held_out_prompts_are_told_with_what_helps(
+    prepared: Any, capsys: pytest.CaptureFixture[str], num: int, share: float, told: str
+) -> None:
+    prepared.do(prepared.lines(*numbered(num)), held_out_frac=share)
+    said = " ".join(capsys.readouterr().err.split())
+    assert told in said
+    assert ("intervals need" in said) == bool(told)
+    assert "1 prompts" not in said
+
+
+def test_the_shipped_prompts_are_not_taken_in_silence(
+    prepared: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.Model, "context_tokens", lambda self: 1 << 16)
+    config = prepared.config(
+        {"path": "prompts/seeds.jsonl", "licence": "apache-2.0"}, max_prompts=30, held_out_frac=0.5
+    )
+    prepare.run(config, prepared.run_dir)
+    assert "the prompts are the shipped ones, prompts/seeds.jsonl; name your own in prepare.sources" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 def test_a_corpus_that_is_held_out_altogether_is_refused(prepared: Any) -> None:
     with pytest.raises(UserError, match=r"none is left to train on; .*prepare\.held_out_frac"):
         prepared.do(prepared.lines({"prompt": "Hi"}), held_out_frac=0.999999)
