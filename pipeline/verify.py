@@ -30,7 +30,7 @@ def run(run_dir: RunDir) -> list[tuple[str, str]]:
             continue
         num_files = len(run_dir.manifest(stage)["files"])
         told = checks[stage](run_dir) if stage in checks else "nothing more to prove from files"
-        proved.append((stage, f"{counted(num_files, 'file')} as written; {told}"))
+        proved.append((stage, f"{counted(num_files, 'file')} unaltered; {told}"))
     return proved
 
 

@@ -262,7 +262,7 @@ def test_a_run_that_is_not_there_can_not_explain(tmp_path: Path) -> None:
 
 def test_what_was_dropped_can_be_read(tmp_path: Path) -> None:
     run = make(tmp_path, until="filter").path
-    assert "1 of 1 answers: truncated" in invoke("sample", run, "--reason", "truncated").stdout
+    assert "1 of 1 answer: truncated" in invoke("sample", run, "--reason", "truncated").stdout
     assert "2 of 4 answers: kept" in invoke("sample", run, "--reason", "kept", "--num", "2").stdout
     assert "no reason of this run's filter" in error_line("sample", run, "--reason", "ugly")
 

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from pipeline import models
 from pipeline.config import Config, output_settings
-from pipeline.console import say
+from pipeline.console import counted, say
 from pipeline.export import cards, model_index
 from pipeline.files import read_json, readable
 from pipeline.rundir import RunDir
@@ -78,7 +78,7 @@ def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> M
 A student of {teacher}, distilled with Retort.
 
 - Started from: {start}
-- Learnt from: {trained["counts"]["rows"]} answers of the teacher, {trained["counts"]["answer_tokens"]} tokens,
+- Learnt from: {counted(trained["counts"]["rows"], "answer")} of the teacher, {trained["counts"]["answer_tokens"]} tokens,
   with the {generated["k"]} best log-probs behind each
 - Loss: {loss}
 - Teacher weights: `{generated["fingerprint"]["teacher.weights"]}`
