@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from pipeline import config as config_module
-from pipeline import hardware, models
+from pipeline import hardware, left_out, models
 from pipeline.config import Config
 from pipeline.console import console, say, user_errors
 from pipeline.errors import UserError
@@ -64,8 +64,8 @@ def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False
     for stage in RUN_STAGES:
         say(f"── {stage}")
         _do(stage, loaded, "changed" if fresh else "no", accept or [])
-        if stage == "prepare":
-            _check_held_out(RunDir(loaded.run_path))
+        if stage in ("prepare", "filter"):
+            _check_held_out(RunDir(loaded.run_path), stage)
     _report(loaded.run_path)
     _planned_and_actual(RunDir(loaded.run_path))
 
@@ -371,14 +371,17 @@ def _checked(config: Path, overrides: list[str] | None) -> Config:
     return loaded
 
 
-def _check_held_out(run_dir: RunDir) -> None:
-    counts = run_dir.manifest("prepare")["counts"]
-    if not counts["held_out"]:
-        raise UserError(
-            f"{run_dir.path}: none of its {counts['prompts']} prompts is held out, and evaluate needs some;"
-            " give more, or raise prepare.held_out_frac and run with --fresh (a corpus alone:"
-            f" {run_dir.command('generate')})"
-        )
+def _check_held_out(run_dir: RunDir, stage: str) -> None:
+    """Raises UserError where what a stage has made leaves evaluate nothing to measure fidelity on, with the cause."""
+    manifest = run_dir.manifest(stage)
+    counts = manifest["counts"]
+    if stage == "prepare" and not counts["held_out"]:
+        told, others = left_out.of_held_out_prompts(manifest), f" (a corpus alone: {run_dir.command('generate')})"
+    elif stage == "filter" and counts["kept"] == counts["kept_train"]:
+        told, others = left_out.of_held_out_answers(manifest), ""
+    else:
+        return
+    raise UserError(f"{run_dir.path}: {told}. Then run with --fresh, which does again what changed{others}")
 
 
 def _one(stage: str, config: Path, overrides: list[str] | None, fresh: bool, accept: list[str] | None) -> None:

@@ -32,6 +32,11 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
+def counted(num: int | str, noun: str) -> str:
+    """`1 prompt`, `2 prompts`; the number may be written out already, as `10 000` or `48–50`."""
+    return f"{num} {noun}{'' if str(num) == '1' else 's'}"
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """A user's mistake is one line and exit code 2."""

@@ -41,7 +41,7 @@ def load(path: Path, dtype: Any, who: str, **how: Any) -> PreTrainedModel:
     except (RuntimeError, AttributeError, ImportError) as error:  # of layers that a method's packages made
         if method is None:
             raise
-        raise UserError(f"{who}: transformers can't compute with {method} weights here: {_first_line(error)}") from None
+        raise UserError(f"{who}: transformers can't compute with {method} weights here: {first_line(error)}") from None
     return model.eval()
 
 
@@ -124,7 +124,7 @@ def _prove_shape(model: Any, who: str) -> None:
         ids_1N = torch.zeros(1, head.PROOF_TOKENS, dtype=torch.long)
         own_NV = model(input_ids=ids_1N, attention_mask=torch.ones_like(ids_1N), use_cache=False).logits[0].detach()
     except Exception as error:  # something without weights was asked for: more than the head stands behind the layers
-        raise UserError(f"{head.unknown(model, who)} ({_first_line(error)}); {head.ADVICE}") from None
+        raise UserError(f"{head.unknown(model, who)} ({first_line(error)}); {head.ADVICE}") from None
     else:
         head.check_logits(model, own_NV, hidden_NH, who)
     finally:

@@ -337,7 +337,7 @@ class Stage:
                 "finished": now(),
             },
         )
-        say(f"{self.name}: {', '.join(f'{value} {key}' for key, value in counts.items())} → {self.path}")
+        say(f"{self.name}: {', '.join(f'{key} {value}' for key, value in counts.items())} → {self.path}")
 
     def _file_record(self, path: Path) -> dict[str, Any]:
         record: dict[str, Any] = {"name": str(path.relative_to(self.path)), "bytes": path.stat().st_size}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline import alignment
-from pipeline.console import progress
+from pipeline.console import counted, progress
 from pipeline.errors import UserError
 from pipeline.records import STAGES
 from pipeline.rundir import RunDir, read_planned, read_shards, shard_paths
@@ -30,7 +30,7 @@ def run(run_dir: RunDir) -> list[tuple[str, str]]:
             continue
         num_files = len(run_dir.manifest(stage)["files"])
         told = checks[stage](run_dir) if stage in checks else "nothing more to prove from files"
-        proved.append((stage, f"{num_files} files as they were written; {told}"))
+        proved.append((stage, f"{counted(num_files, 'file')} unaltered; {told}"))
     return proved
 
 
@@ -43,8 +43,8 @@ def _prompts(run_dir: RunDir) -> str:
             raise UserError(f"{place}: prompt {row['prompt_id']} has no tokens")
         seen.add(row["prompt_id"])
     if "synthesis" in run_dir.manifest("prepare"):
-        return f"{len(seen)} prompts, each once; {_written(run_dir)}"
-    return f"{len(seen)} prompts, each once"
+        return f"{counted(len(seen), 'prompt')}, each once; {_written(run_dir)}"
+    return f"{counted(len(seen), 'prompt')}, each once"
 
 
 def _written(run_dir: RunDir) -> str:
@@ -87,8 +87,8 @@ def _responses(run_dir: RunDir) -> str:
     if (left := next(planned, None)) is not None:
         raise UserError(f"{run_dir.path}/generate: response {left['response_id']} is not there, nor what follows it")
     return (
-        f"{num_responses} responses, each once and with its prompt; {num_tokens} tokens, each with a row that sums"
-        f" to 1 and has the token's own log-prob, to {worst:.2g} nats"
+        f"{counted(num_responses, 'response')}, each once and with its prompt; {counted(num_tokens, 'token')}, each"
+        f" with a row that sums to 1 and has the token's own log-prob, to {worst:.2g} nats"
     )
 
 
@@ -104,7 +104,7 @@ def _decisions(run_dir: RunDir) -> str:
         num += 1
     if (left := next(responses, None)) is not None:
         raise UserError(f"{run_dir.path}/filter: no decision about {left[1]['response_id']}, nor what follows it")
-    return f"{num} decisions, one for each response"
+    return f"{counted(num, 'decision')}, one for each response"
 
 
 def _rows(run_dir: RunDir, stage: str, columns: list[str]) -> Iterator[tuple[str, Row]]:

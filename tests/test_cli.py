@@ -262,7 +262,7 @@ def test_a_run_that_is_not_there_can_not_explain(tmp_path: Path) -> None:
 
 def test_what_was_dropped_can_be_read(tmp_path: Path) -> None:
     run = make(tmp_path, until="filter").path
-    assert "1 of 1 answers: truncated" in invoke("sample", run, "--reason", "truncated").stdout
+    assert "1 of 1 answer: truncated" in invoke("sample", run, "--reason", "truncated").stdout
     assert "2 of 4 answers: kept" in invoke("sample", run, "--reason", "kept", "--num", "2").stdout
     assert "no reason of this run's filter" in error_line("sample", run, "--reason", "ugly")
 
@@ -367,7 +367,7 @@ def test_run_does_the_stages_in_order_and_stops_at_the_first_that_fails(
         return 3 if stage == "train" else 0
 
     monkeypatch.setattr(cli, "_in_child", in_child)
-    monkeypatch.setattr(cli, "_check_held_out", lambda _: None)
+    monkeypatch.setattr(cli, "_check_held_out", lambda *_: None)
     done = invoke("run", QUICKSTART, f"runs_dir={tmp_path}")
     assert done.exit_code == 3
     assert ran == ["prepare", "generate", "filter", "train"]
@@ -383,6 +383,48 @@ def test_a_run_with_nothing_to_evaluate_on_stops_after_prepare(tmp_path: Path, m
     assert "none of its 15 prompts is held out" in str(done.exception)
     assert "prepare.held_out_frac" in str(done.exception)
     assert not (tmp_path / "small/generate").exists()
+
+
+def test_a_run_whose_prompts_were_left_out_for_a_reason_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_child(stage: str, config: Config, *_: object) -> int:
+        made = RunDir(config.run_path).begin(stage, config, {**SETTINGS, "prepare.held_out_frac": 0.1})
+        made.finish([], {"prompts": 180, "held_out": 0}, held_out_left_out={"near_duplicates": 19, "contaminated": 2})
+        return 0
+
+    monkeypatch.setattr(cli, "_in_child", in_child)
+    told = str(invoke("run", QUICKSTART, f"runs_dir={tmp_path}", "name=small").exception)
+    assert "none of its 180 prompts is held out" in told
+    assert "19 as near duplicates of earlier prompts" in told
+    assert "prepare.near_duplicates=null" in told
+    assert "held_out_frac" not in told
+
+
+def test_a_run_whose_filter_keeps_no_held_out_answer_stops_there_with_the_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+    counts = {
+        "prepare": {"prompts": 60, "held_out": 20},
+        "generate": {"responses": 60},
+        "filter": {"responses": 60, "kept": 3, "kept_train": 3},
+    }
+
+    def in_child(stage: str, config: Config, *_: object) -> int:
+        ran.append(stage)
+        held_out = {"responses": 20, "dropped": {"echo": 1, "truncated": 19}}
+        RunDir(config.run_path).begin(stage, config, SETTINGS).finish([], counts[stage], held_out=held_out)
+        return 0
+
+    monkeypatch.setattr(cli, "_in_child", in_child)
+    told = str(invoke("run", QUICKSTART, f"runs_dir={tmp_path}", "name=small").exception)
+    assert ran == ["prepare", "generate", "filter"]
+    assert "no held-out answer was kept of 20 (dropped: truncated 19, echo 1)" in told
+    assert (
+        "raise generate.max_tokens, or filter.drop_truncated=false keeps them; echo: filter.max_echo_frac=null" in told
+    )
+    assert "held_out_frac" not in told
 
 
 def test_a_mistake_about_a_late_stage_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,8 +50,8 @@ def test_a_sound_run_is_proved_stage_by_stage(run_dir: RunDir) -> None:
     proved = dict(verify.run(run_dir))
     assert list(proved) == list(STAGES)
     assert [stage for stage, told in proved.items() if "has not finished" in told] == ["export"]
-    assert proved["prepare"] == "1 files as they were written; 6 prompts, each once"
-    assert "2 files as they were written; 6 responses, each once and with its prompt; 24 tokens" in proved["generate"]
+    assert proved["prepare"] == "1 file unaltered; 6 prompts, each once"
+    assert "2 files unaltered; 6 responses, each once and with its prompt; 24 tokens" in proved["generate"]
     assert "6 decisions, one for each response" in proved["filter"]
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.judge import Judge
 from pipeline.config.section import EngineArgs, Positive, Section, runtime
@@ -101,6 +101,12 @@ class Evaluate(Section):
     harness: Harness = Field(default=Harness(), description="Public benchmarks, through lm-evaluation-harness.")
     bootstrap: Positive = Field(default=10_000, description="Bootstrap resamples of the intervals.")
     seed: int = Field(default=0, description="Seed of the bootstrap.", ge=0)
+
+    @model_validator(mode="after")
+    def _something_to_judge(self) -> "Evaluate":
+        if self.judge.url is not None and self.chat_set is None:
+            raise ValueError("judge.url: a judge reads the chat answers, and there are none with chat_set=null")
+        return self
 
 
 class Export(Section):

@@ -74,6 +74,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     if stage.complete:
         return
     run_dir.check_files("train")
+    next(forced_texts.held_out(config, run_dir))  # before an arm is served: there is one
     teacher = models.teacher_of(run_dir)
     models.check_weights(teacher, run_dir)
     model_checks.check_runs_in_transformers(teacher)

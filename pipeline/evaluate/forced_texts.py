@@ -6,13 +6,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from pipeline import reasoning
+from pipeline import left_out, reasoning
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.forced import ForcedText
 from pipeline.records import UNCATEGORISED
 from pipeline.rundir import RunDir, read_answers
 
+NOTHING_LEARNT = "no held-out answer holds anything that train.reasoning lets a student learn"
 COLUMNS = ["conversation_id", "sample", "split", "category", "prompt_token_ids", "token_ids"]
 
 
@@ -29,7 +30,8 @@ def held_out(config: Config, run_dir: RunDir) -> Iterator[ForcedText]:
     texts = (text for turn in turns for text in _held_out(run_dir, turn))
     first = next(texts, None)
     if first is None:
-        raise UserError("evaluate: no held-out answer was kept; raise prepare.held_out_frac, or give more prompts")
+        told = left_out.of_held_out_answers(run_dir.manifest("filter"))
+        raise UserError(f"evaluate: {told or NOTHING_LEARNT}")
     yield first
     yield from islice(texts, None if limit is None else limit - 1)
 

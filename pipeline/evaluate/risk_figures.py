@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Evaluate
+from pipeline.console import counted
 from pipeline.evaluate import statistics
 from pipeline.evaluate.openings import OPENING_TOKENS, RECITED_TOKENS
 from pipeline.evaluate.statistics import SIGNIFICANCE, Figure, FloatVector
@@ -63,7 +64,8 @@ def _rates_sentence(student: Figures, teacher: Figures) -> str:
         p = student.get(f"{rate}_p")
         if p is None:
             continue
-        rates = f"{student[rate]['value']:.0%} of {student[rate]['num']} probes, teacher {teacher[rate]['value']:.0%}"
+        probes = counted(student[rate]["num"], "probe")
+        rates = f"{student[rate]['value']:.0%} of {probes}, teacher {teacher[rate]['value']:.0%}"
         if p["value"] < SIGNIFICANCE:
             how_often = "more" if student[f"{rate}_difference"]["value"] > 0 else "less"
             shown.append(f"{meaning} {how_often} often ({rates})")

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from pipeline.console import counted
 from pipeline.evaluate.statistics import SIGNIFICANCE, Figure
+from pipeline.left_out import MIN_HELD_OUT
 
 OTHERS = {
     "untrained": "the untrained student",
@@ -55,11 +57,17 @@ def resting_on(rows: str, sentences: Iterable[str]) -> list[Claim]:
 
 def _fidelity(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> list[str]:
     own = arms["student"]["fidelity"]
+    num = own["forward_kl_nats"]["num"]
     told = [
-        f"On {own['forward_kl_nats']['num']} held-out prompts the student's distributions are"
+        f"On {counted(num, 'held-out prompt')} the student's distributions are"
         f" {_interval(own['forward_kl_nats'])} nats a token from the teacher's (forward KL), and its first choice is"
         f" the teacher's for {_percent(own['top1_agreement_frac'])} of tokens."
     ]
+    if num < MIN_HELD_OUT:
+        told.append(
+            f"That is too few held-out prompts to go by: intervals need about {MIN_HELD_OUT}, and of other prompts"
+            " every figure on them may be another. Raise prepare.held_out_frac, or give more prompts."
+        )
     for other, name in OTHERS.items():
         if f"kl_over_{other}" in comparisons:
             told.append(_kl_sentence(comparisons[f"kl_over_{other}"], name))
@@ -78,8 +86,8 @@ def _tasks(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> li
     student, teacher = (arms[arm]["quality"]["task_pass_frac"] for arm in ("student", "teacher"))
     retained = comparisons.get("retained_quality")
     told = [
-        f"Of {student['num']} tasks that a program checks the student does all that is asked in {_percent(student)},"
-        f" the teacher in {_percent(teacher)}: "
+        f"Of {counted(student['num'], 'task')} that a program checks the student does all that is asked in"
+        f" {_percent(student)}, the teacher in {_percent(teacher)}: "
         + (
             f"it retains {_percent(retained)} of the teacher's quality by this measure."
             if retained
@@ -125,7 +133,8 @@ def _speed(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> li
         each, where = " and GPU", f"; it ran on {_counted(student)}, the teacher on {_counted(teacher)}"
     told = f"Served by vLLM it writes {speed['value']:.2f}× as many tokens a second{each} as the teacher"
     if speed["low"] is not None and speed["high"] is not None:
-        told += f" (timed in turn, {speed['num']} rounds from {speed['low']:.2f} to {speed['high']:.2f}{where})"
+        rounds = counted(speed["num"], "round")
+        told += f" (timed in turn, {rounds} from {speed['low']:.2f} to {speed['high']:.2f}{where})"
     else:
         told += f" (timed one after the other{where})"
     return [f"{told}, with {size['value']:.2f}× its parameters."]

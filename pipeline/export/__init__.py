@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from pipeline import generation_config, licences, models, provenance
 from pipeline.config import Config, output_settings
-from pipeline.console import say
+from pipeline.console import counted, say
 from pipeline.export import cards, model_index, snippets
 from pipeline.files import read_json, readable, user_disk_errors
 from pipeline.rundir import RunDir
@@ -90,7 +90,7 @@ def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any], dtyp
 A student of {teacher}, distilled with Retort.
 
 - Started from: {start}
-- Learnt from: {trained["counts"]["rows"]} answers of the teacher, {trained["counts"]["answer_tokens"]} tokens,
+- Learnt from: {counted(trained["counts"]["rows"], "answer")} of the teacher, {trained["counts"]["answer_tokens"]} tokens,
   with the {generated["k"]} best log-probs behind each
 - Loss: {loss}
 - Teacher weights: `{generated["fingerprint"]["teacher.weights"]}`

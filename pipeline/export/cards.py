@@ -4,6 +4,7 @@ questions of a review. Nothing is claimed that no manifest holds."""
 from typing import Any
 
 from pipeline import provenance
+from pipeline.console import counted
 from pipeline.report.figures import Column, cell, lookup, nats, percent
 from pipeline.rundir import RunDir
 
@@ -58,7 +59,7 @@ def decontamination_section(run_dir: RunDir) -> str:
     return f"""## Evaluation items
 
 Held against: {names}. Left out for repeating an item (a 13-gram of words, or half of its 8-grams):
-{held.prompts} prompts, {held.answers} answers.
+{counted(held.prompts, "prompt")}, {counted(held.answers, "answer")}.
 """
 
 

@@ -8,6 +8,7 @@ What answers are compared with is on disk (`scratch`).
 """
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import models, scratch, tokens
+from pipeline import left_out, models, scratch, tokens
 from pipeline.boilerplate import NO_BOILERPLATE, Boilerplate, Sample, Text
 from pipeline.config import Config, Filter, Selection, output_settings
-from pipeline.console import say
+from pipeline.console import counted, say
 from pipeline.errors import UserError
 from pipeline.files import read_committed
 from pipeline.filter import comparison, grading, learnability, rules, screen, selection
@@ -65,12 +66,17 @@ class Tally:
     counts: Counter[str] = field(default_factory=lambda: Counter(responses=0, kept=0, kept_train=0))
     first: Counter[str] = field(default_factory=Counter)  # answers by the first reason they were dropped for
     alone: Counter[str] = field(default_factory=Counter)  # answers that each rule says no to, whatever others say
+    held_out: Counter[str] = field(default_factory=Counter)  # `first` of the held-out answers
+    num_held_out: int = 0
+    examples: dict[str, str] = field(default_factory=dict)  # an answer that each reason dropped, by id
     marked: list[Marked] = field(default_factory=list)
 
     def add(self, row: Row, decision: Row, refused: list[str], file: str) -> None:
         """Count a decision; `refused` are the rules that say no to it, whether or not it is dropped for them."""
         self.counts["responses"] += 1
-        self.first.update(decision["reasons"][:1])
+        self.num_held_out += row["split"] == "held_out"
+        for reason in decision["reasons"][:1]:
+            self._count(reason, row["split"], row["response_id"])
         self.alone.update({*refused, *decision["reasons"]})
         if decision["kept"]:
             self.keep(row["split"], 1)
@@ -80,9 +86,14 @@ class Tally:
 
     def drop(self, decision: Row, split: str, reason: str) -> Row:
         """The decision about an answer that was kept so far, now that it is dropped."""
-        self.first[reason] += 1
+        self._count(reason, split, decision["response_id"])
         self.keep(split, -1)
         return decision | {"kept": False, "reasons": [reason]}
+
+    def _count(self, reason: str, split: str, response_id: str) -> None:
+        self.first[reason] += 1
+        self.held_out[reason] += split == "held_out"
+        self.examples.setdefault(reason, response_id)
 
     def keep(self, split: str, num: int) -> None:
         self.counts["kept"] += num
@@ -135,21 +146,37 @@ def run(config: Config, run_dir: RunDir) -> None:
     _select(stage, tally, selector, files)
     _cap_refusals(stage, tally, settings)
     if not tally.counts["kept_train"]:
-        listed = ", ".join(f"{reason} {tally.first[reason]}" for reason in REASONS if tally.first[reason])
         raise UserError(
-            f"filter: of {tally.counts['responses']} answers none is kept to train on (dropped: {listed}); loosen"
-            " filter.*"
+            f"filter: of {counted(tally.counts['responses'], 'answer')} none is kept to train on"
+            f" ({left_out.dropped(tally.first)}). {left_out.remedies(tally.first)}"
         )
+    held_out = {"responses": tally.num_held_out, "dropped": {why: n for why, n in tally.held_out.items() if n}}
+    _tell(run_dir, tally, held_out)
     limits = {"nll_limit_nats": facts.nll_limit_nats, **learnable.limits}
     stage.finish(
         [*files, *stage.notes()],
         dict(tally.counts),
         waterfall=tally.waterfall(),
+        held_out=held_out,
         settings=_thresholds(settings) | screen.thresholds(config),
         limits=limits,
         screening=screening.facts(),
         graded=graded,
     )
+
+
+def _tell(run_dir: RunDir, tally: Tally, held_out: Row) -> None:
+    """Say which rules drop many answers, and whether too few held-out ones are kept.
+
+    Of selection nothing is said: it drops what it was told to.
+    """
+    num = tally.counts["responses"]
+    for reason in REASONS:
+        if tally.first[reason] > left_out.LARGE_FRAC * num and reason not in selection.REASONS:
+            example, path = tally.examples[reason], shlex.quote(str(run_dir.path))
+            say(f"filter: {left_out.of_rule(reason, tally.first[reason], num, example, path)}")
+    if (told := left_out.of_held_out_answers({"counts": tally.counts, "held_out": held_out})) is not None:
+        say(f"filter: {told}")
 
 
 def _check_best_of(settings: Filter, run_dir: RunDir) -> None:

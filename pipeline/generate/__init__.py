@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline import codec, hardware, licences, models, reasoning
 from pipeline.config import Config, Generate, output_settings
-from pipeline.console import console, progress, say
+from pipeline.console import console, counted, progress, say
 from pipeline.engine_args import LOGPROBS_MODE
 from pipeline.errors import UserError
 from pipeline.files import read_committed
@@ -28,6 +28,7 @@ from pipeline.generate import support
 from pipeline.generate.engine import Answer, Engine, Request
 from pipeline.generate.server import Server
 from pipeline.kv_cache import Load
+from pipeline.left_out import LARGE_FRAC
 from pipeline.records import ALIGNMENT, RESPONSES
 from pipeline.rundir import RunDir, Stage, read_planned, read_shards
 
@@ -63,6 +64,11 @@ def run(config: Config, run_dir: RunDir) -> None:
         todo = ((name, rows) for name, rows in planned(run_dir, config) if name not in done)
         stage.remember(**_generate(stage, engine, config, teacher.tokenizer(), todo, total))
     counts = _counts(stage, names)
+    if counts["truncated"] > LARGE_FRAC * counts["responses"] and config.generate.mode == "sample":
+        say(
+            f"generate: {counts['truncated']} of {counted(counts['responses'], 'answer')} are cut off at"
+            f" generate.max_tokens={config.generate.max_tokens}; filter.drop_truncated says whether they are dropped"
+        )
     facts = {"alignment": ALIGNMENT, "k": config.generate.k, "vocab_size": teacher.vocab_size()}
     stage.finish([stage.path / name for name in names], counts, **facts)
 

@@ -11,11 +11,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import chat_template, contamination, corpora, eval_prompts, hardware, licences, models, scratch, tokens
+from pipeline import (
+    chat_template,
+    contamination,
+    corpora,
+    eval_prompts,
+    hardware,
+    left_out,
+    licences,
+    models,
+    scratch,
+    tokens,
+)
 from pipeline.boilerplate import NO_BOILERPLATE, Boilerplate, Sample
 from pipeline.chat_template import ChatTemplate
-from pipeline.config import Config, Source, output_settings, synthesis_files
-from pipeline.console import console, say
+from pipeline.config import Config, Prepare, Source, output_settings, synthesis_files
+from pipeline.console import console, counted, say
 from pipeline.corpora import BadRowError
 from pipeline.errors import UserError
 from pipeline.files import file_hash, folder_hash, text_hash
@@ -46,6 +57,8 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage = run_dir.begin("prepare", config, fingerprint, in_one_piece=not has_drafts)
     if stage.complete:
         return
+    if config.prepare.sources == Prepare().sources:
+        say(f"prepare: the prompts are the shipped ones, {Prepare().sources[0].path}; name your own in prepare.sources")
     pool, is_grown = Pool(), config.prepare.synthesis.num_prompts is not None
     with scratch.database(stage.path) as database:
         prompts = _Prompts(config, stage, Renderer(config, teacher, template, context), database)
@@ -59,12 +72,14 @@ def run(config: Config, run_dir: RunDir) -> None:
             f"prepare: {counts['prompts']} prompts, {counts['held_out']} of them held out: none is left to train on;"
             " give more prompts, or lower prepare.held_out_frac"
         )
-    if not counts["held_out"]:
-        say("prepare: no prompt is held out, so evaluate will have none; give more, or raise prepare.held_out_frac")
     for change, meaning in chat_template.CHANGES.items():
         if counts[change]:
-            say(f"prepare: {meaning} ({counts[change]} prompts)")
+            say(f"prepare: {meaning} ({counted(counts[change], 'prompt')})")
     facts |= {"chat_template": template.facts(), **prompts.screened.facts(licence)}
+    made = {"counts": counts, "fingerprint": fingerprint, **facts}
+    for told in (*left_out.of_sources(made), left_out.of_held_out_prompts(made)):
+        if told is not None:
+            say(f"prepare: {told}")
     stage.finish([*prompts.shards.close(), *stage.notes()], dict(counts), **facts)
 
 
@@ -89,15 +104,15 @@ class _Prompts:
         for asked in self.screened.of(asked_in_turn, lambda: max_prompts and max_prompts - len(seen)):
             identifier = asked.identifier()
             if identifier in seen:
-                self._leave_out(asked.origin, "duplicates")
+                self._leave_out(asked.origin, "duplicates")  # the same prompt is taken: nothing is lost
                 continue
             try:
                 rendered = self._renderer.columns(asked)
             except UserError as problem:
-                self._refuse(asked.origin, asked.place, str(problem))
+                self._refuse(asked.origin, asked.place, str(problem), asked)
                 continue
             if fault := self._others.fault(asked, asked.is_held_out(held_out_frac)):
-                self._leave_out(asked.origin, fault)
+                self._leave_out(asked.origin, fault, asked)
                 continue
             seen.add(identifier)
             yield self._take(asked, rendered)
@@ -106,7 +121,7 @@ class _Prompts:
         if not seen:
             raise UserError(f"prepare: the sources hold no prompt (prepare.sources){self._why_none()}")
         if self.counts["bad_rows"]:
-            say(f"prepare: {self.counts['bad_rows']} rows skipped: {self._skipped.told()}")
+            say(f"prepare: {counted(self.counts['bad_rows'], 'row')} skipped: {self._skipped.told()}")
 
     def _why_none(self) -> str:
         if not self._num_rows:
@@ -197,18 +212,18 @@ class _Prompts:
             for line in unseen.told() if not is_survey else ():
                 say(f"prepare: {screening.origin_of(source)}: {line}")
 
-    def _refuse(self, origin: str, place: str, problem: str) -> None:
+    def _refuse(self, origin: str, place: str, problem: str, asked: Asked | None = None) -> None:
         self._check_strict(origin, place, problem)
         self._skipped.add(place, problem)
-        self._leave_out(origin, "bad_rows")
+        self._leave_out(origin, "bad_rows", asked)
 
     def _check_strict(self, origin: str, place: str, problem: str) -> None:
         if self._config.prepare.bad_rows == "error":
             raise UserError(f"{place}: {problem} (prepare.bad_rows=skip goes on without such rows)")
 
-    def _leave_out(self, origin: str, why: str) -> None:
+    def _leave_out(self, origin: str, why: str, asked: Asked | None = None) -> None:
         self.counts[why] += 1
-        self.screened.left_out[origin, why] += 1
+        self.screened.leave_out(origin, why, asked)
 
 
 def _day(run_dir: RunDir, tokenizer: Any) -> str | None:

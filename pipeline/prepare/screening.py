@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import licences, privacy, safety
 from pipeline.config import Config, Source, output_settings
-from pipeline.console import say
+from pipeline.console import counted, say
 from pipeline.prepare.conversations import Asked
 
 BATCH = 256  # conversations that are labelled together
@@ -26,7 +26,8 @@ class Screening:
         self._prompts: Counter[str] = Counter(personal=0, labelled=0, dropped_personal=0, dropped_unsafe=0)
         self._licences: Counter[tuple[str, str | None]] = Counter()
         self._written: Counter[tuple[str, str | None]] = Counter()  # the same of the teacher's own, by method
-        self.left_out: Counter[tuple[str, str]] = Counter()  # rows by source, and what they were left out for
+        self._left_out: Counter[tuple[str, str]] = Counter()  # rows by source, and what they were left out for
+        self._held_out: Counter[str] = Counter()  # those of them that would have been held out
 
     def of(self, conversations: Iterable[Asked], num_wanted: Callable[[], int | None]) -> Iterator[Asked]:
         """The conversations, redacted and labelled; those that the settings drop are counted and left out.
@@ -45,7 +46,13 @@ class Screening:
 
     def _drop(self, why: str, conversations: list[Asked]) -> None:
         self._prompts[f"dropped_{why}"] += len(conversations)
-        self.left_out.update((asked.origin, why) for asked in conversations)
+        for asked in conversations:
+            self.leave_out(asked.origin, why, asked)
+
+    def leave_out(self, origin: str, why: str, asked: Asked | None = None) -> None:
+        """Count a row that is left out; `asked` is the conversation in it, where there is one."""
+        self._left_out[origin, why] += 1
+        self._held_out[why] += asked is not None and asked.is_held_out(self._config.prepare.held_out_frac)
 
     def redacted(self, asked: Asked) -> Asked:
         """The conversation without personal data, and the answer to be scored, if there is one."""
@@ -92,12 +99,12 @@ class Screening:
 
     def facts(self, teacher: licences.Found) -> Row:
         """What was found, for the manifest and the cards; said aloud where it is anything."""
-        for what, counted in (("taken out of", self._found), ("labels of", self._labels)):
-            if counted:
-                say(f"prepare: {what} prompts: {', '.join(f'{kind} {num}' for kind, num in counted.items())}")
+        for what, found in (("taken out of", self._found), ("labels of", self._labels)):
+            if found:
+                say(f"prepare: {what} prompts: {', '.join(f'{kind} {num}' for kind, num in found.items())}")
         for key, why in (("dropped_personal", "the personal data in them"), ("dropped_unsafe", "their safety labels")):
             if num := self._prompts[key]:
-                say(f"prepare: {num} prompts left out for {why} (privacy.prompts, safety.max_prompt_score)")
+                say(f"prepare: {counted(num, 'prompt')} left out for {why} (privacy.prompts, safety.max_prompt_score)")
         licences.tell(self._config, teacher, self._licences)
         sources = [
             {"source": origin, "licence": licence, "prompts": num} for (origin, licence), num in self._licences.items()
@@ -114,7 +121,8 @@ class Screening:
                 "prompts": dict(self._prompts),
             },
             "licences": {"teacher": teacher._asdict(), "sources": sources, "written": written},
-            "left_out": [{"source": s, "reason": why, "prompts": num} for (s, why), num in self.left_out.items()],
+            "left_out": [{"source": s, "reason": why, "prompts": num} for (s, why), num in self._left_out.items()],
+            "held_out_left_out": {why: num for why, num in self._held_out.items() if num},
         }
 
 

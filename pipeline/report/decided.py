@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline import privacy
 from pipeline.config import Privacy
-from pipeline.console import escaped
+from pipeline.console import counted, escaped
 from pipeline.errors import UserError
 from pipeline.report.figures import NONE, rule_unit, setting_text, words
 from pipeline.rundir import RunDir, read_answers, read_shard, read_shards
@@ -63,7 +63,7 @@ def sample(run_dir: RunDir, reason: str, num: int) -> str:
             total += 1  # each has the same chance of being among those chosen (a reservoir)
             slot = len(chosen) if len(chosen) < num else draw.randrange(total)
             chosen[slot : slot + 1] = [place] if slot < num else chosen[slot : slot + 1]
-    lines = [f"{len(chosen)} of {total} answers: {words(reason)}"]
+    lines = [f"{len(chosen)} of {counted(total, 'answer')}: {words(reason)}"]
     for row in _rows(run_dir, sorted(chosen)):
         lines += ["", f"{row['response_id']} · {_listed(row['reasons']) or KEPT} · {escaped(row['category'] or NONE)}"]
         lines += [*_indented(f"Q: {_question(row['messages'])}"), *_indented(f"A: {row['text']}")]

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline import codec, models, reasoning
 from pipeline import config as config_module
-from pipeline.console import escaped
+from pipeline.console import counted, escaped
 from pipeline.errors import UserError
 from pipeline.report.figures import NONE, rule_unit, setting_text, words
 from pipeline.rundir import RunDir, read_shards
@@ -78,7 +78,7 @@ def _answer_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
         yield _stage_line(run_dir, "generate")
         return
     yield f"ANSWER {response['response_id']}"
-    yield f"  {len(response['token_ids'])} tokens · finish reason {response['finish_reason']}"
+    yield f"  {counted(len(response['token_ids']), 'token')} · finish reason {response['finish_reason']}"
     if response.get("reasoning_tokens"):
         yield f"  the first {response['reasoning_tokens']} are reasoning:"
         yield from _indented(response["reasoning"])

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from pipeline.console import counted
+from pipeline.left_out import RULE_SETTINGS
 from pipeline.records import ARMS
 
 NONE = "–"
@@ -22,50 +24,6 @@ ARM_COLOURS = {
     "sft_only": "#d55e00",
     "untrained": "#c46c9c",
     "other": "#8a7fd1",
-}
-
-
-# Which setting of the config's filter section each rule is held to.
-RULE_SETTINGS = {
-    "truncated": "drop_truncated",
-    "unfinished": "min_end_prob",
-    "control_tokens": "drop_control_tokens",
-    "template_markup": "drop_template_markup",
-    "unclosed_fence": "drop_unclosed",
-    "unclosed_tag": "drop_unclosed",
-    "broken_characters": "drop_broken_characters",
-    "too_short": "min_tokens",
-    "too_long": "max_tokens",
-    "length_ratio": "max_length_ratio",
-    "echo": "max_echo_frac",
-    "broken_json": "drop_broken_json",
-    "repeated_sentence": "max_sentence_repeats",
-    "repeated_paragraph": "max_paragraph_repeats",
-    "repeated_ngrams": "max_duplicate_ngram_frac",
-    "top_ngrams": "max_top_ngram_frac",
-    "duplicate_ngrams": "max_duplicate_ngram_char_frac",
-    "duplicate_lines": "max_duplicate_line_frac",
-    "duplicate_paragraphs": "max_duplicate_paragraph_frac",
-    "few_words": "min_word_frac",
-    "symbols": "max_symbol_frac",
-    "word_lengths": "word_length_chars",
-    "wrong_language": "max_other_language_prob",
-    "unexpected_script": "max_unexpected_script_frac",
-    "confident_loop": "max_loop_tokens",
-    "low_confidence_span": "max_span_nll_nats",
-    "high_nll": "worst_nll_frac",
-    "teacher_identity": "drop_teacher_identity",
-    "refusal": "max_refusal_frac",
-    "exact_duplicate": "drop_exact_duplicates",
-    "near_duplicate": "near_duplicates",
-    "learnt_already": "learnability.learnt_frac",
-    "out_of_reach": "learnability.wildest_frac",
-    "best_of_n": "selection.best_of",
-    "category_balance": "selection.max_category_frac",
-    "length_balance": "selection.max_length_frac",
-    "difficulty_balance": "selection.max_difficulty_frac",
-    "pii": "privacy.answers",
-    "unsafe": "safety.max_answer_score",
 }
 
 # Which limit of filter's manifest the setting came to in this run.
@@ -263,13 +221,13 @@ HEADLINE = [
     SPEED[0],
     SIZE[0],
 ]
-NOTES = {
-    "fidelity": "Fidelity: 95 % bootstrap interval over {num} held-out prompts.",
-    "fidelity_chat": "Fidelity on chat answers: 95 % bootstrap interval over {num} items.",
-    "fidelity_own": "Fidelity on own answers: 95 % bootstrap interval over {num} items.",
-    "quality": "Health: 95 % bootstrap interval over {num} chat items.",
-    "tasks": "Tasks: 95 % bootstrap interval over {num} items.",
-    "speed": "Speed: median of {num} rounds, with the slowest and the fastest (no 95 % interval).",
+NOTES = {  # and of how many things, by name
+    "fidelity": ("Fidelity: 95 % bootstrap interval over {num}.", "held-out prompt"),
+    "fidelity_chat": ("Fidelity on chat answers: 95 % bootstrap interval over {num}.", "item"),
+    "fidelity_own": ("Fidelity on own answers: 95 % bootstrap interval over {num}.", "item"),
+    "quality": ("Health: 95 % bootstrap interval over {num}.", "chat item"),
+    "tasks": ("Tasks: 95 % bootstrap interval over {num}.", "item"),
+    "speed": ("Speed: median of {num}, with the slowest and the fastest (no 95 % interval).", "round"),
 }
 DIMENSIONS = {  # of scores.json's breakdowns, for people
     "position": "Place of the token in the answer",
@@ -402,7 +360,8 @@ def is_number(value: Any) -> TypeGuard[float]:
 def _notes(arms: dict[str, Any], columns: list[Column]) -> list[str]:
     kinds = dict.fromkeys(_kind(column) for column in columns)
     nums = {kind: num_range(arms, [column for column in columns if _kind(column) == kind]) for kind in kinds}
-    return [NOTES[kind].format(num=num) for kind, num in nums.items() if num and kind in NOTES]
+    told = {kind: NOTES[kind] for kind, num in nums.items() if num and kind in NOTES}
+    return [note.format(num=counted(nums[kind], noun)) for kind, (note, noun) in told.items()]
 
 
 def _kind(column: Column) -> str:

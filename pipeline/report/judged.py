@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.console import counted
 from pipeline.report.figures import ARM_NAMES, NONE, Cell, cell, percent, present_arms, whole
 
 Row = dict[str, Any]
@@ -64,7 +65,7 @@ def cost(arms: Row) -> str:
     verdicts, asked, answered, paid = (
         spent[name]["value"] for name in ("verdicts", "prompt_tokens", "completion_tokens", "cost")
     )
-    told = f"{whole(verdicts)} verdicts, {whole(asked)} tokens in, {whole(answered)} out"
+    told = f"{counted(whole(verdicts), 'verdict')}, {counted(whole(asked), 'token')} in, {whole(answered)} out"
     return f"{told}, at a cost of {paid:.2f}" if paid else told
 
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from pipeline import models
+from pipeline.console import counted
 from pipeline.files import json_lines, read_committed, read_json, write_text
 from pipeline.records import ARMS, STAGES
 from pipeline.repetition import is_repetitive
@@ -129,13 +130,15 @@ def side_by_side(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def templates(folder: str) -> Environment:
     """The templates of a folder of this package: everything that is put into them is escaped."""
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("pipeline", folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(counted=counted)
+    return environment
 
 
 def environment() -> Environment:

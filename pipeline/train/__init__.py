@@ -11,11 +11,12 @@ from peft import PeftModel
 
 from pipeline import model_folder, models, quantised
 from pipeline.config import Config, Train, check_counts, output_settings
-from pipeline.console import say
+from pipeline.console import counted, say
 from pipeline.files import file_hash, readable, user_disk_errors
+from pipeline.left_out import LARGE_FRAC
 from pipeline.rundir import RunDir, Stage
 from pipeline.train import contract, student
-from pipeline.train.rows import Answers, kept_answers, split_validation
+from pipeline.train.rows import MIN_ANSWERS_TO_SPLIT, Answers, kept_answers, split_validation, why_left_out
 from pipeline.train.trainer import fit
 
 
@@ -39,6 +40,8 @@ def run(config: Config, run_dir: RunDir) -> None:
     check_counts(settings, run_dir.manifest("generate")["fingerprint"]["generate.support"])
     answers = kept_answers(run_dir, "train", settings.max_length, settings.reasoning)
     lessons, validation = split_validation(answers, settings.validation_frac)
+    if is_first:
+        _tell(answers, validation, settings)
     facts = _make_ready(config, run_dir, stage, teacher, lessons) if is_first else {}
     for arm, of_arm in _arms(settings).items():
         processes.wait_for_everyone()
@@ -46,6 +49,20 @@ def run(config: Config, run_dir: RunDir) -> None:
     processes.wait_for_everyone()
     if is_first:
         _finish(stage, settings, lessons, validation, facts)
+
+
+def _tell(answers: Answers, validation: Answers, settings: Train) -> None:
+    """Say where much of what filter kept is left out, and where nothing is kept back to validate."""
+    num_left_out = answers.too_long + answers.without_lesson
+    if num_left_out > LARGE_FRAC * (len(answers) + num_left_out):
+        causes = why_left_out(answers.too_long, answers.without_lesson, settings.max_length, settings.reasoning)
+        say(f"train: {counted(len(answers), 'answer')} to train on; {causes}")
+    if settings.validation_frac and not len(validation):
+        why = f"below {MIN_ANSWERS_TO_SPLIT}" if len(answers) < MIN_ANSWERS_TO_SPLIT else "of too few conversations"
+        say(
+            f"train: none of {counted(len(answers), 'answer')} is kept back to validate ({why}), so the last checkpoint"
+            " is taken, not the best"
+        )
 
 
 def _arms(settings: Train) -> dict[str, Train]:

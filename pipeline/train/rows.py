@@ -123,12 +123,28 @@ def kept_answers(run_dir: RunDir, split: str, max_length: int, how: str = "keep"
         parts.append(index.take(fits & teaches))
     whole = _joined(parts)
     if not len(whole.lengths):
-        raise UserError(
-            f"{run_dir.path}: no {split} answer is left to train on: {too_long} of those that filter kept are longer"
-            f" than train.max_length={max_length} tokens, {without} hold nothing to learn with train.reasoning={how}"
-            " and without what filter masked (privacy.answers)"
-        )
+        causes = why_left_out(too_long, without, max_length, how) or "filter kept none (`retort report` shows why)"
+        raise UserError(f"{run_dir.path}: no {split} answer is left to train on: {causes}")
     return Answers(paths, whole, too_long, without)
+
+
+def why_left_out(too_long: int, without_lesson: int, max_length: int, how: str) -> str:
+    """Why train leaves out so many of the answers that filter kept, and what to change; empty where it leaves out none.
+
+    `how` is train.reasoning.
+    """
+    told = []
+    if too_long:
+        told.append(
+            f"{too_long} of those that filter kept are longer than train.max_length={max_length} tokens with their"
+            " prompts (raise it)"
+        )
+    if without_lesson:
+        told.append(
+            f"{without_lesson} of them hold nothing to learn with train.reasoning={how} and without what filter masked"
+            " (train.reasoning=keep and privacy.answers=off keep all)"
+        )
+    return "; ".join(told)
 
 
 def split_validation(answers: Answers, frac: float) -> tuple[Answers, Answers]:

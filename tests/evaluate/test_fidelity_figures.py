@@ -165,7 +165,7 @@ def run_of(folder: Path, num_samples: int, kept: bool = True) -> tuple[RunDir, C
         fabricated_run._commit(stage, part, DECISIONS, f"decisions-{n:05d}.parquet")
         for n, part in enumerate((decided[:half], decided[half:]))
     ]
-    stage.finish(files, {"responses": len(rows)})
+    stage.finish(files, {"responses": len(rows), "kept": kept * len(rows), "kept_train": kept * half})
     run_dir.begin("train", config, {}).finish([], {})
     return run_dir, config
 

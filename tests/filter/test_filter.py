@@ -102,17 +102,38 @@ def test_kept_for_training_leaves_the_held_out_side_aside(filtered: Filtered) ->
 
 def test_nothing_kept_is_told_with_the_rules_that_dropped_it(filtered: Filtered) -> None:
     filtered.captured([response("a-0", **CUT), response("b-0", **CUT), response("c-0", "")])
-    with pytest.raises(
-        UserError, match=r"none is kept to train on \(dropped: empty 1, truncated 2\); loosen filter\.\*"
-    ):
+    with pytest.raises(UserError, match=r"none is kept to train on \(dropped: truncated 2, empty 1\)\. ") as caught:
         filtered.do()
+    assert "truncated: raise generate.max_tokens, or filter.drop_truncated=false keeps them" in str(caught.value)
 
 
 def test_rules_that_are_loosened_after_nothing_was_kept_go_on(filtered: Filtered) -> None:
     filtered.captured([response("a-0", **CUT)])
-    with pytest.raises(UserError, match=r"loosen filter\.\*"):
+    with pytest.raises(UserError, match=r"filter\.drop_truncated=false"):
         filtered.do()
     assert filtered.do(drop_truncated=False)["a-0"]["kept"]
+
+
+def test_a_rule_that_drops_more_than_a_fifth_is_told_with_an_example_and_its_setting(
+    filtered: Filtered, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [response(f"n{n}-0", f"I am a language model, a made-up answer {n}.") for n in range(3)]
+    cut = [response("c0-0", **CUT)]
+    filtered.captured([*named, *cut, *(response(f"k{n}-0") for n in range(8))]).do()
+    told = " ".join(capsys.readouterr().err.split())
+    assert "filter: teacher_identity drops 3 of 12 answers (25%), such as n0-0; to read some: retort sample" in told
+    assert "--reason teacher_identity; filter.drop_teacher_identity=false keeps them" in told
+    assert "truncated drops" not in told
+
+
+def test_no_held_out_answer_is_told_with_the_rules_that_dropped_them(
+    filtered: Filtered, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = [response(f"h{n}-0", split="held_out", **CUT) for n in range(9)]
+    filtered.captured([*held_out, *(response(f"k{n}-0") for n in range(50))]).do()
+    told = " ".join(capsys.readouterr().err.split())
+    assert "filter: no held-out answer was kept of 9 (dropped: truncated 9); truncated: raise generate.max_t" in told
+    assert filtered.run_dir.manifest("filter")["held_out"] == {"responses": 9, "dropped": {"truncated": 9}}
 
 
 def test_held_out_answers_that_were_kept_are_not_said_to_be_dropped(filtered: Filtered) -> None:

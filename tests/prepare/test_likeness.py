@@ -104,6 +104,20 @@ def test_no_row_is_read_for_what_prompts_share_that_is_not_needed(prepared: Any)
         prepared.do(given)
 
 
+def test_held_out_prompts_that_were_left_out_are_told_with_the_cause(
+    prepared: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten copies but for punctuation of each of thirty prompts: all but one of each go."""
+    texts = [f"{prose(random.Random(n), 30)}{'!' * k}" for n in range(30) for k in range(10)]
+    prepared.do(prepared.lines(*({"prompt": text} for text in texts)), held_out_frac=0.2)
+    lost = prepared.run_dir.manifest("prepare")["held_out_left_out"]["near_duplicates"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "270 of the 300 rows of" in said
+    assert "(90%) are left out, as near duplicates of earlier prompts: prepare/near_duplicates.jsonl lists them" in said
+    assert f"left out were {lost} as near duplicates of earlier prompts" in said
+    assert lost > 40
+
+
 def test_a_long_system_message_makes_no_duplicates(prepared: Any) -> None:
     prompts = source(prepared, ["Name a river.", "Which lake is deepest of all?"])
     assert prepared.do(prompts | {"system": prose(random.Random(1), 200)})["near_duplicates"] == 0

@@ -262,7 +262,7 @@ def test_a_source_of_which_every_row_is_skipped_says_why(prepared: Any) -> None:
 
 def test_rows_that_are_skipped_are_told_with_their_reasons(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
     prepared.do(prepared.lines({"prompt": "Hi"}, {"prompt": ""}), bad_rows="skip")
-    assert "prepare: 1 rows skipped: 1 × empty prompt" in capsys.readouterr().err
+    assert "prepare: 1 row skipped: 1 × empty prompt" in capsys.readouterr().err
 
 
 def test_a_named_column_that_no_row_has_is_told(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,6 +282,42 @@ def test_a_template_of_a_parquet_file_meets_nulls_and_dates_that_python_lacks(pr
     (prepared.folder / "t.jinja").write_text("{{ ask }}|{{ note }}")
     prepared.do({"path": f"{prepared.folder}/a.parquet", "template": f"{prepared.folder}/t.jinja"})
     assert [row["messages"][0]["content"] for row in prepared.rows()] == ["Why?|", "How?|Briefly."]
+
+
+@pytest.mark.parametrize(
+    ("num", "share", "told"),
+    [
+        (40, 0.1, "raise prepare.held_out_frac from 0.1 to 0.5, or give more prompts"),
+        (15, 0.1, "give more prompts, some 200 at prepare.held_out_frac=0.1"),
+        (
+            40,
+            0.0,
+            "none of its 40 prompts is held out, and intervals need about 20; raise prepare.held_out_frac from 0",
+        ),
+        (200, 0.3, ""),
+    ],
+)
+def test_too_few_held_out_prompts_are_told_with_what_helps(
+    prepared: Any, capsys: pytest.CaptureFixture[str], num: int, share: float, told: str
+) -> None:
+    prepared.do(prepared.lines(*numbered(num)), held_out_frac=share)
+    said = " ".join(capsys.readouterr().err.split())
+    assert told in said
+    assert ("intervals need" in said) == bool(told)
+    assert "1 prompts" not in said
+
+
+def test_the_shipped_prompts_are_not_taken_in_silence(
+    prepared: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.Model, "context_tokens", lambda self: 1 << 16)
+    config = prepared.config(
+        {"path": "prompts/seeds.jsonl", "licence": "apache-2.0"}, max_prompts=30, held_out_frac=0.5
+    )
+    prepare.run(config, prepared.run_dir)
+    assert "the prompts are the shipped ones, prompts/seeds.jsonl; name your own in prepare.sources" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_corpus_that_is_held_out_altogether_is_refused(prepared: Any) -> None:

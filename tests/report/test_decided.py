@@ -50,7 +50,7 @@ def test_filter_must_have_finished(run_dir: RunDir) -> None:
 
 def test_a_sample_of_what_a_rule_dropped(run_dir: RunDir) -> None:
     text = decided.sample(run_dir, "truncated", 5)
-    assert text.startswith("1 of 1 answers: truncated\n\nprompt0-0 · truncated · writing\n")
+    assert text.startswith("1 of 1 answer: truncated\n\nprompt0-0 · truncated · writing\n")
     assert "Q: Say 0." in text
     assert "A: Answer 0: " in text
     assert "\x1b" not in text

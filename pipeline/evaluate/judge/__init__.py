@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import chat_set, config
+from pipeline.console import counted
 from pipeline.evaluate.judge import checks
 from pipeline.evaluate.judge.figures import Clustered, Figures, Outcome, by_category, compared
 from pipeline.evaluate.judge.turns import Rows, pairs, replies
@@ -167,7 +168,7 @@ def _win_sentence(judge: config.Judge, whose: str, figures: Figures) -> str:
     raw, even = figures["win_rate"], figures["length_controlled_win_rate"]
     told = (
         f"Judged by {judge.model} in both orders, the student's answer is preferred to {whose} in {checks.percent(raw)}"
-        f" of cases, ties counted half ({checks.percent(even)} at equal length; {raw['num']} items)"
+        f" of cases, ties counted half ({checks.percent(even)} at equal length; {counted(raw['num'], 'item')})"
     )
     ends = [end for figure in (raw, even) for end in (figure["low"], figure["high"])]
     if all(end is not None and end > 0.5 for end in ends):

@@ -5,6 +5,7 @@ import re
 from bisect import bisect_right
 from dataclasses import replace
 
+from pipeline.console import counted
 from pipeline.evaluate.judge.figures import Figures, Outcome, wilson
 from pipeline.evaluate.statistics import Figure
 from pipeline.judge.questions import Pair, Reply
@@ -68,8 +69,9 @@ def doubts(checks: Figures, compared: Figures) -> list[str]:
         if sound is None:
             found.append(f"whether it sees {what} was not checked: no answer was fit for it")
         elif sound["low"] is None or sound["low"] < MIN_SOUND:
+            pairs = counted(sound["num"], "pair")
             found.append(
-                f"beside {what}, it prefers the sound answer in {percent(sound)} of {sound['num']} pairs (the"
+                f"beside {what}, it prefers the sound answer in {percent(sound)} of {pairs} (the"
                 f" interval's low end must reach {MIN_SOUND:.0%})"
             )
     same = checks.get("identical_first_place_score")
