@@ -3,7 +3,6 @@
 The tokens are drawn, or those of a text that exists: then its log-probs are vLLM's `prompt_logprobs`.
 """
 
-import logging
 import os
 import threading
 import time
@@ -69,8 +68,6 @@ class Engine:
     ) -> None:
         """`scoring`: set up for requests with `completion_token_ids`; any engine takes them, with more memory."""
         os.environ.update({k: v for k, v in hardware.vllm_environment(memory_share).items() if k not in os.environ})
-        # a CPU has no Triton, which torch tells on every start
-        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
         from vllm import LLM
 
         check_engine_args(engine_args)
