@@ -3,10 +3,13 @@
 Downloads keep their bars, which no line of ours replaces.
 """
 
+import io
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 ENVIRONMENT = {  # read by a library when it is imported, here or in a process that is started from here
     "PYTHONWARNINGS": "ignore",
@@ -35,3 +38,13 @@ def libraries() -> None:
         os.environ.setdefault(name, value)
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def bars() -> Iterator[None]:
+    """Nothing is shown that is written to standard error meanwhile: for bars that no setting turns off.
+
+    What goes wrong is raised as ever.
+    """
+    with redirect_stderr(io.StringIO()):
+        yield

@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from tqdm import tqdm
 
-from pipeline import hardware
+from pipeline import hardware, quiet
 
 SPEAK = """
 from pipeline import quiet
@@ -39,3 +40,11 @@ def test_the_users_own_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATASETS_VERBOSITY", raising=False)
     started_with = hardware.stage_environment()
     assert (started_with["PYTHONWARNINGS"], started_with["DATASETS_VERBOSITY"]) == ("default", "error")
+
+
+def test_bars_that_no_setting_turns_off_are_not_shown_and_errors_are_raised(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="broken"), quiet.bars():
+        for place in tqdm(range(3)):
+            if place == 2:
+                raise ValueError("broken")
+    assert capsys.readouterr().err == ""
