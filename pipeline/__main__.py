@@ -6,6 +6,9 @@ import sys
 def main() -> None:
     """Entry point: ctrl-C is one line and exit code 130 while the verbs are imported, too."""
     try:
+        from pipeline import quiet
+
+        quiet.libraries()
         from pipeline import cli
 
         cli.main()

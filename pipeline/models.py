@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, generation_config, quantised, tokenizer_files
+from pipeline import checkpoint, generation_config, quantised, quiet, tokenizer_files
 from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
@@ -424,7 +424,8 @@ def _unpack_gguf(folder: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     quiet_transformers()
-    quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=DEMO_GGUF, dtype="float32")
+    with quiet.bars():
+        quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=DEMO_GGUF, dtype="float32")
     settings = quantised.config.to_dict()
     for key in ("quantization_config", "_name_or_path"):
         settings.pop(key, None)

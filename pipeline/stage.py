@@ -13,7 +13,7 @@ import sys
 import yaml
 from pydantic import BaseModel
 
-from pipeline import hardware
+from pipeline import hardware, quiet
 from pipeline.config import Config
 from pipeline.console import say, user_errors
 from pipeline.errors import UserError
@@ -33,6 +33,7 @@ class Order(BaseModel):
 
 def main() -> None:
     """Run the stage on the run that its config names."""
+    quiet.libraries()
     stage, handed_on = sys.argv[1], os.environ.get(HANDED_ON)
     with user_errors():
         order = Order.model_validate(json.loads(handed_on or sys.stdin.buffer.read()))

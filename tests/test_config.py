@@ -421,6 +421,14 @@ def test_an_unknown_key_that_is_like_none_is_told_with_those_that_are_known() ->
         config_with(prepare={"sources": [{"path": "a.jsonl", "qqqqq": 1}]})
 
 
+def test_a_malformed_template_is_found_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "t.jinja").write_text("{% if %}")
+    source = {"path": f"{tmp_path}/a.jsonl", "template": f"{tmp_path}/t.jinja"}
+    with pytest.raises(UserError, match=r"t\.jinja: malformed Jinja template: .*\(prepare\.sources\)"):
+        config_module.check_files(config_with(prepare={"sources": [source]}))
+
+
 def test_fields_are_dotted_names_of_settings_and_no_sections() -> None:
     assert {"name", "train.learning_rate", "teacher.engine", "export.dtype"} <= SETTINGS.keys()
     assert not {"train", "teacher", "export"} & SETTINGS.keys()

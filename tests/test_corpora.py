@@ -206,22 +206,28 @@ VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=6
 )
 FIELDS = ("content", "tool_calls", "tool_call_id", "name", "reasoning_content", "weight", "train")
-MESSAGES = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(sources.ROLES)}, optional=dict.fromkeys(FIELDS, VALUES)),
-    max_size=4,
+CALLS = st.lists(
+    st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": TEXTS, "arguments": VALUES})}), max_size=2
 )
-CALLS = st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": VALUES, "arguments": VALUES})})
-CALLING = st.lists(CALLS, min_size=1, max_size=2).map(
-    lambda calls: [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": calls}]
+USER = st.fixed_dictionaries({"role": st.just("user"), "content": TEXTS.filter(str.strip)})
+OTHERS = st.fixed_dictionaries(
+    {"role": st.sampled_from(sources.ROLES)},
+    optional={
+        "content": TEXTS | VALUES,
+        "tool_calls": CALLS | CALLS.map(json.dumps) | VALUES,
+        **dict.fromkeys(("tool_call_id", "name", "reasoning_content"), TEXTS | SCALARS),
+        **dict.fromkeys(("weight", "train"), SCALARS),
+    },
 )
+MESSAGES = st.tuples(USER, OTHERS, USER).map(list) | st.tuples(USER, OTHERS).map(list) | st.lists(OTHERS)
 ROWS = st.fixed_dictionaries(
     {},
     optional={
-        "messages": VALUES | MESSAGES | CALLING,
+        "messages": MESSAGES | MESSAGES.map(json.dumps) | VALUES,
         **dict.fromkeys(("prompt", "completion", "tools", "category", "licence", "note", "extra"), VALUES),
     },
 )
-TEMPLATE = "{{ note }}{% if note %}{{ note | string }}{% endif %}~{{ note ~ extra }}{{ row.extra }}{{ prompt | trim }}"
+TEMPLATES = ("Say {{ note }}", "{{ row.note ~ row.extra }}{{ prompt | default('-') | trim }}", None)
 
 
 def jsonl(path: Path, row: dict[str, Any]) -> None:
@@ -249,18 +255,18 @@ WRITERS = {"a.jsonl": jsonl, "a.csv": comma_separated, "a.parquet": parquet}
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(row=ROWS, is_filled=st.booleans())
+@settings(max_examples=80, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row=ROWS, text=st.sampled_from(TEMPLATES))
 def test_whatever_a_row_holds_it_is_prompts_or_one_line(
-    name: str, row: dict[str, Any], is_filled: bool, tmp_path: Path
+    name: str, row: dict[str, Any], text: str | None, tmp_path: Path
 ) -> None:
     path = tmp_path / name
     if name == "a.parquet" and not row:
         return
     WRITERS[name](path, row)
-    template = sources.load_template(str(write(tmp_path / "t.jinja", TEMPLATE))) if is_filled else None
+    template = sources.load_template(str(write(tmp_path / "t.jinja", text))) if text else None
     source = Source(path=str(path))
-    for place, found in read(source, sources.columns_of(source, template)):
+    for place, found in read(source, sources.columns_of(source, template, is_scored=True)):
         assert re.fullmatch(rf"{re.escape(str(path))}:\d+", place)
         for make in (sources.prompt_of, sources.pairs_of):
             asked = as_asked(make, found, source, template)

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from pipeline import chat_set, probe_set, task_set
+from pipeline import chat_set, probe_set, prompt_templates, task_set
 from pipeline.config.data import (
     METHODS,
     EvaluationSet,
@@ -270,7 +270,8 @@ def fields(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[st
 
 
 def check_files(config: Config) -> None:
-    """Raises UserError for a source or tracker that the config names and that is not there, or layers that are no list.
+    """Raises UserError for a source or tracker that the config names and that is not there, a template that is
+    malformed, or layers that are no list.
 
     So that a mistake about a late stage is found before the first.
     """
@@ -278,6 +279,8 @@ def check_files(config: Config) -> None:
         for path, what in ((source.path, "prompts"), (source.template, "prompt template")):
             if path and not Path(path).is_file():
                 raise UserError(f"{path}: no such file ({what}, prepare.sources); paths are from where you stand")
+        if source.template:
+            prompt_templates.load(source.template, "prepare.sources")
     for stage, sets in (("prepare", config.prepare.decontaminate), ("filter", config.filter.decontaminate)):
         for path in filter(None, (items.path for items in sets)):
             if not Path(path).is_file():
@@ -290,13 +293,16 @@ def check_files(config: Config) -> None:
     words = config.safety.words
     if words and words != "shipped" and not Path(words).is_file():
         raise UserError(f"{words}: no such word list (safety.words; `shipped` is Retort's own, null for none)")
-    synthesis_files(config.prepare.synthesis)
+    for path in synthesis_files(config.prepare.synthesis):
+        if path.endswith(".jinja"):
+            prompt_templates.load(path, "prepare.synthesis.templates")
     if config.evaluate.chat_set:
         chat_set.load(Path(config.evaluate.chat_set), None)
     for judge in (config.filter.selection.judge, config.evaluate.judge):
         for name in judge.kinds if judge.url else ():
             if not (path := Path(judge.templates) / f"{name}.jinja").is_file():
                 raise UserError(f"{path}: no such template ({judge.place}.templates)")
+            prompt_templates.load(path, f"{judge.place}.templates")
     if config.evaluate.tasks.path:
         task_set.load(Path(config.evaluate.tasks.path), None)
     if config.evaluate.risks.path:

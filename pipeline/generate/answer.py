@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline import config, hardware, models
+from pipeline import config, hardware, models, quiet
 from pipeline.errors import UserError
 from pipeline.generate.engine import Answer, Engine, Request
 from pipeline.generate.server import Server
@@ -57,6 +57,7 @@ def _reply(replies: TextIO, data: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    quiet.libraries()
     hardware.die_with_parent()  # it would find out only when it has answered all it was asked
     # Libraries print to standard output as they please: keep it for replies, and send theirs to standard error.
     own_stdout = os.fdopen(os.dup(1), "w")

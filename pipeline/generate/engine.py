@@ -5,7 +5,6 @@ The tokens are drawn, or those of a text that exists: then its log-probs are vLL
 
 import contextlib
 import gc
-import logging
 import os
 import threading
 import time
@@ -76,8 +75,6 @@ class Engine:
         for one request's KV cache.
         """
         os.environ.update({k: v for k, v in hardware.vllm_environment().items() if k not in os.environ})
-        # a CPU has no Triton, which torch tells on every start
-        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
         check_engine_args(engine_args)
         load, settings = load or Load(), engine_settings(path, engine_args, k, scoring)
         try:

@@ -190,15 +190,16 @@ class _Prompts:
         for source in given_sources:
             template = sources.load_template(source.template)
             digest = template_hash(template.text) if template else None
-            unseen = Unseen(source, self._config.generate.mode == "score")
-            for place, row in corpora.read(source, sources.columns_of(source, template)):
+            is_scored = self._config.generate.mode == "score"
+            unseen = Unseen(source, is_scored)
+            for place, row in corpora.read(source, sources.columns_of(source, template, is_scored)):
                 self._num_rows += not is_survey
                 try:
                     if isinstance(row, BadRowError):
                         raise row
                     unseen.see(row)
                     tools = sources.tools_of(row, source)
-                    if self._config.generate.mode == "score":
+                    if is_scored:
                         pairs = sources.pairs_of(row, source, template)
                     else:
                         pairs = [(sources.prompt_of(row, source, template), None)]

@@ -22,13 +22,13 @@ def load_template(path: str | None) -> PromptTemplate | None:
     return None if path is None else prompt_templates.load(path, "prepare.sources")
 
 
-def columns_of(source: Source, template: PromptTemplate | None) -> set[str] | None:
-    """The columns of a source that are read, None for all."""
+def columns_of(source: Source, template: PromptTemplate | None, is_scored: bool) -> set[str] | None:
+    """The columns of a source that are read, those of answers only if these are to be scored; None for all."""
     variables = template.variables if template else frozenset()
     if WHOLE_ROW in variables:
         return None
-    named = (source.messages, source.prompt, source.completion, source.tools, source.category)
-    return {*named, *LICENCE, *variables}
+    named = {source.messages, source.prompt, source.tools, source.category, *LICENCE, *variables}
+    return named | {source.completion} if is_scored else named
 
 
 def prompt_of(row: Row, source: Source, template: PromptTemplate | None) -> Messages:

@@ -305,10 +305,12 @@ def test_a_template_reaches_columns_whose_name_is_no_variable(template: Callable
 
 def test_the_columns_that_a_source_is_read_for(template: Callable[[str], str]) -> None:
     source = Source(path="a.jsonl", prompt="ask", category="topic")
-    own = {"messages", "ask", "completion", "tools", "topic", "licence", "license"}
-    assert columns_of(source, None) == own
-    assert columns_of(source, load_template(template("{{ text }}{{ note.of }}"))) == {*own, "text", "note"}
-    assert columns_of(source, load_template(template("{{ row.text }}"))) is None
+    own = {"messages", "ask", "tools", "topic", "licence", "license"}
+    assert columns_of(source, None, is_scored=False) == own
+    assert columns_of(source, None, is_scored=True) == {*own, "completion"}
+    ask, whole = load_template(template("{{ text }}{{ note.of }}")), load_template(template("{{ row.text }}"))
+    assert columns_of(source, ask, is_scored=False) == {*own, "text", "note"}
+    assert columns_of(source, whole, is_scored=False) is None
 
 
 @pytest.mark.parametrize("text", ["{{ number + 'x' }}", "{{ 1 / number }}", "{{ number() }}"])
