@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import importlib.metadata
-import mmap
 import os
 import platform
 import shutil
@@ -20,6 +19,12 @@ import psutil
 from pipeline import quiet
 
 GIB = 1 << 30
+_TAKE = """
+import mmap, sys
+taken = mmap.mmap(-1, int(sys.argv[1]))
+for page in range(0, len(taken), mmap.PAGESIZE):
+    taken[page] = 1
+"""
 ROOT = Path("/")  # tests put files of their own in its place
 PACKAGES = {  # name in a manifest: package
     "retort": "retort-distill",
@@ -123,14 +128,12 @@ def make_room(num_bytes: int) -> None:
     """Have the kernel drop a cgroup's page cache, so that `num_bytes` are free as vLLM counts them.
 
     vLLM takes page cache for memory in use. A container whose files were just installed has little but that, and no
-    engine would start in it. Memory that is taken, written to and given back makes the kernel drop it.
+    engine would start in it. Memory that a process takes, writes to and gives back makes the kernel drop it.
     """
     room = min((group.limit - group.used for group in _cgroups()), default=num_bytes)
-    if room >= num_bytes or (wanted := min(num_bytes, int(0.9 * available_bytes()))) <= 0:
-        return
-    with mmap.mmap(-1, wanted) as taken:
-        for page in range(0, wanted, mmap.PAGESIZE):
-            taken[page] = 1
+    wanted = min(num_bytes, int(0.9 * available_bytes()))
+    if room < num_bytes and wanted > 0:  # not in this process, whose peak is measured
+        subprocess.run([sys.executable, "-S", "-c", _TAKE, str(wanted)], check=False)
 
 
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:

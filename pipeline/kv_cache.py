@@ -21,9 +21,9 @@ T = TypeVar("T")
 VARIABLE = "VLLM_CPU_KVCACHE_SPACE"  # GiB; vLLM itself reads whole ones alone
 SETTING, GPU_SETTING = "kv_cache_memory_bytes", "gpu_memory_utilization"  # of vLLM's engine
 _REFUSED = re.compile(r"vailable memory on node (\S+) \((\S+)/(\S+) GiB\).* less than requested memory for kv")
-MAX_NUM_SEQS, BLOCK_TOKENS = 128, 128  # vLLM's own on a CPU; memory is handed out by the block
+MAX_NUM_SEQS, BLOCK_TOKENS, BATCH_TOKENS = 128, 128, 4096  # vLLM's own on a CPU; memory is handed out by the block
 USUAL_TOKENS = 2048  # a request, where its length is not known
-PROGRAM_BYTES = hardware.GIB  # an engine's process without weights and cache
+PROGRAM_BYTES = int(1.1 * hardware.GIB)  # an engine's process without weights, cache and activations; measured
 USED_FRAC, UNKNOWN_FRAC = 0.9, 0.5  # of what is free, for requests that are known, and that are not
 ITEM_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
@@ -54,12 +54,16 @@ class Cache(NamedTuple):
 
 
 class _Need(NamedTuple):
-    """What an engine takes, bytes: its process with the weights, its cache at the least, and for all requests."""
+    """What an engine takes, bytes: weights, all else but the cache, the cache at the least, and for all requests."""
 
-    base_bytes: int
+    weights_bytes: int
+    other_bytes: int
     least_bytes: int
     cache_bytes: int
     least_tokens: int
+
+    def base_bytes(self) -> int:
+        return self.weights_bytes + self.other_bytes
 
 
 def own_bytes() -> int | None:
@@ -86,13 +90,12 @@ def size(path: str, settings: dict[str, Any], load: Load) -> Cache | None:
     if settings.get(SETTING) is not None:
         return None
     need, free = _need(path, settings, load), hardware.available_bytes(one_node=True)
-    weights = need.base_bytes - PROGRAM_BYTES
-    if weights + need.least_bytes > free:
+    if need.weights_bytes + need.least_bytes > free:
         raise UserError(
             f"{VARIABLE}: {_gib(need.least_bytes)} are needed for the KV cache of one request of {need.least_tokens}"
-            f" tokens, beside {_gib(weights)} of weights ({path}); {_gib(free)} are free: {_way_out()}"
+            f" tokens, beside {_gib(need.weights_bytes)} of weights ({path}); {_gib(free)} are free: {_way_out()}"
         )
-    room = (load.memory_bytes or free) - need.base_bytes
+    room = (load.memory_bytes or free) - need.base_bytes()
     if load.memory_bytes is None:
         room = int(room * (UNKNOWN_FRAC if load.tokens is None else USED_FRAC))
     granted = min(need.cache_bytes, room, int(USED_FRAC * hardware.vllm_bytes()))
@@ -161,12 +164,12 @@ def shares(engines: list[tuple[str, dict[str, Any]]], load: Load) -> list[int] |
     if own := own_bytes():
         needs = [need._replace(least_bytes=own, cache_bytes=own) for need in needs]
     left = int(USED_FRAC * hardware.available_bytes(one_node=True))
-    left -= sum(need.base_bytes + need.least_bytes for need in needs)
+    left -= sum(need.base_bytes() + need.least_bytes for need in needs)
     if left < 0:
         return None
     beyond = [need.cache_bytes - need.least_bytes for need in needs]
     part = min(1.0, left / max(1, sum(beyond)))
-    return [n.base_bytes + n.least_bytes + int(part * more) for n, more in zip(needs, beyond, strict=True)]
+    return [n.base_bytes() + n.least_bytes + int(part * more) for n, more in zip(needs, beyond, strict=True)]
 
 
 def gpu_shares(weights: list[int], own: list[float | None], free: int, total: int) -> list[float]:
@@ -215,10 +218,10 @@ def _widest(config: Any, name: str) -> int:
 
 
 def _need(path: str, settings: dict[str, Any], load: Load) -> _Need:
-    model, item_bytes = models.Model(path, Path(path)), _item_bytes(path, settings)
+    config, item_bytes = _transformers_config(path), _item_bytes(path, settings)
     cache_item_bytes = 1 if str(settings.get("kv_cache_dtype", "auto")).startswith("fp8") else item_bytes
     block = settings.get("block_size") or BLOCK_TOKENS
-    block_bytes = block * token_bytes(_transformers_config(path), cache_item_bytes)
+    block_bytes = block * token_bytes(config, cache_item_bytes)
 
     def cache(num: int, tokens: int) -> int:
         return (num * math.ceil(tokens / block) + 1) * block_bytes  # vLLM keeps a block for itself
@@ -226,13 +229,24 @@ def _need(path: str, settings: dict[str, Any], load: Load) -> _Need:
     most = settings.get("max_num_seqs") or MAX_NUM_SEQS
     num = min(most, load.num_requests or most)
     limit = model_len if (model_len := settings.get("max_model_len") or 0) > 0 else None
-    context = limit or model.context_tokens()
+    context = limit or models.Model(path, Path(path)).context_tokens()
     tokens = min(context, load.tokens or USUAL_TOKENS)
     least_tokens = limit or tokens  # vLLM wants room for one request of the length it is told
     whole = cache(1, context) if load.tokens is None else 0
     least = cache(1, least_tokens)
     needed = max(cache(num, tokens), least, whole)
-    return _Need(_weights_bytes(path, item_bytes) + PROGRAM_BYTES, least, needed, least_tokens)
+    batch_tokens = min(num * tokens, settings.get("max_num_batched_tokens") or max(context, BATCH_TOKENS))
+    is_scored = bool(settings.get("enable_chunked_prefill"))  # as engine_args.py has it
+    other = PROGRAM_BYTES + _activation_bytes(config, batch_tokens, num, item_bytes, is_scored)
+    return _Need(_weights_bytes(path, item_bytes), other, least, needed, least_tokens)
+
+
+def _activation_bytes(config: Any, batch_tokens: int, num_requests: int, item_bytes: int, is_scored: bool) -> int:
+    """Of one layer for a batch of prompts, and the logits: of each prompt's last token, or of each token scored."""
+    text = config.get_text_config(decoder=True)
+    width = 2 * (_widest(text, "intermediate_size") or 4 * text.hidden_size) + 4 * text.hidden_size
+    logits = batch_tokens * 6 if is_scored else num_requests * 3 * 4  # bytes for each entry of the vocabulary
+    return batch_tokens * width * item_bytes + logits * text.vocab_size
 
 
 def _weights_bytes(path: str, item_bytes: int) -> int:

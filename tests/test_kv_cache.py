@@ -57,6 +57,32 @@ def test_a_token_takes_what_its_architecture_keeps_of_it(config: Any, item_bytes
     assert kv_cache.token_bytes(config, item_bytes) == expected
 
 
+def test_activations_grow_with_the_batch_and_logits_with_what_is_scored() -> None:
+    config = LlamaConfig(**shape(32, 32, 8, hidden_size=4096, intermediate_size=14336, vocab_size=128000))
+    layer = 2 * 14336 + 4 * 4096
+    assert kv_cache._activation_bytes(config, 1000, 8, 2, is_scored=False) == 1000 * layer * 2 + 8 * 12 * 128000
+    assert kv_cache._activation_bytes(config, 2048, 8, 4, is_scored=True) == 2048 * layer * 4 + 2048 * 6 * 128000
+
+
+@pytest.mark.parametrize(
+    ("load", "settings", "batch_tokens"),
+    [
+        (Load(8, 100), {}, 800),  # all prompts that are under way
+        (Load(1000, 100), {}, 4096),  # as many as vLLM takes at once, or a whole context
+        (Load(1000, 100), {"max_num_batched_tokens": 512}, 512),
+        (Load(1000, 100), {"max_num_seqs": 2}, 200),
+    ],
+)
+def test_a_batch_is_no_larger_than_vllm_makes_it(
+    model: str, free: Any, monkeypatch: pytest.MonkeyPatch, load: Load, settings: dict[str, Any], batch_tokens: int
+) -> None:
+    free(100)
+    batches: list[int] = []
+    monkeypatch.setattr(kv_cache, "_activation_bytes", lambda _, tokens, *__: batches.append(tokens) or 0)
+    sized(model, load, **settings)
+    assert batches == [batch_tokens]
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a model of some 50 kB."""
@@ -67,13 +93,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`free(gib, vllm_gib)`: a CPU with so much memory, of which vLLM sees so much; the user has set nothing."""
+    """`free(gib, vllm_gib)`: a CPU with so much memory, of which vLLM sees so much; the user has set nothing.
+
+    Beside weights and cache an engine takes 1 GiB.
+    """
 
     def make(gib: float, vllm_gib: float | None = None) -> None:
         monkeypatch.setattr(hardware, "is_cpu", lambda: True)
         monkeypatch.setattr(hardware, "available_bytes", lambda one_node=False: int(gib * GIB))
         monkeypatch.setattr(hardware, "vllm_bytes", lambda: int((gib if vllm_gib is None else vllm_gib) * GIB))
         monkeypatch.setattr(hardware, "make_room", lambda num_bytes: None)
+        monkeypatch.setattr(kv_cache, "PROGRAM_BYTES", GIB)
+        monkeypatch.setattr(kv_cache, "_activation_bytes", lambda *_: 0)
         monkeypatch.delenv(kv_cache.VARIABLE, raising=False)
 
     return make

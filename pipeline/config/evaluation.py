@@ -89,7 +89,8 @@ class Evaluate(Section):
     speed_rounds: Positive = Field(default=3, description="Rounds of the speed test.")
     interleave_speed: bool | None = Field(
         default=None,
-        description="Hold teacher and student at once and time them in turn (A-B-B-A); null: yes on CPU, no on GPU.",
+        description="Hold teacher and student at once and time them in turn (A-B-B-A); null: yes on a CPU whose"
+        " memory holds them, no on a GPU.",
     )
     price_per_hour: float | None = Field(
         default=None,
