@@ -53,7 +53,7 @@ class Model:
         Mistral's tekken.json is converted, chat template included. Raises UserError where there is none.
         """
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
-        from transformers.integrations.mistral import convert_tekken_tokenizer
+        from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
 
         tekken = self.path / "tekken.json"
         try:

@@ -28,7 +28,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     target = stage.path / "model"
     if not stage.complete:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         source = run_dir.stage_path("train") / "student"
         dtype: torch.dtype = getattr(torch, config.export.dtype)
@@ -36,7 +36,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         temporary = stage.path / ".model.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(temporary)
+        models.Model("student", source).tokenizer().save_pretrained(temporary)
         scores = read_json(run_dir.stage_path("evaluate") / "scores.json")
         _card(run_dir, scores, trained).save(temporary / "README.md")
         readable(temporary)
@@ -98,7 +98,7 @@ A student of {teacher}, distilled with Retort.
 The figures are about the prompts of one run. The student carries over what its teacher gets wrong, and adds to it.
 The teacher's licence applies to what is made from it.
 
-{cards.questions(run_dir, "model")}"""
+{cards.template_section(run_dir)}{cards.questions(run_dir, "model")}"""
     return ModelCard(body)
 
 

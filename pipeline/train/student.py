@@ -148,7 +148,8 @@ def _keep_in_config(config: Any, indices: list[int], of: int) -> None:
 
 def grow_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
     """Give the model rows for the last tokens that its tokenizer lacks: see tokens.unused_ids."""
-    if (missing := vocab_size - len(model.get_input_embeddings().weight)) > 0:
+    embedding: Any = model.get_input_embeddings()
+    if (missing := vocab_size - len(embedding.weight)) > 0:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model.resize_token_embeddings(vocab_size, mean_resizing=False)
