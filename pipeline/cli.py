@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from pipeline import config as config_module
-from pipeline import hardware, left_out, models
+from pipeline import eval_prompts, hardware, left_out, models
 from pipeline.config import Config
 from pipeline.console import console, say, user_errors
 from pipeline.errors import UserError
@@ -198,6 +198,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
         from pipeline.generate.engine import check_engine_args
 
         check_engine_args(loaded.teacher.engine)
+    eval_prompts.check_settings(loaded)
     sys.stdout.write(config_module.dump_explained(loaded))
     say(f"{config}: valid; `retort run {shlex.join([str(config), *(overrides or [])])}` writes to {loaded.run_path}")
 

@@ -293,6 +293,22 @@ def test_check_imports_no_heavy_library_and_writes_nothing(tmp_path: Path) -> No
     assert not (tmp_path / "runs").exists()
 
 
+def test_check_renders_what_evaluate_will_ask_with_the_template_of_a_teacher_that_is_here(tmp_path: Path) -> None:
+    from tiny_model import make
+    from word_tokenizer import tokenizer
+
+    make(0, 300).save_pretrained(tmp_path / "teacher")
+    once = "{% if messages | length > 1 %}{{ raise_exception('One alone') }}{% endif %}{{ messages[0].content }}"
+    tokenizer(template=once).save_pretrained(tmp_path / "teacher")
+    line = error_line("check", QUICKSTART, f"teacher.model={tmp_path}/teacher", "student.keep_layers=0")
+    assert "prompts/chat_eval.jsonl: item " in line
+    assert "can't be asked of the teacher: the teacher's chat template refuses a prompt: One alone" in line
+    tokenizer(template=None).save_pretrained(tmp_path / "teacher")
+    (tmp_path / "teacher/chat_template.jinja").unlink(missing_ok=True)
+    line = error_line("check", QUICKSTART, f"teacher.model={tmp_path}/teacher", "student.keep_layers=0")
+    assert "no chat template" in line
+
+
 # --- status
 
 

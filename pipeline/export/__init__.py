@@ -112,7 +112,7 @@ A student of {teacher}, distilled with Retort.
 The figures are about the prompts of one run. The student carries over what its teacher gets wrong, and adds to it.
 The teacher's licence applies to what is made from it.
 
-{cards.questions(run_dir, "model")}"""
+{cards.template_section(run_dir)}{cards.questions(run_dir, "model")}"""
     return ModelCard(body)
 
 

@@ -87,6 +87,20 @@ def _sought(sought: dict[str, provenance.Sought]) -> str:
     return "\n".join(lines) or "Nothing was looked for, as far as is recorded."
 
 
+def template_section(run_dir: RunDir) -> str:
+    """What has to be done to a conversation for the chat template; empty if it takes every one."""
+    shape = run_dir.manifest("prepare").get("chat_template") or {}
+    lines = []
+    if shape.get("takes_system") is False:
+        lines.append(
+            "- The chat template takes no system message. The student was trained and measured with its text in front of"
+            " the first user message, and a blank line between."
+        )
+    if shape.get("takes_any_order") is False:
+        lines.append("- The chat template wants user and assistant to take turns: join messages of one role.")
+    return f"## How to write a conversation\n\n{chr(10).join(lines)}\n\n" if lines else ""
+
+
 def safety_section(run_dir: RunDir) -> str:
     """Which labels prompts and answers were given, and by what."""
     lines = []

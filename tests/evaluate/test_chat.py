@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,33 @@ def test_the_second_turn_is_asked_after_the_arms_own_first_answer(tmp_path: Path
         ("b", 0, "n1"),
         ("a", 1, "n4"),
     ]
+
+
+class Careful(Words):
+    """Its template refuses an empty answer, and two messages of one role in a row."""
+
+    def apply_chat_template(self, messages: list[dict], tokenize: bool, **how: object) -> list[int] | str:
+        roles = [m["role"] for m in messages]
+        if not all(m["content"] for m in messages) or any(a == b for a, b in pairwise(roles)):
+            raise ValueError("not so")
+        return super().apply_chat_template(messages, tokenize, **how)
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_talk_ends_after_an_empty_answer_that_is_refused_and_where_it_outgrows_the_context(silent: bool) -> None:
+    class Arm(Echo):
+        context_tokens = 1000 if silent else 4
+
+        def ask(self, requests: list[dict], timed: bool = False) -> dict:
+            reply = super().ask(requests, timed)
+            for request, answer in zip(requests, reply["answers"], strict=True):
+                answer["token_ids"] = [] if silent and request["request_id"] == "a" else answer["token_ids"]
+            return reply
+
+    items = [chat_set.Item(id=name, turns=(first, "two", "three")) for name, first in (("a", "one"), ("b", "one more"))]
+    rows = chat.answer(Arm(), items, Manner(ChatTemplate(Careful())), Evaluate())  # type: ignore[arg-type]
+    turns = [(row["item_id"], row["turn"]) for row in rows]
+    assert turns == [("a", 0), ("b", 0), ("b", 1), ("b", 2)] if silent else [("a", 0), ("b", 0), ("a", 1)]
 
 
 def test_a_limit_takes_from_every_category(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_model
 from fabricated_run import make
+from tokenizers.normalizers import Lowercase
 from transformers import AutoTokenizer
 
 from pipeline import config as config_module
@@ -100,10 +101,14 @@ def evaluated(tmp_path: Path, byte_tokenizer: Path, monkeypatch: pytest.MonkeyPa
     return Evaluated(tmp_path, byte_tokenizer, monkeypatch)
 
 
-@pytest.mark.parametrize("has_own_tokens", [False, True])
-def test_another_model_is_measured_as_far_as_it_can_be(evaluated: Evaluated, has_own_tokens: bool) -> None:
-    if has_own_tokens:
+@pytest.mark.parametrize(("has_own_tokens", "has_one_more"), [(False, False), (False, True), (True, False)])
+def test_another_model_is_measured_as_far_as_it_can_be(
+    evaluated: Evaluated, has_own_tokens: bool, has_one_more: bool
+) -> None:
+    if has_one_more:
         evaluated._tokenizer.add_tokens(["<|think|>"])
+    if has_own_tokens:
+        evaluated._tokenizer.backend_tokenizer.normalizer = Lowercase()
     evaluated._model(evaluated.folder / "another", 9)
     scores = evaluated.do(other=str(evaluated.folder / "another"))
     other = scores["arms"]["other"]

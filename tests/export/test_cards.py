@@ -56,6 +56,16 @@ def test_licences_are_told_with_what_they_mean(run_dir: RunDir) -> None:
     assert "no lawyers" in text
 
 
+def test_a_card_says_what_the_chat_template_does_not_take(run_dir: RunDir) -> None:
+    assert cards.template_section(run_dir) == ""
+    told(run_dir, "prepare", chat_template={"takes_system": False, "takes_any_order": True})
+    text = cards.template_section(run_dir)
+    assert "takes no system message" in text
+    assert "take turns" not in text
+    told(run_dir, "prepare", chat_template={"takes_system": True, "takes_any_order": False})
+    assert "take turns" in cards.template_section(run_dir)
+
+
 def test_a_licence_that_the_config_names_later_wins(run_dir: RunDir) -> None:
     told(run_dir, "prepare", licences={"teacher": {"licence": None, "told_by": "nothing in its folder"}, "sources": []})
     path = run_dir.path / "config.yaml"

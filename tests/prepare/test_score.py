@@ -265,5 +265,7 @@ def test_a_template_that_leaves_tool_calls_out_is_told(scored: Scored, other_tea
     with pytest.raises(UserError, match=r":1: .* leaves out tool calls \(here of weather\)"):
         scored.do({"messages": [USER, empty, RESULT, ANSWER]})
     scored.prepared.teacher = other_teacher("{% for m in messages %}{{ '<|im_start|>' + m.content }}{% endfor %}")
-    with pytest.raises(UserError, match="a message has no content"):
+    with pytest.raises(UserError, match=r":1: .* leaves out tool calls \(here of weather\)"):
         scored.do({"messages": [USER, CALLING, RESULT, ANSWER]})
+    with pytest.raises(UserError, match=r":1: .* leaves out the tools that it may call"):
+        scored.do({"messages": [USER, ANSWER], "tools": [TOOL]})

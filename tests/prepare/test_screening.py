@@ -93,7 +93,8 @@ def test_what_was_left_out_is_told_by_source(prepared: Any, tmp_path: Path) -> N
     assert [(of["source"], of["prompts"]) for of in manifest["licences"]["sources"]] == [(first, 2)]
 
 
-def test_tools_and_their_calls_are_looked_at(prepared: Any, do: Do) -> None:
+def test_tools_and_their_calls_are_looked_at(prepared: Any, do: Do, other_teacher: Callable[[str], Path]) -> None:
+    prepared.teacher = other_teacher("{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}")
     tools = [{"type": "function", "function": {"name": "mail", "description": "Mails bob@acme.io"}}]
     do({"messages": [{"role": "user", "content": "Hi"}], "tools": tools})
     [row] = prepared.rows()

@@ -370,6 +370,32 @@ def test_a_student_of_the_family_is_cut_to_the_teachers_rows_and_stops_where_it_
     assert model.generation_config.eos_token_id == [2, 5]
 
 
+def test_a_student_is_given_rows_for_a_token_that_is_not_used(
+    tmp_path: Path, teacher: models.Model, tokenizer: Any
+) -> None:
+    """A teacher was given a padding token of its own; the student's family has none."""
+    small = saved_model(tmp_path / "small", tokenizer, layers=2, vocab_size=TOKENS, seed=3)
+    tokenizer.add_special_tokens({"pad_token": "<mine>"})
+    tokenizer.save_pretrained(teacher.path)
+    model, facts = made(teacher, tmp_path / "student", model=small.name)
+    assert facts == {"vocabulary_rows_cut": 0}
+    assert model.config.vocab_size == TOKENS + 1 == len(models.Model("", tmp_path / "student").tokenizer())
+    torch.testing.assert_close(logits(model)[..., :TOKENS], logits(student.load(small.path)), rtol=0, atol=1e-6)
+    again, _ = made(teacher, tmp_path / "again", model=small.name)
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_a_teacher_with_fewer_rows_than_tokens_is_its_own_student(
+    tmp_path: Path, teacher: models.Model, tokenizer: Any
+) -> None:
+    """As Gemma 3's text models: a token for images, which they have no row for."""
+    tokenizer.add_tokens([f"<image {n}>" for n in range(VOCAB + 1 - TOKENS)])
+    tokenizer.save_pretrained(teacher.path)
+    models.check_student(config_of(teacher), teacher, teacher.tokenizer())
+    model, _ = made(teacher, tmp_path / "student")
+    assert model.config.vocab_size == VOCAB == len(tokenizer) - 1
+
+
 def test_random_weights_follow_from_config_and_seed(tmp_path: Path, teacher: models.Model, tokenizer: Any) -> None:
     folder = tmp_path / "new"
     LlamaConfig(**{**SIZES, "num_hidden_layers": 3, "eos_token_id": 9, "pad_token_id": 4}).save_pretrained(folder)
