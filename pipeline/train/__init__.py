@@ -126,7 +126,7 @@ def _train_arm(
         return
     untrained = stage.path / "untrained"
     model = student.load(untrained) if settings.lora is None else student.load_frozen(untrained, settings.lora.bits)
-    live = student.load(teacher.path, contract.fitting_dtype(teacher)) if settings.targets == "live" else None
+    live = student.load(teacher.path, _live_dtype(settings, teacher)) if settings.targets == "live" else None
     tokenizer, checkpoints = teacher.tokenizer(), stage.path / "checkpoints" / arm
     fitted = fit(settings, arm, model, tokenizer, lessons, validation, stage.path, checkpoints, live)
     trained, weights = fitted.pop("model"), fitted.pop("state_dict")
@@ -140,6 +140,11 @@ def _train_arm(
 
     if is_first:
         _once(stage.path / arm, save)
+
+
+def _live_dtype(settings: Train, teacher: models.Model) -> str:
+    """Half the memory where autocast would round the weights to the type that they are stored in."""
+    return "bfloat16" if settings.dtype == teacher.dtype() == "bfloat16" else "float32"
 
 
 def _once(folder: Path, write: Any) -> None:

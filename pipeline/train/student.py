@@ -57,9 +57,9 @@ def check_saved(wanted_NV: Tensor, saved: PreTrainedModel) -> None:
         )
 
 
-def load(path: Path, dtype: str | None = "float32") -> PreTrainedModel:
+def load(path: Path, dtype: str = "float32") -> PreTrainedModel:
     """The causal LM in a local folder, as language_model.load has it. Raises UserError where it can't be had."""
-    return language_model.load(path, dtype or "float32", f"train: {path}")
+    return language_model.load(path, dtype, f"train: {path}")
 
 
 def load_frozen(path: Path, bits: int | None) -> PreTrainedModel:

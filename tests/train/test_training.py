@@ -1,14 +1,11 @@
 """The real loss on a random two-layer model: small enough for the unit tier."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from listed import VOCAB, Listed, captured, reasoned, settings, tiny
 from transformers import LlamaForCausalLM
 
-from pipeline import hardware, models
 from pipeline.config import Generate, Train
 from pipeline.errors import UserError
 from pipeline.generate import support
@@ -19,17 +16,6 @@ from pipeline.train.divergences import buckets, forward_kl_nats
 from pipeline.train.targets import IGNORED
 
 DRAWN = Generate(support="sampled", num_draws=6)
-
-
-@pytest.mark.parametrize(("gib", "fits"), [(0.9, False), (1.1, True)])
-def test_the_teacher_is_loaded_for_the_proof_where_it_fits_in_float32(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gib: float, fits: bool
-) -> None:
-    """Of what this process may take: a container's limit counts, whatever the machine has."""
-    weights = hardware.GIB / 1.3
-    monkeypatch.setattr(models.Model, "loaded_bytes", lambda _, itemsize: weights * itemsize / 4)
-    monkeypatch.setattr(hardware, "available_bytes", lambda: int(gib * hardware.GIB))
-    assert contract._fits(models.Model("teacher", tmp_path)) is fits
 
 
 def batch_of(rows: Listed, indices: list[int]) -> dict[str, torch.Tensor]:
