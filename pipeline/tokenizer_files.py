@@ -18,14 +18,14 @@ PROBE = " Hi,  it's 2024:\n\n\tdef f(x):\n    return 2*x  你好 🙂 naïve ."
 def load(folder: Path) -> Any:
     """The tokenizer, as AutoTokenizer has it unless that cuts text differently from the folder's tokenizer.json.
 
-    AutoTokenizer builds some tokenizers anew from the class that tokenizer_config.json names. For others' files under
-    that name (a Llama with DeepSeek's tokenizer) or of another version (Llama 2) the tokens are then wrong ones.
+    AutoTokenizer builds some tokenizers anew, by the class that tokenizer_config.json names. The tokens are wrong if
+    the file is of another kind (DeepSeek's tokenizer in a Llama) or older than the class (Llama 2's).
     """
     from transformers import AutoTokenizer, TokenizersBackend
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if isinstance(tokenizer, TokenizersBackend) and not _cuts_as_written(tokenizer, folder / "tokenizer.json"):
-        return TokenizersBackend.from_pretrained(folder, trust_remote_code=False)
+        return TokenizersBackend.from_pretrained(folder)
     return tokenizer
 
 
@@ -37,7 +37,12 @@ def save(tokenizer: Any, origin: Path, target: Path, context_tokens: int | None)
     from transformers import TokenizersBackend
 
     tokenizer.save_pretrained(target)
+    for file in origin.glob("*.model"):
+        if not (target / file.name).exists():
+            shutil.copyfile(file, target / file.name)
     path = target / CONFIG_FILE
+    if not path.is_file():  # mistral-common's has files of its own
+        return
     settings = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(tokenizer, TokenizersBackend):
         settings = {k: v for k, v in settings.items() if k != "add_prefix_space"} | _of_backend(tokenizer)
@@ -47,9 +52,6 @@ def save(tokenizer: Any, origin: Path, target: Path, context_tokens: int | None)
     if tokenizer.chat_template:  # beside chat_template.jinja: many tools read it here
         settings["chat_template"] = _templates(tokenizer.chat_template)
     write_json(path, {key: settings[key] for key in sorted(settings) if key not in PRIVATE})
-    for file in origin.glob("*.model"):
-        if not (target / file.name).exists():
-            shutil.copyfile(file, target / file.name)
 
 
 def _cuts_as_written(tokenizer: Any, path: Path) -> bool:
@@ -62,7 +64,8 @@ def _cuts_as_written(tokenizer: Any, path: Path) -> bool:
     written = Tokenizer.from_file(str(path))
     ids = written.encode(PROBE, add_special_tokens=False).ids
     text = written.decode(ids, skip_special_tokens=False)
-    return tokenizer(PROBE, add_special_tokens=False).input_ids == ids and tokenizer.decode(ids) == text
+    read = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return tokenizer(PROBE, add_special_tokens=False).input_ids == ids and read == text
 
 
 def _of_backend(tokenizer: Any) -> dict[str, Any]:
