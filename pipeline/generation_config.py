@@ -10,8 +10,8 @@ from pipeline.files import first_line
 
 FILE = "generation_config.json"
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-WRITTEN_ANEW = ("_from_model_config", "transformers_version")
-DECIDING = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # others are checked against these
+OF_TRAINING = ("_from_model_config", "transformers_version", "use_cache")  # a cache is for whoever generates
+DECIDING = ("do_sample", "num_beams", "return_dict_in_generate")  # others are checked against these
 
 
 def read(name: str, folder: Path) -> dict[str, Any] | None:
@@ -19,8 +19,6 @@ def read(name: str, folder: Path) -> dict[str, Any] | None:
 
     Raises UserError if it is damaged, or if it holds what transformers, and so vLLM, refuse to load.
     """
-    from transformers import GenerationConfig
-
     path = folder / FILE
     if not path.is_file():
         return None
@@ -28,7 +26,7 @@ def read(name: str, folder: Path) -> dict[str, Any] | None:
         told = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(told, dict):
             raise ValueError("it is no JSON object")
-        GenerationConfig(**told)
+        _config(told)
     except (ValueError, TypeError, AttributeError, OSError) as error:
         hint = "correct it, or fetch the model again"
         raise UserError(f"model {name}: {path} can't be used: {first_line(error)}; {hint}") from None
@@ -45,15 +43,15 @@ def end_ids(told: dict[str, Any]) -> frozenset[int]:
 def mended(told: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The settings that transformers agrees to save, and in words what was changed.
 
-    Sampling settings without `do_sample` were meant to be used: earlier versions of transformers and vLLM sample with
-    them. A temperature of 0 is greedy. What contradicts the other settings is left out.
+    Sampling settings without `do_sample` were meant to be used, and vLLM does so. A temperature of 0 is greedy. What
+    contradicts the other settings is left out.
     """
-    wanted = {key: value for key, value in told.items() if value is not None and key not in WRITTEN_ANEW}
-    changes = []
+    wanted = {key: value for key, value in told.items() if value is not None and key not in OF_TRAINING}
+    sampling, changes = {key: wanted[key] for key in SAMPLING if key in wanted}, []
     if wanted.get("temperature") == 0:
-        wanted = {key: value for key, value in wanted.items() if key not in SAMPLING} | {"do_sample": False}
+        wanted = {key: value for key, value in wanted.items() if key not in sampling} | {"do_sample": False}
         changes.append("do_sample is false (the temperature is 0)")
-    elif "do_sample" not in wanted and any(key in wanted for key in SAMPLING):
+    elif "do_sample" not in wanted and not _is_valid(sampling):
         wanted["do_sample"] = True
         changes.append("do_sample is true (it has sampling settings)")
     kept: dict[str, Any] = {}
@@ -81,15 +79,26 @@ def as_generated(told: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_valid(settings: dict[str, Any]) -> bool:
-    from transformers import GenerationConfig
-
     if any(not isinstance(settings.get(key, 0), Real) for key in SAMPLING):
         return False
     try:
-        GenerationConfig(**settings).validate(strict=True)
+        _config(settings).validate(strict=True)
     except (ValueError, TypeError, AttributeError):
         return False
     return True
+
+
+def _config(settings: dict[str, Any]) -> Any:
+    """transformers' own object, made without its advice on the screen."""
+    from transformers import GenerationConfig
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return GenerationConfig(**settings)
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_ids(name: str, path: Path, ids: Any) -> None:

@@ -70,10 +70,13 @@ def _write_old_names(path: Path) -> None:
     """Put config.json into the older names, if transformers 5 reads the same config from them."""
     wanted = AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict()
     written = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, old_names(written))
+    told = old_names(written)
+    write_json(path, told)
     if AutoConfig.from_pretrained(path, trust_remote_code=False).to_dict() != wanted:
-        write_json(path, written)
-        say(f"{written['model_type']}: transformers 4 does not know some of the names in config.json")
+        told = written
+        write_json(path, told)
+    if "rope_parameters" in told.get("text_config", told):
+        say(f"{written['model_type']}: config.json has rotary settings that transformers 4 does not know")
 
 
 def old_names(written: dict[str, Any]) -> dict[str, Any]:

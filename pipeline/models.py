@@ -114,8 +114,10 @@ class Model:
         Raises UserError if the file is damaged.
         """
         told = generation_config.read(self.name, self.path)
-        of_config = generation_config.end_ids(self.config()) or generation_config.end_ids(self._text_config())
-        ends = of_config if told is None else generation_config.end_ids(told)
+        if told is None:
+            ends = generation_config.end_ids(self.config()) or generation_config.end_ids(self._text_config())
+        else:
+            ends = generation_config.end_ids(told)
         return ends | ({tokenizer.eos_token_id} - {None})
 
     def weight_files(self) -> list[Path]:

@@ -18,8 +18,8 @@ PROBE = " Hi,  it's 2024:\n\n\tdef f(x):\n    return 2*x  你好 🙂 naïve ."
 def load(folder: Path) -> Any:
     """The tokenizer, as AutoTokenizer has it unless that cuts text differently from the folder's tokenizer.json.
 
-    AutoTokenizer builds some tokenizers anew from the class that tokenizer_config.json names. For others' files under
-    that name (a Llama with DeepSeek's tokenizer) or of another version (Llama 2) the tokens are then wrong ones.
+    AutoTokenizer builds some tokenizers anew, by the class that tokenizer_config.json names. The tokens are wrong if
+    the file is of another kind (DeepSeek's tokenizer in a Llama) or older than the class (Llama 2's).
     Mistral's tekken.json is converted, chat template included.
     """
     from transformers import AutoTokenizer, TokenizersBackend
@@ -30,7 +30,7 @@ def load(folder: Path) -> Any:
         return convert_tekken_tokenizer(str(tekken))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if isinstance(tokenizer, TokenizersBackend) and not _cuts_as_written(tokenizer, written):
-        tokenizer = TokenizersBackend.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = TokenizersBackend.from_pretrained(folder)
     if not tokenizer.chat_template and tekken.is_file():
         tokenizer.chat_template = convert_tekken_tokenizer(str(tekken)).chat_template
     return tokenizer
@@ -44,7 +44,12 @@ def save(tokenizer: Any, origin: Path, target: Path, context_tokens: int | None)
     from transformers import TokenizersBackend
 
     tokenizer.save_pretrained(target)
+    for file in origin.glob("*.model"):
+        if not (target / file.name).exists():
+            shutil.copyfile(file, target / file.name)
     path = target / CONFIG_FILE
+    if not path.is_file():  # mistral-common's has files of its own
+        return
     settings = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(tokenizer, TokenizersBackend):
         settings = {k: v for k, v in settings.items() if k != "add_prefix_space"} | _of_backend(tokenizer)
@@ -54,9 +59,6 @@ def save(tokenizer: Any, origin: Path, target: Path, context_tokens: int | None)
     if tokenizer.chat_template:  # beside chat_template.jinja: many tools read it here
         settings["chat_template"] = _templates(tokenizer.chat_template)
     write_json(path, {key: settings[key] for key in sorted(settings) if key not in PRIVATE})
-    for file in origin.glob("*.model"):
-        if not (target / file.name).exists():
-            shutil.copyfile(file, target / file.name)
 
 
 def _cuts_as_written(tokenizer: Any, path: Path) -> bool:
@@ -69,7 +71,8 @@ def _cuts_as_written(tokenizer: Any, path: Path) -> bool:
     written = Tokenizer.from_file(str(path))
     ids = written.encode(PROBE, add_special_tokens=False).ids
     text = written.decode(ids, skip_special_tokens=False)
-    return tokenizer(PROBE, add_special_tokens=False).input_ids == ids and tokenizer.decode(ids) == text
+    read = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return tokenizer(PROBE, add_special_tokens=False).input_ids == ids and read == text
 
 
 def _of_backend(tokenizer: Any) -> dict[str, Any]:

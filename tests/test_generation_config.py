@@ -47,15 +47,21 @@ def written(folder: Path, told: Any) -> Path:
         ({"early_stopping": True, "max_length": 20}, {"max_length": 20}, ["early_stopping=True is left out"]),
         ({"num_beams": 4, "early_stopping": True}, {"num_beams": 4, "early_stopping": True}, []),
         ({"output_scores": True}, {}, ["output_scores=True is left out"]),
-        ({"use_cache": False, "cache_implementation": "static"}, {"use_cache": False}, ["cache_implementation=static"]),
+        ({"use_cache": False, "cache_implementation": "static"}, {"cache_implementation": "static"}, []),
+        ({"temperature": 1.0, "top_p": 1.0}, {"temperature": 1.0, "top_p": 1.0}, []),
         ({"eos_token_id": None, "transformers_version": "4.31.0", "_from_model_config": True}, {}, []),
         (GEMMA, GEMMA, []),
         ({}, {}, []),
     ],
 )
-def test_what_contradicts_itself_is_mended_or_left_out(told: Any, wanted: Any, said: list[str]) -> None:
+def test_what_contradicts_itself_is_mended_or_left_out(
+    tmp_path: Path, told: Any, wanted: Any, said: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    read = generation_config.read("m", written(tmp_path, told))
+    assert read == told
     kept, changes = generation_config.mended(told)
     assert kept == wanted
+    assert capfd.readouterr().err == "", "transformers' own advice is kept off the screen"
     assert len(changes) == len(said)
     assert all(change.startswith(begin) for change, begin in zip(changes, said, strict=True))
 

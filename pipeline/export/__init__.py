@@ -120,6 +120,8 @@ def _sampling(made: dict[str, Any]) -> str:
     """How generation_config.json samples: of a generate manifest's fingerprint."""
     if made.get("generate.mode") == "score":
         return "generation_config.json is that of the model it started from"
+    if made["generate.temperature"] == 0:
+        return "generation_config.json is greedy, as the teacher's answers were"
     drawn = ", ".join(f"{key} {made[f'generate.{key}']:g}" for key in ("temperature", "top_p", "top_k"))
     return f"generation_config.json samples as the teacher was sampled ({drawn})"
 

@@ -127,11 +127,8 @@ class _Prompts:
         if not self._num_rows:
             origins = {screening.origin_of(source): None for source in self._config.prepare.sources}
             return f": there is no row in {', '.join(origins)}"
-        lost: Counter[str] = Counter()
-        for entry in self.screened.facts(None)["left_out"]:
-            lost[entry["reason"]] += entry["prompts"]
         told = {"bad_rows": f" ({self._skipped.told()})"}
-        parts = [f"{num} {why.replace('_', ' ')}{told.get(why, '')}" for why, num in lost.items()]
+        parts = [f"{num} {why.replace('_', ' ')}{told.get(why, '')}" for why, num in self.screened.lost().items()]
         return f": {self._num_rows} rows were read, and left out: {', '.join(parts)}"
 
     def grow(self, teacher: models.Model, template: ChatTemplate, pool: Pool) -> dict[str, Any]:

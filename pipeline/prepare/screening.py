@@ -97,6 +97,13 @@ class Screening:
             "safety": list(asked.safety.items()),
         }
 
+    def lost(self) -> Counter[str]:
+        """How many rows were left out, by reason."""
+        total: Counter[str] = Counter()
+        for (_, why), num in self._left_out.items():
+            total[why] += num
+        return total
+
     def facts(self, teacher: licences.Found) -> Row:
         """What was found, for the manifest and the cards; said aloud where it is anything."""
         for what, found in (("taken out of", self._found), ("labels of", self._labels)):

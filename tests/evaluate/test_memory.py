@@ -35,7 +35,7 @@ class Words:
 
 
 def load_of(items: list[Item], openings: list[Opening], *tokenizers: Any, **settings: Any) -> Load:
-    manners = [Manner(tokenizer, {}) for tokenizer in tokenizers or (Words(),)]
+    manners = [Manner(ChatTemplate(tokenizer)) for tokenizer in tokenizers or (Words(),)]
     asked = Evaluate(speed_concurrency=(1, 2), speed_tokens=4, **settings)
     return memory.load_of([(items, 50), ([], 1000)], openings, manners, asked)
 

@@ -30,7 +30,7 @@ def read(folder):
         "cache": text.use_cache,
         "vocab_size": text.vocab_size,
         "tied": text.tie_word_embeddings,
-        "dtype": str(text.dtype),
+        "dtype": str(text.dtype).removeprefix("torch."),
     }
 
 
