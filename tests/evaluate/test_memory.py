@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import hardware, kv_cache, meters
 from pipeline.chat_set import Item
+from pipeline.chat_template import ChatTemplate
 from pipeline.config import Evaluate
 from pipeline.errors import UserError
 from pipeline.evaluate import memory
