@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from pipeline.errors import UserError
-from pipeline.head import input_device
+from pipeline.head import decoder_of, input_device
 from pipeline.train.rows import WINDOW_SHARDS, Answers
 
 NAME = "documents"  # of our attention, as transformers knows it
@@ -98,7 +98,7 @@ def use_packed_attention(model: PreTrainedModel, dtype: str) -> None:
 def _set_attention(model: PreTrainedModel, name: str) -> None:
     """Also in layers that hold a config of their own, as those of a pruned model do."""
     model.set_attn_implementation(name)
-    decoder: Any = model.get_decoder()
+    decoder: Any = decoder_of(model)
     for module in decoder.modules():
         if hasattr(module, "config"):
             module.config._attn_implementation = name
@@ -155,7 +155,7 @@ AttentionMaskInterface.register(NAME, _mask)
 
 def _check_apart(model: PreTrainedModel) -> None:
     """Raises UserError where the hidden states of an answer change with the answer before it, tried on a few tokens."""
-    decoder: Any = model.get_decoder()
+    decoder: Any = decoder_of(model)
     device, was_training = input_device(model), model.training
     ends = torch.tensor([0, 4, 8], dtype=torch.int32, device=device)
     sizes = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 4, "max_length_k": 4}
