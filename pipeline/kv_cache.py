@@ -54,16 +54,24 @@ class Cache(NamedTuple):
 
 
 class _Need(NamedTuple):
-    """What an engine takes, bytes: weights, all else but the cache, the cache at the least, and for all requests."""
+    """What an engine takes, bytes: weights; its process; a batch; the cache at the least, and for all requests."""
 
     weights_bytes: int
-    other_bytes: int
+    process_bytes: int
+    batch_bytes: int
     least_bytes: int
     cache_bytes: int
     least_tokens: int
+    cache_part: float  # of what a token takes while its prompt is read: the rest are activations
 
     def base_bytes(self) -> int:
-        return self.weights_bytes + self.other_bytes
+        return self.weights_bytes + self.process_bytes + self.batch_bytes
+
+    def cache_in(self, room: int) -> int:
+        """The largest cache that finds room beside the batches: those are as large as vLLM makes them, or hold all
+        that the cache does.
+        """
+        return max(room - self.batch_bytes, int(room * self.cache_part))
 
 
 def own_bytes() -> int | None:
@@ -95,10 +103,10 @@ def size(path: str, settings: dict[str, Any], load: Load) -> Cache | None:
             f"{VARIABLE}: {_gib(need.least_bytes)} are needed for the KV cache of one request of {need.least_tokens}"
             f" tokens, beside {_gib(need.weights_bytes)} of weights ({path}); {_gib(free)} are free: {_way_out()}"
         )
-    room = (load.memory_bytes or free) - need.base_bytes()
+    room = (load.memory_bytes or free) - need.weights_bytes - need.process_bytes
     if load.memory_bytes is None:
         room = int(room * (UNKNOWN_FRAC if load.tokens is None else USED_FRAC))
-    granted = min(need.cache_bytes, room, int(USED_FRAC * hardware.vllm_bytes()))
+    granted = min(need.cache_bytes, need.cache_in(room), int(USED_FRAC * hardware.vllm_bytes()))
     return Cache(max(granted, need.least_bytes), need.least_bytes, need.least_tokens)
 
 
@@ -221,7 +229,8 @@ def _need(path: str, settings: dict[str, Any], load: Load) -> _Need:
     config, item_bytes = _transformers_config(path), _item_bytes(path, settings)
     cache_item_bytes = 1 if str(settings.get("kv_cache_dtype", "auto")).startswith("fp8") else item_bytes
     block = settings.get("block_size") or BLOCK_TOKENS
-    block_bytes = block * token_bytes(config, cache_item_bytes)
+    cached_bytes, active_bytes = token_bytes(config, cache_item_bytes), _activation_bytes(config, item_bytes)
+    block_bytes = block * cached_bytes
 
     def cache(num: int, tokens: int) -> int:
         return (num * math.ceil(tokens / block) + 1) * block_bytes  # vLLM keeps a block for itself
@@ -236,17 +245,19 @@ def _need(path: str, settings: dict[str, Any], load: Load) -> _Need:
     least = cache(1, least_tokens)
     needed = max(cache(num, tokens), least, whole)
     batch_tokens = min(num * tokens, settings.get("max_num_batched_tokens") or max(context, BATCH_TOKENS))
-    is_scored = bool(settings.get("enable_chunked_prefill"))  # as engine_args.py has it
-    other = PROGRAM_BYTES + _activation_bytes(config, batch_tokens, num, item_bytes, is_scored)
-    return _Need(_weights_bytes(path, item_bytes), other, least, needed, least_tokens)
+    # engine_args.py has prompts read in parts where all their tokens are scored; else each has logits of its last token
+    logits = batch_tokens * 6 if settings.get("enable_chunked_prefill") else num * 3 * 4
+    process = PROGRAM_BYTES + logits * config.get_text_config(decoder=True).vocab_size
+    part = cached_bytes / (cached_bytes + active_bytes)
+    sizes = (process, batch_tokens * active_bytes, least, needed)
+    return _Need(_weights_bytes(path, item_bytes), *sizes, least_tokens, part)
 
 
-def _activation_bytes(config: Any, batch_tokens: int, num_requests: int, item_bytes: int, is_scored: bool) -> int:
-    """Of one layer for a batch of prompts, and the logits: of each prompt's last token, or of each token scored."""
+def _activation_bytes(config: Any, item_bytes: int) -> int:
+    """What one layer makes of a token, bytes: layers take turns in the same memory."""
     text = config.get_text_config(decoder=True)
-    width = 2 * (_widest(text, "intermediate_size") or 4 * text.hidden_size) + 4 * text.hidden_size
-    logits = batch_tokens * 6 if is_scored else num_requests * 3 * 4  # bytes for each entry of the vocabulary
-    return batch_tokens * width * item_bytes + logits * text.vocab_size
+    hidden = text.hidden_size
+    return (2 * (_widest(text, "intermediate_size") or 4 * hidden) + 4 * hidden) * item_bytes
 
 
 def _weights_bytes(path: str, item_bytes: int) -> int:
@@ -281,10 +292,7 @@ def _make_room(path: str, num_bytes: int, load: Load) -> None:
 
 
 def _way_out() -> str:
-    return (
-        "free some memory, ask for shorter answers, or lower teacher.engine.max_model_len; or set it to the GiB that"
-        " you want"
-    )
+    return "free some memory, ask for shorter answers, or lower teacher.engine.max_model_len"
 
 
 def _gib(num_bytes: int) -> str:

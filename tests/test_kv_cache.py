@@ -57,30 +57,37 @@ def test_a_token_takes_what_its_architecture_keeps_of_it(config: Any, item_bytes
     assert kv_cache.token_bytes(config, item_bytes) == expected
 
 
-def test_activations_grow_with_the_batch_and_logits_with_what_is_scored() -> None:
-    config = LlamaConfig(**shape(32, 32, 8, hidden_size=4096, intermediate_size=14336, vocab_size=128000))
-    layer = 2 * 14336 + 4 * 4096
-    assert kv_cache._activation_bytes(config, 1000, 8, 2, is_scored=False) == 1000 * layer * 2 + 8 * 12 * 128000
-    assert kv_cache._activation_bytes(config, 2048, 8, 4, is_scored=True) == 2048 * layer * 4 + 2048 * 6 * 128000
+def test_a_layers_activations_are_those_of_its_widest_parts() -> None:
+    config = LlamaConfig(**shape(32, 32, 8, hidden_size=4096, intermediate_size=14336))
+    assert kv_cache._activation_bytes(config, 2) == (2 * 14336 + 4 * 4096) * 2
+
+
+ACTIVE = (2 * 24 + 4 * 16) * 4  # bytes of a token of `model`
 
 
 @pytest.mark.parametrize(
-    ("load", "settings", "batch_tokens"),
+    ("load", "settings", "batch_tokens", "logits_bytes"),
     [
-        (Load(8, 100), {}, 800),  # all prompts that are under way
-        (Load(1000, 100), {}, 4096),  # as many as vLLM takes at once, or a whole context
-        (Load(1000, 100), {"max_num_batched_tokens": 512}, 512),
-        (Load(1000, 100), {"max_num_seqs": 2}, 200),
+        (Load(8, 100), {}, 800, 8 * 12),  # all prompts that are under way
+        (Load(1000, 100), {}, 4096, 128 * 12),  # as many as vLLM takes at once, or a whole context
+        (Load(1000, 100), {"max_num_batched_tokens": 512}, 512, 128 * 12),
+        (Load(1000, 100), {"max_num_seqs": 2}, 200, 2 * 12),
+        (Load(1000, 100), {"max_num_batched_tokens": 512, "enable_chunked_prefill": True}, 512, 512 * 6),  # scored
     ],
 )
 def test_a_batch_is_no_larger_than_vllm_makes_it(
-    model: str, free: Any, monkeypatch: pytest.MonkeyPatch, load: Load, settings: dict[str, Any], batch_tokens: int
+    model: str, load: Load, settings: dict[str, Any], batch_tokens: int, logits_bytes: int
 ) -> None:
-    free(100)
-    batches: list[int] = []
-    monkeypatch.setattr(kv_cache, "_activation_bytes", lambda _, tokens, *__: batches.append(tokens) or 0)
-    sized(model, load, **settings)
-    assert batches == [batch_tokens]
+    need = kv_cache._need(model, {"dtype": "float32", **settings}, load)
+    assert need.batch_bytes == batch_tokens * ACTIVE
+    assert need.process_bytes == kv_cache.PROGRAM_BYTES + logits_bytes * VOCAB
+
+
+@pytest.mark.parametrize(("room", "cache"), [(100, 75), (40, 30), (1000, 960)])
+def test_a_small_cache_bounds_its_own_batches(room: int, cache: int) -> None:
+    """Of a token's bytes three in four are the cache's; a whole batch takes 40."""
+    need = kv_cache._Need(0, 0, 40, 1, 10**9, 1, cache_part=0.75)
+    assert need.cache_in(room) == cache
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_a_process_that_dies_is_told_by_name_with_its_code(process: pytest.Monke
 
 def test_a_process_that_the_system_killed_ran_out_of_memory(process: pytest.MonkeyPatch) -> None:
     process.setattr(served, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
-    with Served("the teacher", "model", {}, Load()) as model, pytest.raises(UserError, match="memory ran out"):
+    with Served("the teacher", "model", {}, Load()) as model, pytest.raises(UserError, match="memory runs out"):
         model.wait_until_ready()
 
 
