@@ -139,8 +139,15 @@ class Model:
         """Memory that the weights take as transformers loads them: those in few bits are made plain where it can."""
         if quantised.method_of(self.config()) is None:
             return self.loaded_bytes(itemsize)
-        config = self.transformers_config()
-        return quantised.num_parameters(config) * itemsize if quantised.loading(config) else self.weights_bytes()
+        is_made_plain = quantised.loading(self.transformers_config())
+        return self.num_parameters() * itemsize if is_made_plain else self.weights_bytes()
+
+    def num_parameters(self) -> int:
+        """Shared ones once. Weights in few bits are packed: they are counted as the plain ones that they stand for."""
+        if quantised.method_of(self.config()) is not None:
+            return quantised.num_parameters(self.transformers_config())
+        held = [tensor for path in self.weight_files() for tensor in checkpoint.tensors(self.name, path).values()]
+        return sum(tensor.numel() for tensor in held)
 
     def dtype(self) -> str:
         """The type of its weights, as its config or else the weights themselves have it: bfloat16, ..."""

@@ -84,6 +84,7 @@ def test_a_teacher_in_few_bits_is_loaded_as_the_plain_weights_that_it_stands_for
         ids = torch.arange(VOCAB)[None]
         torch.testing.assert_close(loaded(input_ids=ids).logits, plain(input_ids=ids).logits)
     num_parameters = sum(parameter.numel() for parameter in plain.parameters())
+    assert Model("m", folder).num_parameters() == num_parameters
     assert Model("m", folder).plain_bytes(2) == 2 * num_parameters
 
 

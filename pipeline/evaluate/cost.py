@@ -4,9 +4,6 @@ from collections.abc import Iterable, Mapping
 from math import inf, isfinite
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-
 from pipeline import hardware, models
 from pipeline.evaluate import speed
 from pipeline.evaluate.speed import Round
@@ -89,13 +86,8 @@ def break_even(spent_s: float, student: list[float], teacher: list[float], toget
 
 def size(folder: Path) -> dict[str, Figure]:
     """Parameters, shared ones once, and bytes of the weights on disk."""
-    num_parameters = num_bytes = 0
-    for path in models.Model(folder.name, folder).weight_files():
-        num_bytes += path.stat().st_size
-        with safe_open(path, framework="pt") as tensors:
-            shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 - no mapping
-            num_parameters += sum(torch.Size(shape).numel() for shape in shapes)
-    return {"num_parameters": exact(num_parameters), "weights_bytes": exact(num_bytes)}
+    model = models.Model(folder.name, folder)
+    return {"num_parameters": exact(model.num_parameters()), "weights_bytes": exact(model.weights_bytes())}
 
 
 def sentence(arms: dict[str, dict[str, dict[str, Figure | None]]], compared: Mapping[str, Figure | None]) -> str:
