@@ -78,8 +78,8 @@ def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any]) -> M
 A student of {teacher}, distilled with Retort.
 
 - Started from: {start}
-- Learnt from: {counted(trained["counts"]["rows"], "answer")} of the teacher, {trained["counts"]["answer_tokens"]} tokens,
-  with the {generated["k"]} best log-probs behind each
+- Learnt from: {counted(trained["counts"]["rows"], "answer")} of the teacher,
+  {trained["counts"]["answer_tokens"]} tokens, with the {generated["k"]} best log-probs behind each
 - Loss: {loss}
 - Teacher weights: `{generated["fingerprint"]["teacher.weights"]}`
 
