@@ -69,7 +69,7 @@ PROMPTS = {
         "repetitions of evaluation items",
         "prepare/contamination.jsonl lists them, prepare.decontaminate=[] keeps them",
     ),
-    "bad_rows": ("no usable prompts", "prepare.bad_rows=error stops at the first and says why"),
+    "bad_rows": ("rows without a usable prompt", "prepare.bad_rows=error stops at the first and says why"),
     "personal": ("prompts with personal data", "privacy.prompts=redact keeps them without it"),
     "unsafe": ("prompts with a safety label", "safety.max_prompt_score=null keeps them"),
 }

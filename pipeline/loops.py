@@ -23,7 +23,6 @@ MIN_PLACES = 8  # windows that come again, in the shortest loop: five wide chara
 MAX_CHARS = 1 << 16  # of longer texts the end is looked at
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication by it loses no bit
-Integers = npt.NDArray[np.int64]
 
 
 def loop_repeats(text: str) -> int:
@@ -37,10 +36,11 @@ def loop_repeats(text: str) -> int:
     said = " ".join(text.split())[-MAX_CHARS:]
     if len(said) < 2 * WINDOW:
         return 0
-    weights_N = np.where(np.frombuffer(said.encode("utf-32-le"), np.uint32) >= WIDE, WIDE_WEIGHT, 1)
+    codes_N = np.frombuffer(said.encode("utf-32-le", "surrogatepass"), np.uint32)
+    weights_N = np.where(codes_N >= WIDE, WIDE_WEIGHT, 1)
     found = [
         (end - start) // period
-        for start, end, period in _stretches(said)
+        for start, end, period in _stretches(codes_N.astype(np.uint64))
         if end - start >= MIN_REPEATS * period
         and _counts(said[start : start + period], weights_N[start:end].sum(), weights_N.sum(), len(said) - end)
     ]
@@ -54,12 +54,14 @@ def _counts(unit: str, weight: int, whole: int, left: int) -> bool:
     return weight >= MIN_WEIGHT and (weight >= LARGE_FRAC * whole or weight >= LONG_WEIGHT or left <= END_CHARS)
 
 
-def _stretches(text: str) -> list[tuple[int, int, int]]:
+def _stretches(codes_N: npt.NDArray[np.uint64]) -> list[tuple[int, int, int]]:
     """`(start, end, period)` of each longest stretch in which every character is the one `period` before it.
 
     Of stretches of `WINDOW` characters and a period.
     """
-    hashes_N = _window_hashes(text)
+    hashes_N = codes_N  # of each window, by its start
+    for n in range(1, WINDOW):
+        hashes_N = hashes_N[:-1] * _BASE + codes_N[n:]
     order_N = np.argsort(hashes_N, kind="stable")
     same_N = hashes_N[order_N][1:] == hashes_N[order_N][:-1]
     before_N, places_N = order_N[:-1][same_N], order_N[1:][same_N]  # where a window stands, and stood last
@@ -72,12 +74,3 @@ def _stretches(text: str) -> list[tuple[int, int, int]]:
         stretches = zip(starts.tolist(), ends.tolist(), strict=True)
         found += [(start - period, end + WINDOW, period) for start, end in stretches]
     return found
-
-
-def _window_hashes(text: str) -> npt.NDArray[np.uint64]:
-    """Of each window of a text, by its start."""
-    codes_N = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.uint64)
-    hashes_N = codes_N
-    for n in range(1, WINDOW):
-        hashes_N = hashes_N[:-1] * _BASE + codes_N[n:]
-    return hashes_N

@@ -57,6 +57,12 @@ def config_with(**sections: object) -> Config:
     return validate({"name": "trial", **sections}, "test")
 
 
+def test_a_judge_without_chat_answers_to_read_is_refused() -> None:
+    judge = {"url": "http://127.0.0.1:8001", "model": "judge"}
+    with pytest.raises(UserError, match=r"evaluate: judge\.url: a judge reads the chat answers, and there are none"):
+        validate({"name": "x", "evaluate": {"chat_set": None, "judge": judge}}, "test")
+
+
 def test_an_empty_file_is_all_defaults_under_the_files_name(load: Load) -> None:
     assert load("") == config_with()
     assert load("").run_path == Path("runs/trial")

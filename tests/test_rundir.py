@@ -482,7 +482,7 @@ def test_a_finished_stage_says_what_it_did_and_later_that_it_is_done(
     stage: Stage, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish(stage)
-    assert "generate: 6 responses → " in capsys.readouterr().err.replace("\n", "")
+    assert "generate: responses 6 → " in capsys.readouterr().err.replace("\n", "")
     stage.run.begin("generate", config, SETTINGS)
     assert capsys.readouterr().err == "generate: done already\n"
 

@@ -30,8 +30,9 @@ def held_out(config: Config, run_dir: RunDir) -> Iterator[ForcedText]:
     texts = (text for turn in turns for text in _held_out(run_dir, turn))
     first = next(texts, None)
     if first is None:
-        told = left_out.of_held_out_answers(run_dir.manifest("filter"))
-        raise UserError(f"evaluate: {told or NOTHING_LEARNT}")
+        filtered = run_dir.manifest("filter")
+        is_none_kept = filtered["counts"]["kept"] == filtered["counts"]["kept_train"]
+        raise UserError(f"evaluate: {left_out.of_held_out_answers(filtered) if is_none_kept else NOTHING_LEARNT}")
     yield first
     yield from islice(texts, None if limit is None else limit - 1)
 

@@ -11,6 +11,7 @@ from listed import Listed
 
 from pipeline import codec
 from pipeline import config as config_module
+from pipeline import train as train_stage
 from pipeline.config import Train
 from pipeline.errors import UserError
 from pipeline.records import DECISIONS, RESPONSES
@@ -146,6 +147,30 @@ def test_decisions_that_say_nothing_of_personal_data_are_refused(tmp_path: Path)
 def test_a_run_without_an_answer_that_fits_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no train answer is left.*2 of those .* longer than train.max_length=4 "):
         kept_answers(run_of(tmp_path, [response(n) for n in range(2)]), "train", 4)
+
+
+def test_what_train_leaves_out_is_told_with_the_setting_that_keeps_it(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = conversations([1] * 30)
+    answers.too_long = 10
+    train_stage._tell(answers, answers.subset(np.arange(3)), Train(max_length=64))
+    assert "10 of those that filter kept are longer than train.max_length=64 tokens" in said(capsys)
+    answers.too_long = 1
+    train_stage._tell(answers, answers.subset(np.arange(3)), Train())
+    assert said(capsys) == ""
+
+
+def test_a_validation_that_is_empty_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = conversations([1] * 12)
+    train_stage._tell(answers, answers.subset(np.arange(0)), Train(validation_frac=0.1))
+    assert "train: none of 12 answers is kept back to validate (below 20), so the last checkpoint is taken" in said(
+        capsys
+    )
+    train_stage._tell(answers, answers.subset(np.arange(0)), Train(validation_frac=0))
+    assert said(capsys) == ""
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
 
 
 def test_an_altered_shard_is_refused(tmp_path: Path) -> None:
