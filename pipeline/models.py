@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import generation_config, tokenizer_files
+from pipeline import generation_config
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -52,9 +52,11 @@ class Model:
         return config
 
     def tokenizer(self) -> Any:
-        """The tokenizer, as its tokenizer.json has it. Raises UserError if it can't be loaded."""
+        """The tokenizer, as transformers loads it. Raises UserError where there is none."""
+        from transformers import AutoTokenizer
+
         try:
-            return tokenizer_files.load(self.path)
+            return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:  # a damaged file fails in ways of its own
             raise UserError(f"model {self.name}: its tokenizer can't be loaded: {_first_line(error)}") from None
 
@@ -70,14 +72,11 @@ class Model:
 
     def _text(self, key: str, default: int | None = None) -> int:
         """A number from config.json, that of the text model where there are several."""
-        value = self._text_config().get(key, default)
+        config = self.config()
+        value = config.get("text_config", config).get(key, default)
         if not isinstance(value, int):
             raise UserError(f"model {self.name}: {self.path}/config.json has no number {key}")
         return value
-
-    def _text_config(self) -> dict[str, Any]:
-        config = self.config()
-        return config.get("text_config", config)
 
     def stop_ids(self, tokenizer: Any) -> frozenset[int]:
         """The tokens that end an answer, as vLLM has it: the tokenizer's own, and those of generation_config.json, or
@@ -87,10 +86,9 @@ class Model:
         """
         told = generation_config.read(self.name, self.path)
         if told is None:
-            ends = generation_config.end_ids(self.config()) or generation_config.end_ids(self._text_config())
-        else:
-            ends = generation_config.end_ids(told)
-        return ends | ({tokenizer.eos_token_id} - {None})
+            config = self.config()
+            told = config if config.get("eos_token_id") is not None else config.get("text_config") or {}
+        return generation_config.end_ids(told) | ({tokenizer.eos_token_id} - {None})
 
     def weight_files(self) -> list[Path]:
         """The files that transformers loads: those of the index where there is one (a repository may hold copies)."""

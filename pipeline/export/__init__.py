@@ -96,7 +96,7 @@ A student of {teacher}, distilled with Retort.
 - Teacher weights: `{generated["fingerprint"]["teacher.weights"]}`
 - Weights here: {dtype}; {_sampling(generated["fingerprint"])}
 
-{snippets.of_model(models.template_kwargs_of(run_dir), dtype)}
+{snippets.of_model(run_dir.manifest("prepare")["fingerprint"]["teacher.chat_template_kwargs"], dtype)}
 ## What was measured
 
 {verdict}
