@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, generation_config, quantised, quiet, tokenizer_files
+from pipeline import checkpoint, generation_config, quantised, quiet
 from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
@@ -61,10 +61,26 @@ class Model:
             raise UserError(f"model {self.name}: its config.json can't be used: {first_line(error)}") from None
 
     def tokenizer(self) -> Any:
-        """The tokenizer, as its tokenizer.json has it. Raises UserError if it can't be loaded."""
+        """The tokenizer that tokenizer.json describes; without that file, what transformers makes of the others.
+
+        The class that tokenizer_config.json names is ignored: transformers 5 would build that class's tokenizer of the
+        same vocabulary, which may cut text in another way (DeepSeek's as a Llama loses every space). Mistral's
+        tekken.json is converted, chat template included. Raises UserError if there is none.
+        """
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
+
         self.check_tokenizer_files()
+        tekken = self.path / "tekken.json"
         try:
-            return tokenizer_files.load(self.path)
+            if (self.path / "tokenizer.json").is_file():
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(self.path)
+                if not tokenizer.chat_template and tekken.is_file():
+                    tokenizer.chat_template = convert_tekken_tokenizer(str(tekken)).chat_template
+                return tokenizer
+            if tekken.is_file():
+                return convert_tekken_tokenizer(str(tekken))
+            return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:  # a damaged file fails in ways of its own
             raise UserError(f"model {self.name}: its tokenizer can't be loaded: {first_line(error)}") from None
 
@@ -115,10 +131,9 @@ class Model:
         """
         told = generation_config.read(self.name, self.path)
         if told is None:
-            ends = generation_config.end_ids(self.config()) or generation_config.end_ids(self._text_config())
-        else:
-            ends = generation_config.end_ids(told)
-        return ends | ({tokenizer.eos_token_id} - {None})
+            config = self.config()
+            told = config if config.get("eos_token_id") is not None else self._text_config()
+        return generation_config.end_ids(told) | ({tokenizer.eos_token_id} - {None})
 
     def weight_files(self) -> list[Path]:
         """The files that transformers loads. Raises UserError if their index is damaged."""

@@ -1,5 +1,4 @@
-"""A tokenizer's folder: read as its tokenizer.json says, and written so that transformers 4 and 5 and the converters of
-other engines read the same."""
+"""A tokenizer's folder, written so that transformers 4 and 5 and the converters of other engines read the same."""
 
 import json
 import shutil
@@ -12,28 +11,6 @@ CONFIG_FILE = "tokenizer_config.json"
 SHARED_CLASS = "PreTrainedTokenizerFast"  # both majors take tokenizer.json as it stands under this name
 PRIVATE = ("backend", "is_local", "local_files_only", "model_specific_special_tokens", "processor_class")
 NO_LIMIT = 10**20  # transformers writes 1e30 if a tokenizer knows no longest text
-PROBE = " Hi,  it's 2024:\n\n\tdef f(x):\n    return 2*x  你好 🙂 naïve ."
-
-
-def load(folder: Path) -> Any:
-    """The tokenizer, as AutoTokenizer has it unless that cuts text differently from the folder's tokenizer.json.
-
-    AutoTokenizer builds some tokenizers anew, by the class that tokenizer_config.json names. The tokens are wrong if
-    the file is of another kind (DeepSeek's tokenizer in a Llama) or older than the class (Llama 2's).
-    Mistral's tekken.json is converted, chat template included.
-    """
-    from transformers import AutoTokenizer, TokenizersBackend
-    from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
-
-    written, tekken = folder / "tokenizer.json", folder / "tekken.json"
-    if tekken.is_file() and not written.is_file():
-        return convert_tekken_tokenizer(str(tekken))
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if isinstance(tokenizer, TokenizersBackend) and not _cuts_as_written(tokenizer, written):
-        tokenizer = TokenizersBackend.from_pretrained(folder)
-    if not tokenizer.chat_template and tekken.is_file():
-        tokenizer.chat_template = convert_tekken_tokenizer(str(tekken)).chat_template
-    return tokenizer
 
 
 def save(tokenizer: Any, origin: Path, target: Path, context_tokens: int | None) -> None:
@@ -59,20 +36,6 @@ def save(tokenizer: Any, origin: Path, target: Path, context_tokens: int | None)
     if tokenizer.chat_template:  # beside chat_template.jinja: many tools read it here
         settings["chat_template"] = _templates(tokenizer.chat_template)
     write_json(path, {key: settings[key] for key in sorted(settings) if key not in PRIVATE})
-
-
-def _cuts_as_written(tokenizer: Any, path: Path) -> bool:
-    """Whether it has the tokens and the text that its tokenizer.json has; True if there is no such file."""
-    from tokenizers import Tokenizer
-    from transformers import TokenizersBackend
-
-    if type(tokenizer) is TokenizersBackend or not path.is_file():
-        return True
-    written = Tokenizer.from_file(str(path))
-    ids = written.encode(PROBE, add_special_tokens=False).ids
-    text = written.decode(ids, skip_special_tokens=False)
-    read = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    return tokenizer(PROBE, add_special_tokens=False).input_ids == ids and read == text
 
 
 def _of_backend(tokenizer: Any) -> dict[str, Any]:

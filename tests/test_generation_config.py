@@ -107,12 +107,14 @@ def test_an_answer_ends_where_vllm_ends_it(tmp_path: Path, told: Any, config: di
 
 @pytest.mark.parametrize("told", [LLAMA_2, {"pad_token_id": -1}, {"early_stopping": True}, GEMMA, {}])
 def test_a_students_is_saved_whatever_its_teachers_says(tmp_path: Path, byte_tokenizer: Path, told: Any) -> None:
-    from pipeline import model_folder, tokenizer_files
+    from transformers import AutoTokenizer
+
+    from pipeline import model_folder
 
     teacher = tmp_path / "teacher"
     tiny_model.make(0, 300, num_hidden_layers=1).save_pretrained(teacher)
     written(teacher, told)
-    model, words = student.load(teacher), tokenizer_files.load(byte_tokenizer)
+    model, words = student.load(teacher), AutoTokenizer.from_pretrained(byte_tokenizer)
     model_folder.save(model, words, tmp_path / "student", byte_tokenizer)
     saved = json.loads((tmp_path / "student" / generation_config.FILE).read_text())
     assert saved.pop("transformers_version")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import tiny_model
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from pipeline import model_folder, tokenizer_files
+from pipeline import model_folder
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 300, "head_dim": 8}
 SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": None, "eos_token_id": 1}
@@ -41,7 +41,7 @@ def built(kind: str, settings: dict[str, Any]) -> Any:
 
 
 def saved(target: Path, model: Any, words_of: Path, **more: Any) -> dict[str, Any]:
-    model_folder.save(model, tokenizer_files.load(words_of), target, words_of, **more)
+    model_folder.save(model, AutoTokenizer.from_pretrained(words_of), target, words_of, **more)
     return json.loads((target / "config.json").read_text())
 
 

@@ -1,31 +1,18 @@
-"""A tokenizer's folder: read as its tokenizer.json says, and written in names that are not of one version alone."""
+"""A tokenizer's folder: its settings are written under names that are not of one version alone."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from pipeline import tokenizer_files
 
-TEXTS = (" two  spaces", "it's 2024,\n\n\tdef f(x):  你好 🙂", "naïve . end")
-
-
-@pytest.mark.parametrize("family", ["deepseek_v3", "llama2", "gemma3"])
-def test_a_text_is_cut_as_tokenizer_json_says(family: str, real_tokenizer: Callable[[str], Path]) -> None:
-    folder = real_tokenizer(family)
-    loaded, written = tokenizer_files.load(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
-    for text in TEXTS:
-        ids = written.encode(text, add_special_tokens=False).ids
-        assert loaded(text, add_special_tokens=False).input_ids == ids
-        assert loaded.decode(ids) == text
-
 
 def saved(folder: Path, origin: Path, context: int | None = 512) -> dict[str, Any]:
-    tokenizer_files.save(tokenizer_files.load(origin), origin, folder, context)
+    tokenizer_files.save(AutoTokenizer.from_pretrained(origin), origin, folder, context)
     return json.loads((folder / tokenizer_files.CONFIG_FILE).read_text(encoding="utf-8"))
 
 
@@ -54,7 +41,7 @@ def test_special_tokens_stay_special(tmp_path: Path, byte_tokenizer: Path) -> No
     settings = saved(tmp_path / "saved", tmp_path / "named")
     assert settings["extra_special_tokens"] == {"image_token": "<|im_start|>"}
     assert settings["additional_special_tokens"] == ["<extra>"]
-    again = tokenizer_files.load(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert (again.image_token, again.extra_special_tokens) == ("<|im_start|>", ["<extra>"])
     assert again.decode(again("a<|im_start|><extra>b").input_ids, skip_special_tokens=True) == "ab"
 
@@ -65,12 +52,22 @@ def test_several_templates_are_kept_by_name(tmp_path: Path, byte_tokenizer: Path
     words.save_pretrained(tmp_path / "several")
     named = saved(tmp_path / "saved", tmp_path / "several")["chat_template"]
     assert named == [{"name": n, "template": t} for n, t in words.chat_template.items()]
-    assert tokenizer_files.load(tmp_path / "saved").chat_template == words.chat_template
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == words.chat_template
 
 
 def test_a_sentencepiece_model_goes_along(tmp_path: Path, byte_tokenizer: Path) -> None:
-    words, origin = tokenizer_files.load(byte_tokenizer), tmp_path / "origin"
+    words, origin = AutoTokenizer.from_pretrained(byte_tokenizer), tmp_path / "origin"
     words.save_pretrained(origin)
     (origin / "tokenizer.model").write_bytes(b"pieces")
     tokenizer_files.save(words, origin, tmp_path / "saved", None)
     assert (tmp_path / "saved" / "tokenizer.model").read_bytes() == b"pieces"
+
+
+@pytest.mark.parametrize("has_space", [True, False])
+def test_the_space_before_a_text_is_told(tmp_path: Path, byte_tokenizer: Path, has_space: bool) -> None:
+    words = AutoTokenizer.from_pretrained(byte_tokenizer)
+    words.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=has_space)
+    words.save_pretrained(tmp_path / "origin")
+    assert saved(tmp_path / "saved", tmp_path / "origin")["add_prefix_space"] is has_space
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again.convert_ids_to_tokens(again("ab").input_ids) == ["Ġ"] * has_space + ["a", "b"]

@@ -14,7 +14,8 @@ import torch
 from read_by_transformers_4 import read
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline import model_folder, tokenizer_files
+from pipeline import model_folder
+from pipeline.models import Model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 # configs and tokenizers need no torch
@@ -55,7 +56,7 @@ def python_with_transformers_4() -> Path:
 
 
 def write(folder: Path, origin: Path, kind: str, settings: dict[str, Any]) -> None:
-    words = tokenizer_files.load(origin)
+    words = Model("m", origin).tokenizer()
     config = AutoConfig.for_model(kind, **SMALL, vocab_size=len(words), **json.loads(json.dumps(settings)))
     model_folder.save(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16), words, folder, origin)
 
