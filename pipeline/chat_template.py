@@ -194,6 +194,8 @@ class ChatTemplate:
 
         Marks are put in the place of names and results, since these may stand in the conversation elsewhere.
         """
+        if not any(message["role"] == "tool" or message.get("tool_calls") for message in shaped):
+            return ""
         marked, marks = copy.deepcopy(shaped), {}
         for message in marked:
             for call in message.get("tool_calls") or ():
@@ -202,8 +204,6 @@ class ChatTemplate:
             if message["role"] == "tool":
                 mark = message["content"] = f"{RESULT}x{len(marks)}x"
                 marks[mark] = "the results of tool calls"
-        if not marks:
-            return ""
         text = self._written(marked, tools, add_generation_prompt=False, tokenize=False)
         return next((what for mark, what in marks.items() if mark not in text), "")
 

@@ -52,7 +52,7 @@ def conversation(item: chat_set.Item, answers: list[str]) -> list[dict[str, str]
 def _check_item(path: str, item: chat_set.Item, name: str, template: ChatTemplate) -> None:
     for turn in range(len(item.turns)):
         try:
-            template.render(conversation(item, [ANSWER] * turn))
+            template.apply(conversation(item, [ANSWER] * turn), add_generation_prompt=True, tokenize=False)
         except UserError as error:
             raise UserError(f"{path}: item {item.id} can't be asked of {name}: {error}") from None
 

@@ -1,4 +1,4 @@
-"""Which model: a hub id, a local folder, or `demo`; what it is made of; whether two share tokenizer and template."""
+"""Which model: a hub id, a local folder, or `demo`; what it is made of, and what can be its student."""
 
 import importlib.util
 import json

@@ -140,6 +140,24 @@ def test_every_conversation_is_written_whole_and_gone_on_with(family: Any, talk:
     assert whole[: len(prompt) + len(answer)] == prompt + answer
 
 
+@pytest.mark.parametrize("family", ["llama2"], indirect=True)
+def test_an_answer_of_a_sentencepiece_family_begins_where_the_prompt_ends(family: Any) -> None:
+    family.chat_template = (  # after Llama 2
+        "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
+        "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}{% if (m.role == 'user') != "
+        "(loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}{% if m.role == 'user' %}"
+        "{{ bos_token + '[INST] ' + (system or '' if loop.first else '') + m.content.strip() + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
+    template = ChatTemplate(family)
+    for messages in TALKS.values():
+        prompt = template.render(messages)
+        answer = template.render_completion(messages, ANSWER, None, frozenset([family.eos_token_id]))
+        whole = family.apply_chat_template([*template.shaped(messages), ANSWER], return_dict=False)
+        assert family.decode(answer) == "Hello you. </s>"
+        assert whole == prompt + answer
+
+
 @each_family
 def test_a_user_turn_can_be_opened(family: Any) -> None:
     template = ChatTemplate(family)

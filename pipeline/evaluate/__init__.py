@@ -142,7 +142,9 @@ def _asked(config: Config, run_dir: RunDir, teacher: models.Model, folders: dict
     manners = dict.fromkeys(folders, teachers)
     if "other" in folders:
         tokenizer = models.Model("other", folders["other"]).tokenizer()
-        manners["other"] = _manner(tokenizer, teachers, run_dir.manifest("prepare")["fingerprint"].get("teacher.date"))
+        prepared = run_dir.manifest("prepare")
+        day = prepared["fingerprint"].get("teacher.date") or prepared["finished"][:10]
+        manners["other"] = _manner(tokenizer, teachers, day)
     return _Asked(
         items=_items(config),
         tasks=_tasks(config),
@@ -152,7 +154,7 @@ def _asked(config: Config, run_dir: RunDir, teacher: models.Model, folders: dict
     )
 
 
-def _manner(tokenizer: Any, teachers: Manner, day: str | None) -> Manner:
+def _manner(tokenizer: Any, teachers: Manner, day: str) -> Manner:
     """The other model's: the teacher's, if it has the teacher's tokens and its template writes the same."""
     if not tokenizer.chat_template:
         raise UserError("evaluate.other: its tokenizer has no chat template; choose an instruction-tuned model")

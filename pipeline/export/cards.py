@@ -93,8 +93,8 @@ def template_section(run_dir: RunDir) -> str:
     lines = []
     if shape.get("takes_system") is False:
         lines.append(
-            "- The chat template takes no system message. The student was trained and measured with its text in front"
-            " of the first user message, and a blank line between."
+            "- The chat template takes no system message. The student was trained and measured with its text before the"
+            " first user message, and a blank line between."
         )
     if shape.get("takes_any_order") is False:
         lines.append("- The chat template wants user and assistant to take turns: join messages of one role.")

@@ -12,6 +12,7 @@ from fake_judge import KEY, FakeJudge, first_place
 
 from pipeline import config as config_module
 from pipeline import evaluate
+from pipeline.chat_template import ChatTemplate
 from pipeline.errors import UserError
 from pipeline.records import ARMS
 from pipeline.rundir import RunDir
@@ -38,7 +39,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     teacher = SimpleNamespace(path=tmp_path, tokenizer=lambda: None, weights_hash=lambda: WEIGHTS_HASH)
     monkeypatch.setattr(evaluate.models, "teacher_of", lambda run: teacher)
     monkeypatch.setattr(evaluate.models, "check_weights", lambda *_: None)
-    monkeypatch.setattr(evaluate.models, "chat_template_of", lambda *_: None)
+    monkeypatch.setattr(evaluate.models, "chat_template_of", lambda *_: ChatTemplate(None))
     rows = [{**row, "prompt_token_ids": [1], "token_ids": [2]} for row in samples() if row["arm"] != "untrained"]
     monkeypatch.setattr(evaluate, "_serve", lambda *_: evaluate._Answered(rows, [], [], {arm: [] for arm in ARMS}))
     monkeypatch.setattr(evaluate, "_fidelity", lambda *_: ({"fidelity": {"teacher": SimpleNamespace(num_texts=8)}}, {}))
