@@ -20,6 +20,17 @@ def runtime(default: Any, description: str, **kwargs: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"runtime": True}, **kwargs)
 
 
+def matching(pattern: str, what: str) -> AfterValidator:
+    """A text that has this form; `what` says which that is."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(what)
+        return value
+
+    return AfterValidator(check)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 

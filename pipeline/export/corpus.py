@@ -15,7 +15,7 @@ from pipeline import models, privacy
 from pipeline.config import Privacy
 from pipeline.errors import UserError
 from pipeline.export import cards
-from pipeline.files import user_disk_errors, write_table
+from pipeline.files import first_line, user_disk_errors, write_table
 from pipeline.records import MESSAGE, PROMPTS, RESPONSES
 from pipeline.report.figures import setting_text, words
 from pipeline.rundir import RunDir, read_answers, read_planned, shard_paths
@@ -89,8 +89,9 @@ def push(folder: Path, repo: str, endpoint: str | None = None) -> str:
         url = api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo, repo_type="dataset", commit_message="Corpus from Retort")
     except (HfHubHTTPError, ValueError, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{repo}: the hub refuses it ({first}); HF_TOKEN must allow writing there") from None
+        raise UserError(
+            f"{repo}: the hub refuses it ({first_line(error)}); HF_TOKEN must allow writing there"
+        ) from None
     return str(url)
 
 

@@ -17,6 +17,7 @@ from pipeline import hardware
 from pipeline.codec import FloatArray, IdArray
 from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
+from pipeline.files import one_line
 
 OURS = (
     "model",
@@ -246,4 +247,4 @@ def _rows(flat: Any, k: int, T: int) -> tuple[IdArray, FloatArray]:
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     useful = [line for line in lines if not line.startswith(("For further information", "1 validation error"))]
-    return " ".join(useful)[:400]
+    return one_line(" ".join(useful))

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from pipeline import models
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
+from pipeline.files import first_line
 from pipeline.train import layers
 
 COUNTED = ("max_window_layers", "first_k_dense_replace")  # of a config: how many of the first layers are of a kind
@@ -48,9 +50,8 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal LM from a local folder of safetensors. Raises UserError where transformers can't build it."""
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False, use_safetensors=True)
-    except (ValueError, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path}: can't be loaded as a causal language model: {first}") from None
+    except (ValueError, OSError, SafetensorError) as error:
+        raise UserError(f"{path}: can't be loaded as a causal language model: {first_line(error)}") from None
 
 
 def load_frozen(path: Path, bits: int | None) -> PreTrainedModel:
