@@ -13,13 +13,14 @@ from typing import Any
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.files import file_hash, text_hash
+from pipeline.files import file_hash, first_line, text_hash
 from pipeline.rundir import RunDir
 
 DEMO = "demo"
 DEMO_NAME = "SmolLM2-135M-Instruct"
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # where its weights come from
 DEMO_LICENCE = "apache-2.0"
+DEMO_SIZES = {"vocab_size": 49_152, "num_hidden_layers": 30, "max_position_embeddings": 8192}
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # safetensors only: no pickles
 WANTED_FILES += ["README.md", "LICENSE", "LICENSE.md"]  # for licences.py
@@ -44,7 +45,7 @@ class Model:
         try:
             config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
-            raise UserError(f"model {self.name}: {self.path}/config.json is damaged: {_first_line(error)}") from None
+            raise UserError(f"model {self.name}: {self.path}/config.json is damaged: {first_line(error)}") from None
         if not isinstance(config, dict):
             raise UserError(f"model {self.name}: {self.path}/config.json is no JSON object")
         return config
@@ -56,7 +57,7 @@ class Model:
         try:
             return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:  # a damaged file fails in ways of its own
-            raise UserError(f"model {self.name}: its tokenizer can't be loaded: {_first_line(error)}") from None
+            raise UserError(f"model {self.name}: its tokenizer can't be loaded: {first_line(error)}") from None
 
     def context_tokens(self) -> int:
         """The longest prompt + answer the model's positions allow, tokens."""
@@ -134,13 +135,15 @@ def check_settings(config: Config) -> None:
 
     Raises UserError for a folder that is no model, a support above the vocabulary, layers that a model does not have.
     """
-    for name in (config.teacher.model, config.student.model):
+    others = (config.evaluate.other, config.safety.classifier)
+    for name in (config.teacher.model, config.student.model, *others):
         if name and name != DEMO and (_folder(name).is_dir() or _is_path(name)):
             find(name)
-    teacher = _local(config.teacher.model)
+    teacher = _known(config.teacher.model, config.teacher.revision)
     if teacher:
         check_support(teacher, config.generate.k)
-    pruned = _local(config.student.model or config.teacher.model)
+    origin = config.student if config.student.model else config.teacher
+    pruned = _known(origin.model or "", origin.revision)
     if config.student.config is not None:
         random_config(config.student.config)
     elif pruned and is_pruned(config.student):
@@ -274,7 +277,7 @@ def _apply_template(
         written = tokenizer.apply_chat_template(messages, tools=tools, return_dict=False, **how, **template_kwargs)
     except Exception as error:  # a template is the model author's program: it may raise anything
         hint = "; a message has no content" if any(message.get("content") is None for message in messages) else ""
-        raise UserError(f"the teacher's chat template refuses a prompt: {_first_line(error)}{hint}") from None
+        raise UserError(f"the teacher's chat template refuses a prompt: {first_line(error)}{hint}") from None
     calls = [call.get("function", call)["name"] for message in messages for call in message.get("tool_calls") or ()]
     if calls:
         text = written if isinstance(written, str) else tokenizer.decode(written)
@@ -303,7 +306,7 @@ def check_same_tokenizer(teacher: Any, student: Any, name: str) -> None:
         try:
             renderings.append(tokenizer.apply_chat_template(PROBE, add_generation_prompt=True, return_dict=False))
         except Exception as error:  # see render
-            renderings.append(_first_line(error))
+            renderings.append(first_line(error))
     if renderings[0] != renderings[1]:
         raise UserError(
             f"student.model {name}: its chat template renders a conversation differently from the teacher's; remove"
@@ -436,8 +439,33 @@ def random_config(name: str) -> Any:
         with torch.device("meta"):  # a model without weights
             AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
     except Exception as error:  # each architecture checks in ways of its own
-        raise UserError(f"{path}: no causal language model can be made of it: {_first_line(error)}") from None
+        raise UserError(f"{path}: no causal language model can be made of it: {first_line(error)}") from None
     return config
+
+
+class _PackedDemo(Model):
+    """The demo teacher before it is unpacked: what its config.json is going to say."""
+
+    def config(self) -> dict[str, Any]:
+        return DEMO_SIZES
+
+
+def _known(name: str, revision: str | None) -> Model | None:
+    """A model whose config.json can be read without fetching anything, be it the hub's cache that has it."""
+    if (local := _local(name)) is not None:
+        return local
+    if name == DEMO:
+        return _PackedDemo(name, _demo_target())
+    if _is_path(name) or not name:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # no name of the hub's: find() says so
+        return None
+    return Model(name, Path(cached).parent) if isinstance(cached, str) else None
 
 
 def _local(name: str) -> Model | None:
@@ -471,7 +499,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"model {name}: neither a local folder nor to be had from the hub ({_first_line(error)});"
+            f"model {name}: neither a local folder nor to be had from the hub ({first_line(error)});"
             " gated models need HF_TOKEN in the environment"
         ) from None
 
@@ -480,7 +508,3 @@ def _content_hash(path: Path) -> str:
     resolved = path.resolve()
     is_hash = len(resolved.name) == 64 and resolved.parent.name == "blobs"
     return resolved.name if is_hash else file_hash(path)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
