@@ -168,13 +168,17 @@ class RunDir:
 
         Raises UnsureError if that is more than a minute's work, unless the run is opened with `is_sure`.
         """
-        folders = [self.stage_path(later) for later in STAGES[STAGES.index(stage) :]]
+        self.check_discard(stage)
+        for later in STAGES[STAGES.index(stage) :]:
+            _discard(self.stage_path(later))
+        (self.path / "report.html").unlink(missing_ok=True)
+
+    def check_discard(self, stage: str) -> None:
+        """Raises UnsureError as `discard_from`, which deletes."""
         if not self.is_sure:
             way = "give --fresh twice (--fresh --fresh) to discard it, or the run a new name (name=...) to keep it"
+            folders = [self.stage_path(later) for later in STAGES[STAGES.index(stage) :]]
             work.check(self.path, folders, "--fresh", way)
-        for folder in folders:
-            _discard(folder)
-        (self.path / "report.html").unlink(missing_ok=True)
 
     def check_accept(self, stages: Sequence[str]) -> None:
         """Raises UserError for an accepted key that none of these stages could be made with, naming what was meant.

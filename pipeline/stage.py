@@ -68,6 +68,8 @@ def _do(stage: str, order: Order, is_handed_on: bool) -> None:
         return
     with target.lock(), user_disk_errors(target.path):
         if stage == "train" and order.config.train.launch:
+            if order.fresh == "always":  # before there are processes that would wait for the one that refuses
+                target.check_discard(stage)
             _launch(stage, order)
         else:
             _module(stage).run(order.config, target)

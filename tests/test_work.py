@@ -11,7 +11,7 @@ import pytest
 from fabricated_run import make
 from typer.testing import CliRunner
 
-from pipeline import cli, work
+from pipeline import cli, stage, work
 from pipeline.config import validate
 from pipeline.errors import UnsureError
 from pipeline.files import read_json
@@ -187,3 +187,10 @@ def test_a_corpus_that_took_long_or_was_worked_on_is_not_replaced_at_once(quick:
     assert replaced.exit_code == 0, replaced.exception
     assert (corpus / "README.md").read_text() != "mine"
     assert invoke("export", "corpus", quick.path).exit_code == 0
+
+
+def test_several_processes_are_not_started_to_refuse(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_launch", lambda *_: pytest.fail("processes were started"))
+    config = validate({"name": "trial", "train": {"launch": ["--cpu"]}}, "test")
+    with pytest.raises(UnsureError, match=r"--fresh would discard train \(10 steps, 1 h 0 min\)"):
+        stage._do("train", stage.Order(config=config, path=run_dir.path, fresh="always"), is_handed_on=False)
