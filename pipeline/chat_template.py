@@ -13,7 +13,8 @@ from datetime import date
 from functools import cached_property
 from typing import Any
 
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError
+from pipeline.files import first_line
 
 Message = dict[str, Any]
 Messages = list[Message]

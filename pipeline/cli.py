@@ -1,6 +1,8 @@
 """The verbs of `retort`. Each stage runs in a process of its own; a stage's code is imported only there."""
 
+import dataclasses
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -14,21 +16,49 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from pipeline import config as config_module
-from pipeline import eval_prompts, hardware, left_out, models
+from pipeline import eval_prompts, hardware, interrupt, left_out, preflight, target, work
+from pipeline.arguments import (
+    Accept,
+    ConfigPath,
+    Explain,
+    FreshCorpus,
+    FreshRun,
+    FreshStage,
+    Overrides,
+    RunOverrides,
+    RunPath,
+    Runs,
+    ShowRest,
+)
 from pipeline.config import Config
 from pipeline.console import console, say, user_errors
-from pipeline.errors import UserError
+from pipeline.errors import UnsureError, UserError
 from pipeline.records import STAGES
-from pipeline.rundir import Fresh, RunDir
-from pipeline.stage import Order
+from pipeline.rundir import RunDir
+from pipeline.stage import UNSURE, Order
+from pipeline.target import Target
 
 RUN_STAGES = STAGES[:-1]  # export is asked for by name
+NEEDS = {  # the stages whose output a stage reads
+    "generate": ("prepare",),
+    "filter": ("generate",),
+    "train": ("generate", "filter"),
+    "evaluate": ("generate", "filter", "train"),
+    "export": ("train", "evaluate"),
+}
+THEIR_WORDS = {  # of pydantic, by which typer reads numbers
+    r"Input should be a valid integer.*": "must be a whole number",
+    r"Input should be greater than or equal to": "must be at least",
+    r"Input should be less than or equal to": "must be at most",
+}
+_UsageError: Any = typer.BadParameter.__base__  # typer has no name for it
 
 app = typer.Typer(
     help=(
         "Distil a large chat model into a small one: prepare → generate → filter → train → evaluate → export.\n\n"
         "Begin with `retort run configs/quickstart.yaml`. Settings are changed as `section.key=value` after the"
-        " config; `retort check CONFIG` lists them all with their meaning."
+        " config; `retort check CONFIG` lists them all with their meaning. Each verb takes a config, or the folder of a"
+        " run that is there."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -36,34 +66,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/quickstart.yaml.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. train.learning_rate=1e-5."),
-]
-FreshStage = Annotated[bool, typer.Option("--fresh", help="Discard this stage and those after it, and do them again.")]
-FreshRun = Annotated[
-    bool,
-    typer.Option("--fresh", help="Discard each stage whose settings changed, with those after it, and redo."),
-]
-Accept = Annotated[
-    list[str] | None,
-    typer.Option("--accept", metavar="KEY", help="Keep a stage's output though this setting changed; recorded."),
-]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, e.g. runs/quickstart.")]
-
 
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = False, accept: Accept = None) -> None:
+def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = 0, accept: Accept = None) -> None:
     """All stages from prepare to evaluate, then the report; goes on where an earlier try stopped.
 
     Example: retort run configs/quickstart.yaml name=trial train.epochs=3
     """
-    loaded = _checked(config, overrides)
-    RunDir(loaded.run_path, accept=tuple(accept or [])).check_accept(RUN_STAGES)
+    loaded = target.load(config, overrides)
+    run_dir = RunDir(loaded.run_path, "changed" if fresh else "no", tuple(accept or []), fresh > 1)
+    preflight.check(loaded.config, run_dir)
+    run_dir.check_accept(RUN_STAGES)
     for stage in RUN_STAGES:
         say(f"── {stage}")
-        _do(stage, loaded, "changed" if fresh else "no", accept or [])
+        _do(stage, loaded.config, run_dir)
         if stage in ("prepare", "filter"):
             _check_held_out(RunDir(loaded.run_path), stage)
     _report(loaded.run_path)
@@ -76,9 +92,11 @@ def plan(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Example: retort plan configs/qwen3-gpu.yaml generate.price_per_hour=9.5
     """
-    loaded = _checked(config, overrides)
+    loaded = target.load(config, overrides)
+    run_dir = RunDir(loaded.run_path)
+    preflight.check(loaded.config, run_dir)
     for stage in ("prepare", "generate.pilot"):
-        _do(stage, loaded, "no", [])
+        _do(stage, loaded.config, run_dir)
 
 
 @app.command()
@@ -95,12 +113,12 @@ def serve(
     """
     from pipeline.generate import serve as server
 
-    loaded = config_module.load(config, overrides or [])
-    server.run(loaded, port, shlex.join([str(config), *(overrides or [])]))
+    loaded = target.load(config, overrides)
+    server.run(loaded.config, port, shlex.join(loaded.given))
 
 
 class _StudentByDefault(TyperGroup):
-    """`retort export CONFIG` is `retort export student CONFIG`."""
+    """`retort export CONFIG` is `retort export student CONFIG`, and so it is with a run's folder."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in {*self.commands, "-h", "--help"}:
@@ -120,9 +138,7 @@ app.add_typer(export_app, name="export")
 
 
 def _stage_command(stage: str, summary: str) -> None:
-    def command(
-        config: ConfigPath, overrides: Overrides = None, fresh: FreshStage = False, accept: Accept = None
-    ) -> None:
+    def command(config: ConfigPath, overrides: Overrides = None, fresh: FreshStage = 0, accept: Accept = None) -> None:
         _one(stage, config, overrides, fresh, accept)
 
     verb = f"{stage} student" if stage == "export" else stage
@@ -144,13 +160,11 @@ for _name, _summary in {
 
 @app.command(name="filter")
 def filter_answers(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; for --explain also a run's folder.")],
+    config: ConfigPath,
     overrides: Overrides = None,
-    fresh: FreshStage = False,
+    fresh: FreshStage = 0,
     accept: Accept = None,
-    explain: Annotated[
-        str, typer.Option("--explain", metavar="ID", help="Decide nothing; say why this response was kept or dropped.")
-    ] = "",
+    explain: Explain = "",
 ) -> None:
     """Decide which answers train sees, with a reason for each drop.
 
@@ -163,15 +177,16 @@ def filter_answers(
         return
     from pipeline.report import decided
 
-    path = config if config.is_dir() else config_module.load(config, overrides or []).run_path
-    sys.stdout.write(decided.explain(_existing(path), explain))
+    sys.stdout.write(decided.explain(target.existing(config, overrides), explain))
 
 
 @export_app.command(name="corpus")
 def export_corpus(
     run: RunPath,
+    overrides: RunOverrides = None,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="With token ids and packed log-probs.")] = False,
     push: Annotated[str, typer.Option("--push", metavar="OWNER/NAME", help="Upload it, private, as HF_TOKEN.")] = "",
+    fresh: FreshCorpus = 0,
 ) -> None:
     """Write the kept answers to RUN/corpus, as `datasets` loads them, with a dataset card.
 
@@ -179,12 +194,28 @@ def export_corpus(
     """
     from pipeline.export import corpus
 
-    target = _existing(run)
-    with target.lock():
-        folder = corpus.write(target, logprobs)
+    run_dir = target.existing(run, overrides)
+    run_dir.manifest("filter")
+    with run_dir.lock():
+        if fresh < 2:
+            _ask_about_corpus(run_dir)
+        folder = corpus.write(run_dir, logprobs)
     say(f"corpus: {folder.resolve()}")
     if push:
         say(f"pushed: {corpus.push(folder, push)}")
+
+
+def _ask_about_corpus(run_dir: RunDir) -> None:
+    """Ask before a corpus is replaced that took long to write, or that someone has worked on since."""
+    way = f"give --fresh twice (--fresh --fresh) to replace it, or move {run_dir.path / 'corpus'} away to keep it"
+    try:
+        work.check(run_dir.path, [run_dir.path / "corpus"], "this", way)
+    except UnsureError as unsure:
+        if not _can_ask():
+            raise
+        say(unsure.what)
+        if not _is_meant():
+            raise typer.Exit(1) from None
 
 
 @app.command()
@@ -193,60 +224,69 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Example: retort check configs/qwen3-gpu.yaml train.epochs=1
     """
-    loaded = _checked(config, overrides)
-    if loaded.teacher.engine and hardware.vllm_version() != "none":
+    loaded = target.load(config, overrides)
+    preflight.check(loaded.config, RunDir(loaded.run_path))
+    if loaded.config.teacher.engine and hardware.vllm_version() != "none":
         from pipeline.generate.engine import check_engine_args
 
-        check_engine_args(loaded.teacher.engine)
-    eval_prompts.check_settings(loaded)
-    sys.stdout.write(config_module.dump_explained(loaded))
-    say(f"{config}: valid; `retort run {shlex.join([str(config), *(overrides or [])])}` writes to {loaded.run_path}")
+        check_engine_args(loaded.config.teacher.engine)
+    eval_prompts.check_settings(loaded.config)
+    sys.stdout.write(config_module.dump_explained(loaded.config))
+    say(f"{config}: valid; `{loaded.command('run')}` writes to {loaded.run_path}")
 
 
 @app.command()
-def status(run: RunPath) -> None:
+def status(run: RunPath, overrides: RunOverrides = None) -> None:
     """What each stage of a run has done, and what is left.
 
     Example: retort status runs/quickstart
     """
-    target = _existing(run)
-    table = Table("stage", "state", "finished", "seconds", "counts", title=str(target.path), title_justify="left")
+    run_dir = target.existing(run, overrides)
+    table = Table("stage", "state", "finished", "seconds", "counts", title=str(run_dir.path), title_justify="left")
     for stage in STAGES:
-        folder = target.stage_path(stage)
-        if target.is_done(stage):
-            manifest, lost = target.manifest(stage), target.lost_files(stage)
-            counts = ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
-            state = f"[red]damaged: {len(lost)} files missing or cut short, such as {lost[0]}[/]" if lost else "done"
-            table.add_row(
-                stage, state, manifest["finished"][:16].replace("T", " "), f"{manifest['elapsed_s']:.0f}", Text(counts)
-            )
-        else:
-            table.add_row(stage, "under way or stopped" if (folder / "started.json").is_file() else "–", "", "", "")
+        table.add_row(stage, *_state(run_dir, stage))
     console_out = type(console)(highlight=False)
     console_out.print(table)
+    if not any(run_dir.stage_path(stage).is_dir() for stage in STAGES):
+        console_out.print(f"nothing is done yet; begin: {run_dir.command('run')}", markup=False, soft_wrap=True)
+
+
+def _state(run_dir: RunDir, stage: str) -> tuple[str | Text, ...]:
+    """A stage's columns after its name."""
+    if not run_dir.is_done(stage):
+        begun = (run_dir.stage_path(stage) / "started.json").is_file()
+        return "under way or stopped" if begun else "–", "", "", ""
+    manifest, lost = run_dir.manifest(stage), run_dir.lost_files(stage)
+    counts = ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
+    state = f"[red]damaged: {len(lost)} files missing or cut short, such as {lost[0]}[/]" if lost else "done"
+    return state, manifest["finished"][:16].replace("T", " "), f"{manifest['elapsed_s']:.0f}", Text(counts)
 
 
 @app.command()
-def verify(run: RunPath) -> None:
+def verify(run: RunPath, overrides: RunOverrides = None) -> None:
     """Prove from a run's files alone that nothing is lost, doubled, shifted or altered; names the first bad row.
 
     Example: retort verify runs/quickstart
     """
     from pipeline import verify as verification
 
-    for stage, proved in verification.run(_existing(run)):
+    for stage, proved in verification.run(target.existing(run, overrides)):
         say(f"{stage}: {proved}")
 
 
 @app.command()
-def show(run: RunPath, response_id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None) -> None:
-    """One example carried through every stage: prompt, answer, log-probs, decision. ID is a response or prompt id.
+def show(run: RunPath, rest: ShowRest = None) -> None:
+    """One example carried through every stage: prompt, answer, log-probs, decision.
 
     Example: retort show runs/quickstart
     """
     from pipeline.report import example
 
-    sys.stdout.write(example.describe(_existing(run), response_id))
+    overrides = [word for word in rest or [] if target.is_override(word)]
+    ids = [word for word in rest or [] if word not in overrides]
+    if len(ids) > 1:
+        raise UserError(f"one example at a time: {ids[0]}, or {ids[1]}")
+    sys.stdout.write(example.describe(target.existing(run, overrides), ids[0] if ids else None))
 
 
 @app.command()
@@ -255,6 +295,7 @@ def sample(
     reason: Annotated[
         str, typer.Option("--reason", metavar="R", help="A rule, or `kept`; see the manifest or report.")
     ],
+    overrides: RunOverrides = None,
     num: Annotated[int, typer.Option("--num", min=1, help="How many answers.")] = 5,
 ) -> None:
     """Answers that filter dropped for one reason, or kept, to read with one's own eyes.
@@ -263,12 +304,13 @@ def sample(
     """
     from pipeline.report import decided
 
-    sys.stdout.write(decided.sample(_existing(run), reason, num))
+    sys.stdout.write(decided.sample(target.existing(run, overrides), reason, num))
 
 
 @app.command()
 def compare(
     run: RunPath,
+    overrides: RunOverrides = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 for any free one.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Draws the order of the questions, and the sides.")] = 0,
 ) -> None:
@@ -280,7 +322,7 @@ def compare(
     """
     from pipeline import compare as comparison
 
-    comparison.run(_existing(run), port, seed)
+    comparison.run(target.existing(run, overrides), port, seed)
 
 
 def _print_schema(is_asked: bool) -> None:
@@ -293,7 +335,7 @@ def _print_schema(is_asked: bool) -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs.")],
+    runs: Runs,
     conditions: Annotated[
         str | None,
         typer.Option(
@@ -323,13 +365,12 @@ def report(
 
     wanted = [] if conditions is None else gate.parse(conditions)
     failed = False
-    runs = list({run.resolve(): run for run in runs}.values())
-    if len(runs) > 1:
-        path = runs[0].resolve().parent / "comparison.html"
-        several.write([_existing(run) for run in runs], path)
+    run_dirs = target.several(runs)
+    if len(run_dirs) > 1:
+        path = run_dirs[0].path.resolve().parent / "comparison.html"
+        several.write(run_dirs, path)
         say(f"comparison: {path}")
-    for path in runs:
-        run_dir = _existing(path)
+    for run_dir in run_dirs:
         _report(run_dir.path)
         outcomes = gate.check(run_dir, wanted) if wanted else []
         for outcome in outcomes:
@@ -342,7 +383,26 @@ def report(
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2."""
     with user_errors():
-        app(standalone_mode=True)
+        try:
+            code = app(prog_name="retort", standalone_mode=False)
+        except typer.Abort:
+            raise KeyboardInterrupt from None  # what typer has made of ctrl-C
+        except _UsageError.__base__ as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()
+                raise SystemExit(2) from None
+            raise UserError(_misused(error)) from None
+    if code:
+        raise SystemExit(code)
+
+
+def _misused(error: Any) -> str:
+    """Typer's error about the words of a command, as one line of ours."""
+    message = error.format_message().rstrip(".")
+    for theirs, ours in THEIR_WORDS.items():
+        message = re.sub(theirs, ours, message)
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "retort"
+    return f"{message}; see `{command} --help`"
 
 
 def _report(path: Path) -> None:
@@ -358,20 +418,6 @@ def _planned_and_actual(run_dir: RunDir) -> None:
         console.print(table)
 
 
-def _existing(path: Path) -> RunDir:
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"{path}: no run here (no config.yaml); runs are in the config's runs_dir, by name")
-    return RunDir(path)
-
-
-def _checked(config: Path, overrides: list[str] | None) -> Config:
-    """The config, and all that can be known of it without work: a mistake about the last stage is found first."""
-    loaded = config_module.load(config, overrides or [])
-    config_module.check_files(loaded)
-    models.check_settings(loaded)
-    return loaded
-
-
 def _check_held_out(run_dir: RunDir, stage: str) -> None:
     """Raises UserError where what a stage has made leaves evaluate nothing to measure fidelity on, with the cause."""
     manifest = run_dir.manifest(stage)
@@ -385,34 +431,75 @@ def _check_held_out(run_dir: RunDir, stage: str) -> None:
     raise UserError(f"{run_dir.path}: {told}. Then run with --fresh, which does again what changed{others}")
 
 
-def _one(stage: str, config: Path, overrides: list[str] | None, fresh: bool, accept: list[str] | None) -> None:
+def _one(stage: str, config: Path, overrides: list[str] | None, fresh: int, accept: list[str] | None) -> None:
     """A stage by its own verb."""
-    loaded = config_module.load(config, overrides or [])
-    RunDir(loaded.run_path, accept=tuple(accept or [])).check_accept([stage])
-    _do(stage, loaded, "always" if fresh else "no", accept or [])
+    loaded = target.load(config, overrides)
+    run_dir = RunDir(loaded.run_path, "always" if fresh else "no", tuple(accept or []), fresh > 1)
+    run_dir.check_accept([stage])
+    _check_earlier(stage, loaded)
+    _do(stage, loaded.config, run_dir)
 
 
-def _do(stage: str, config: Config, fresh: Fresh, accept: list[str]) -> None:
+def _check_earlier(stage: str, loaded: Target) -> None:
+    """Raises UserError if a stage whose output this one reads has not finished; nothing is made before that."""
+    run_dir = RunDir(loaded.run_path)
+    if all(map(run_dir.is_done, NEEDS.get(stage, ()))):
+        return
+    if run_dir.path.is_dir():
+        with run_dir.lock():  # another process may be about to finish it: then that is said
+            pass
+    missing = [earlier for earlier in STAGES[: STAGES.index(stage)] if not run_dir.is_done(earlier)]
+    if len(missing) == 1:
+        said = f"{missing[0]} has not finished; run it first: {loaded.command(missing[0])}"
+    else:
+        said = f"{', '.join(missing[:-1])} and {missing[-1]} have not finished; run them first: {loaded.command('run')}"
+    raise UserError(f"{loaded.run_path}: {stage} can't begin: {said}")
+
+
+def _do(stage: str, config: Config, run_dir: RunDir) -> None:
     """Run one stage; where it fails, end with its exit code."""
-    if (code := _in_child(stage, config, fresh, accept)) != 0:
-        raise SystemExit(code)
+    code = _in_child(stage, config, run_dir)
+    if code == UNSURE and _is_meant():
+        code = _in_child(stage, config, dataclasses.replace(run_dir, is_sure=True))
+    if code != 0:
+        raise SystemExit(1 if code == UNSURE else code)
 
 
-def _in_child(stage: str, config: Config, fresh: Fresh, accept: list[str]) -> int:
+def _can_ask() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _is_meant() -> bool:
+    """Whether what was just said is to be done."""
+    is_meant = typer.confirm("Discard it?", default=False, err=True)
+    if not is_meant:
+        say("nothing was discarded")
+    return is_meant
+
+
+def _in_child(stage: str, config: Config, run_dir: RunDir) -> int:
     """Run one stage in a process of its own (pipeline/stage.py), which dies with this one. Returns its exit code."""
-    order = Order(config=config, fresh=fresh, accept=tuple(accept)).model_dump_json()
+    order = Order(
+        config=config,
+        path=run_dir.path,
+        fresh=run_dir.fresh,
+        is_sure=run_dir.is_sure,
+        can_ask=_can_ask(),
+        accept=run_dir.accept,
+    )
     # -P: a folder called pipeline/ where the user stands is not ours
-    command = [sys.executable, "-P", "-m", "pipeline.stage", stage]
+    command = [sys.executable, "-P", "-m", "pipeline.child", stage]
     environment = hardware.stage_environment()
     child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, preexec_fn=hardware.die_with_parent)
-    way_on = "the same command" + (" without --fresh" if fresh == "always" else "") + " goes on from what is committed"
+    again = " without --fresh" if run_dir.fresh == "always" else ""
+    way_on = f"the same command{again} goes on from what is committed"
     try:
-        child.communicate(order.encode())
+        child.communicate(order.model_dump_json().encode())
         code = child.returncode
     except KeyboardInterrupt:
         child.wait()  # the terminal's ctrl-C reached the child too
         say(f"stopped; {way_on}")
-        return 130
+        return interrupt.CODE
     if code < 0:
         why = " (by the system, where memory ran out)" if -code == signal.SIGKILL else ""
         say(f"{stage} was killed by {signal.Signals(-code).name}{why}; {way_on}")

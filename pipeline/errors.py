@@ -1,10 +1,13 @@
-"""The one exception that is the user's to mend."""
+"""The exceptions that are the user's to mend."""
 
 
 class UserError(Exception):
     """What is wrong, where, and how to mend it, in one line; the CLI prints it without a traceback and exits 2."""
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what a library's error says, cut to 200 characters; its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+class UnsureError(UserError):
+    """What a command would discard, and how to allow it. At a terminal the CLI asks instead."""
+
+    def __init__(self, what: str, way: str) -> None:
+        super().__init__(f"{what}; {way}")
+        self.what = what

@@ -24,6 +24,7 @@ MARKS = {  # byte-order marks, the longer ones first: that of UTF-32 begins with
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+LONGEST_LINE = 400  # characters of a library's message
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
 
 
@@ -32,7 +33,7 @@ def read_committed(path: Path, columns: list[str]) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged ({first_line(error)}); delete it and run the same command again") from None
+        raise UserError(f"{path}: damaged ({_fault(error)}); delete it and run the same command again") from None
 
 
 def write_table(table: pa.Table, path: Path, level: int = 3) -> None:
@@ -63,12 +64,11 @@ def read_json(path: Path, shape: type[BaseModel] | None = None) -> dict[str, Any
         return data
     except ValidationError as error:
         first = error.errors()[0]
-        what = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg'].lower()}"
+        key = ".".join(map(str, first["loc"]))
+        what = f"has no {key}" if first["type"] == "missing" else f"{key or 'the whole'} is not what was written there"
         raise UserError(f"{path}: damaged ({what}); delete the folder {path.parent} and run again") from None
-    except (ValueError, OSError) as error:  # no JSON, no UTF-8
-        raise UserError(
-            f"{path}: damaged ({first_line(error)}); delete the folder {path.parent} and run again"
-        ) from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: damaged ({_fault(error)}); delete the folder {path.parent} and run again") from None
 
 
 @contextmanager
@@ -158,5 +158,23 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _fault(error: Exception) -> str:
+    """Why a file that a run wrote can't be read."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON from line {error.lineno} on"
+    return "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "not whole"
+
+
 def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    """The first line of a library's error."""
+    return one_line(next((line for line in str(error).splitlines() if line.strip()), type(error).__name__))
+
+
+def one_line(text: str) -> str:
+    """A text in one line; a long one is cut between words."""
+    text = " ".join(text.split())
+    if len(text) <= LONGEST_LINE:
+        return text
+    return text[:LONGEST_LINE].rsplit(" ", 1)[0] + " …"

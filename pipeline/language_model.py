@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pipeline import head, quantised
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError
+from pipeline.files import first_line
 
 # Of a config: language models that transformers has with their tower alone, and what each is without it
 ALONE = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
@@ -30,7 +32,7 @@ def load(path: Path, dtype: Any, who: str, **how: Any) -> PreTrainedModel:
     try:
         quantised.check_loadable(AutoConfig.from_pretrained(path, local_files_only=True).to_dict(), who)
         whole, lacking = _loaded(path, dtype, **how)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         raise UserError(f"{who}: can't be loaded as a causal language model: {first_line(error)}") from None
     if lacking:
         raise UserError(f"{who}: the weights lack {len(lacking)} tensors, such as {min(lacking)}: fetch them again")

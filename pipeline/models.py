@@ -14,8 +14,8 @@ from pipeline import checkpoint, generation_config, quantised, quiet
 from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Student, layer_indices
 from pipeline.console import say
-from pipeline.errors import UserError, first_line
-from pipeline.files import file_hash, text_hash
+from pipeline.errors import UserError
+from pipeline.files import file_hash, first_line, text_hash
 from pipeline.rundir import RunDir
 from pipeline.tokens import check_same_tokenizer, unused_ids
 
@@ -23,6 +23,7 @@ DEMO = "demo"
 DEMO_NAME = "SmolLM2-135M-Instruct"
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # where its weights come from
 DEMO_LICENCE = "apache-2.0"
+DEMO_SIZES = {"vocab_size": 49_152, "num_hidden_layers": 30, "max_position_embeddings": 8192}
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # safetensors only: no pickles
 WANTED_FILES += ["README.md", "LICENSE", "LICENSE.md"]  # for licences.py
@@ -222,10 +223,14 @@ def check_settings(config: Config) -> None:
     ):
         if name and name != DEMO and (_folder(name).is_dir() or _is_path(name)):
             find(name).check_tokenizer_files()
-    teacher = local(config.teacher.model)
+    classifier = config.safety.classifier
+    if classifier and (_folder(classifier).is_dir() or _is_path(classifier)):
+        find(classifier)
+    teacher = _known(config.teacher.model, config.teacher.revision)
     if teacher:
         check_support(teacher, config.generate.k)
-    pruned = local(config.student.model or config.teacher.model)
+    origin = config.student if config.student.model else config.teacher
+    pruned = _known(origin.model or "", origin.revision)
     if config.student.config is not None:
         random_config(config.student.config)
     elif pruned and is_pruned(config.student):
@@ -433,6 +438,31 @@ def random_config(name: str) -> Any:
         raise UserError(f"{path}: no causal language model can be made of it: {first_line(error)}") from None
     on_meta(config, str(path))
     return config_alone(config, str(path))
+
+
+class _PackedDemo(Model):
+    """The demo teacher before it is unpacked: what its config.json is going to say."""
+
+    def config(self) -> dict[str, Any]:
+        return DEMO_SIZES
+
+
+def _known(name: str, revision: str | None) -> Model | None:
+    """A model whose config.json can be read without fetching anything, be it the hub's cache that has it."""
+    if (found := local(name)) is not None:
+        return found
+    if name == DEMO:
+        return _PackedDemo(name, _demo_target())
+    if _is_path(name) or not name:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # no name of the hub's: find() says so
+        return None
+    return Model(name, Path(cached).parent) if isinstance(cached, str) else None
 
 
 def local(name: str) -> Model | None:

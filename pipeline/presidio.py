@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config import Presidio
 from pipeline.errors import UserError
-from pipeline.files import folder_hash
+from pipeline.files import first_line, folder_hash
 
 MAX_CHARS = 20_000  # that are looked at together: memory grows with them
 WORD_OF_A_CALL = re.compile(r"[a-z][A-Za-z_-]*")  # `role`, `user`, `getWeather`: a model may take them for names
@@ -91,10 +91,9 @@ def _pipeline(name: str) -> Any:
     try:
         nlp = spacy.load(name)
     except Exception as error:  # each part of a pipeline checks in ways of its own
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"privacy.presidio.model {name}: no spaCy pipeline can be loaded from it ({first}); name a folder, an"
-            " installed package, or blank:en, which tells no names"
+            f"privacy.presidio.model {name}: no spaCy pipeline can be loaded from it ({first_line(error)}); name a"
+            " folder, an installed package, or blank:en, which tells no names"
         ) from None
     Language.component("words_as_lemmas", func=_words_as_lemmas)
     nlp.add_pipe("words_as_lemmas", last=True)

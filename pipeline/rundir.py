@@ -4,12 +4,13 @@ A stage is complete when its manifest exists, its fingerprint matches, and the f
 was interrupted has a `started.json` with its fingerprint; its committed shards are kept, and it goes on from them.
 """
 
+import difflib
 import json
 import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,14 +23,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from pipeline import config as config_module
-from pipeline import hardware
+from pipeline import hardware, work
 from pipeline.config import Config
 from pipeline.console import say
-from pipeline.errors import UserError
+from pipeline.errors import UnsureError, UserError
 from pipeline.files import file_hash, read_json, text_hash, user_disk_errors, write_json, write_table, write_text
 from pipeline.records import STAGES
+from pipeline.report.figures import seconds
 
 SCHEMA_VERSION = 1
+NOTHING: dict[str, Any] = {"fingerprint": {}}
 Fresh = Literal["no", "changed", "always"]
 SECTIONS = {  # of the config, that a stage is made with; others: their own
     "prepare": ("teacher", "prepare", "privacy", "safety", "licence_policy"),
@@ -82,6 +85,7 @@ class RunDir:
     path: Path
     fresh: Fresh = "no"  # discard a stage, and those after it: where its fingerprint differs, or always
     accept: tuple[str, ...] = ()  # fingerprint keys whose change is accepted, and recorded
+    is_sure: bool = False  # that more than a minute's work may be discarded
 
     def stage_path(self, stage: str) -> Path:
         return self.path / stage
@@ -90,16 +94,18 @@ class RunDir:
         """What does a stage of this run, to be pasted; CONFIG where the run does not remember its settings."""
         path = self.path / "config.yaml"
         try:
-            made_in = config_module.load(path).run_path
+            config_module.load(path)
         except UserError:  # none yet, or damaged
             return shlex.join(["retort", stage, "CONFIG", *arguments])
-        here = self.path.resolve()
-        where = [] if made_in.resolve() == here else [f"name={here.name}", f"runs_dir={here.parent}"]  # a copy
-        return shlex.join(["retort", stage, str(path), *where, *arguments])
+        return shlex.join(["retort", stage, str(path), *arguments])
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Only one process works on a run. Raises UserError where another does."""
+        """Only one process works on a run. A folder that was made for it goes again if nothing was written there.
+
+        Raises UserError if another process has the run.
+        """
+        new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -114,6 +120,11 @@ class RunDir:
         try:
             yield
         finally:
+            if new and [path.name for path in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
+                for folder in new:
+                    with suppress(OSError):  # another run is there by now
+                        folder.rmdir()
             lock.release()
 
     def is_done(self, stage: str) -> bool:
@@ -142,7 +153,9 @@ class RunDir:
     def _check_file(self, stage: str, record: dict[str, Any]) -> Path:
         path = self.stage_path(stage) / record["name"]
         if not path.is_file() or path.stat().st_size != record["bytes"] or file_hash(path) != record["sha256"]:
-            what, first = ("damaged (it is not the", "delete it and ") if path.exists() else ("missing (it is a", "")
+            what = "damaged (it is not the" if path.exists() else "missing (it is a"
+            folder = path.parent if path.parent != self.stage_path(stage) else None  # there whole, or not at all
+            first = f"delete {folder} and " if folder else "delete it and " if path.exists() else ""
             raise UserError(
                 f"{path}: {what} file that {stage} wrote); {first}do `{self.command(stage)}` again:"
                 " only what is missing is made anew"
@@ -155,25 +168,42 @@ class RunDir:
         return text_hash(json.dumps([[f["name"], f["sha256"]] for f in files]))
 
     def discard_from(self, stage: str) -> None:
-        """Delete a stage's output and that of all later stages."""
+        """Delete a stage's output and that of all later stages.
+
+        Raises UnsureError if that is more than a minute's work, unless the run is opened with `is_sure`.
+        """
+        self.check_discard(stage)
         for later in STAGES[STAGES.index(stage) :]:
             _discard(self.stage_path(later))
         (self.path / "report.html").unlink(missing_ok=True)
 
+    def check_discard(self, stage: str) -> None:
+        """Raises UnsureError as `discard_from`, which deletes."""
+        if not self.is_sure:
+            way = "give --fresh twice (--fresh --fresh) to discard it, or the run a new name (name=...) to keep it"
+            folders = [self.stage_path(later) for later in STAGES[STAGES.index(stage) :]]
+            work.check(self.path, folders, "--fresh", way)
+
     def check_accept(self, stages: Sequence[str]) -> None:
-        """Raises UserError for an accepted key that these stages have no setting by, naming those that they have."""
+        """Raises UserError for an accepted key that none of these stages could be made with, naming what was meant.
+
+        A key is a setting as refusals name it, or one file of several (`prepare.file.prompts.jsonl`).
+        """
+        if not self.accept:
+            return
         sections = {section.partition(".")[0] for stage in stages for section in SECTIONS.get(stage, (stage,))}
-        known = {name for name, _ in config_module.fields() if name.partition(".")[0] in sections}
-        for stage in stages:
-            known |= set(self.begun_with(stage))
-        settings = {_setting(key) for key in known}
+        all_settings = {_setting(name) for name, _ in config_module.fields()}
+        made_with = {key for stage in stages for key in self.begun_with(stage)}
+        known = made_with | {name for name in all_settings if name.partition(".")[0] in sections}
+        of_files = {_setting(key) for key in made_with if key != _setting(key)}
         for key in self.accept:
-            if _setting(key) not in settings:
-                alike = [name for name in settings if name.partition(".")[0] == key.partition(".")[0]]
-                raise UserError(
-                    f"--accept {key}: no such setting of {', '.join(stages)}; there are"
-                    f" {', '.join(sorted(alike or settings))}"
-                )
+            if key in known or (_setting(key) in of_files and key != _setting(key)):
+                continue
+            nearest = [] if key in all_settings else difflib.get_close_matches(key, sorted(known), n=1)
+            alike = [name for name in known if name.partition(".")[0] == key.partition(".")[0]]
+            listed = f"there are {', '.join(sorted({_setting(name) for name in alike or known}))}"
+            meant = f"did you mean {nearest[0]}?" if nearest else listed
+            raise UserError(f"--accept {key}: no such setting of {', '.join(stages)}; {meant}")
 
     def begin(self, stage: str, config: Config, fingerprint: dict[str, Any], in_one_piece: bool = False) -> "Stage":
         """Open a stage to be done, gone on with, or found complete.
@@ -250,8 +280,16 @@ class RunDir:
             stage.complete = True
             say(f"{stage.name}: done already")
             return
-        for folder in {Path(name).parts[0] for name in lost if len(Path(name).parts) > 1}:
-            _discard(stage.path / folder)  # a folder is there whole, or not at all
+        folders = [stage.path / name for name in sorted({Path(n).parts[0] for n in lost if len(Path(n).parts) > 1})]
+        folders = [folder for folder in folders if folder.is_dir()]  # one is there whole, or not at all
+        if folders and not self.is_sure and manifest["elapsed_s"] > work.LITTLE_S:
+            raise UnsureError(
+                f"{stage.path / lost[0]} is missing: making it anew would discard {folders[0]} and repeat what took"
+                f" {seconds(manifest['elapsed_s'])}",
+                f"put the file back, or delete {folders[0]} yourself",
+            )
+        for folder in folders:
+            _discard(folder)
         # what is made anew has another hash: the old manifest must not outlive a kill
         started = stage.path / "started.json"
         write_json(started, {**read_json(started, Started), "accepted": stage.accepted, **tries})
@@ -268,7 +306,7 @@ class RunDir:
         merged = {key: new[key] if key in keys or key not in old else old[key] for key in new}
         for section, _, name in (key.partition(".") for key in keys if "." in key):
             merged[section] = {**merged[section], name: new[section][name]}
-        header = f"# Written by retort: the settings that {self.path.name} was run with.\n"
+        header = f"{config_module.RUN_HEADER} {self.path.name} was run with.\n"
         write_text(path, header + config_module.dump_plain(merged))
 
 

@@ -19,7 +19,7 @@ import yaml
 from pipeline import models
 from pipeline.config import Safety, output_settings
 from pipeline.errors import UserError
-from pipeline.files import file_hash
+from pipeline.files import file_hash, first_line, one_line
 
 FLAGGED = 0.5  # from this score on a label counts in reports and cards
 SHIPPED = Path(__file__).parent / "safety_words.yaml"
@@ -94,8 +94,9 @@ class Labeller:
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # each architecture checks in ways of its own
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"safety.classifier {name}: no text classifier can be loaded from it: {first}") from None
+            raise UserError(
+                f"safety.classifier {name}: no text classifier can be loaded from it: {first_line(error)}"
+            ) from None
         has = list(model.config.id2label.values())
         if unknown := set(self._settings.unsafe_labels) - set(has):
             raise UserError(f"safety.unsafe_labels: {name} has no label {min(unknown)!r}; it has {', '.join(has)}")
@@ -167,7 +168,7 @@ def load_words(name: str) -> dict[str, dict[str, Phrases]]:
     except FileNotFoundError:
         raise UserError(f"safety.words {path}: no such word list (`shipped` is Retort's own; null for none)") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, re.error) as error:
-        first = " ".join(str(error).split())[:160]
+        first = one_line(str(error))
         raise UserError(
             f"safety.words {path}: not a word list ({first}); see pipeline/safety_words.yaml for how one looks"
         ) from None

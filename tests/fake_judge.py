@@ -46,6 +46,8 @@ class FakeJudge:
         self.faults: deque[str] = deque()
         self.always = ""
         self.refuses = ""  # questions with this in them
+        self.models: list[str] | None = ["judge"]  # None: it lists none
+        self.unlisted: list[str] = []  # models that it serves besides
         vars(self).update(settings)
         self.asked: Counter[str] = Counter()  # by text of the first message
         self.bodies: list[dict[str, Any]] = []
@@ -110,6 +112,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+    def do_GET(self) -> None:
+        fake, name = self.judge, self.path.removeprefix("/v1/models/")
+        if fake.needs_key and self.headers.get("Authorization", "") != f"Bearer {KEY}":
+            self._send(401, {"error": {"message": "wrong key"}})
+        elif self.path == "/v1/models" and fake.models is not None:
+            self._send(200, {"data": [{"id": model} for model in fake.models]})
+        else:
+            self._send(200 if name in fake.unlisted else 404, {"id": name})
 
     def do_POST(self) -> None:
         fake = self.judge

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,7 +15,7 @@ import pytest
 from fabricated_run import make
 from typer.testing import CliRunner
 
-from pipeline import cli
+from pipeline import cli, interrupt
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.records import STAGES
@@ -23,6 +24,7 @@ from pipeline.stage import Order
 
 ROOT = Path(cli.__file__).parent.parent
 QUICKSTART = "configs/quickstart.yaml"
+Said = pytest.CaptureFixture[str]
 VERBS = ("run", *STAGES, "plan", "serve", "check", "status", "verify", "show", "sample", "compare", "report")
 SETTINGS = {"generate.temperature": 0.7}
 
@@ -99,10 +101,36 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert f"model {tmp_path}/none: no such folder" in line
 
 
-@pytest.mark.parametrize(("stage", "earlier"), [("generate", "prepare"), ("filter", "generate")])
-def test_a_stage_whose_input_is_not_there_names_the_stage_to_run(stage: str, earlier: str, tmp_path: Path) -> None:
-    line = error_line(stage, QUICKSTART, "name=trial", f"runs_dir={tmp_path}")
-    assert f"{earlier} has not finished; run it first: retort {earlier}" in line
+@pytest.mark.parametrize(
+    ("verb", "missing", "first"),
+    [
+        (["generate"], "prepare has", "prepare"),
+        (["filter"], "prepare and generate have", "run"),
+        (["evaluate"], "prepare, generate, filter and train have", "run"),
+        (["export"], "prepare, generate, filter, train and evaluate have", "run"),
+    ],
+)
+def test_a_run_that_does_not_exist_is_told_with_what_to_run_first_and_leaves_nothing(
+    verb: list[str], missing: str, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    monkeypatch.setattr(cli, "_in_child", lambda *_: pytest.fail("a process was started"))
+    assert main(monkeypatch, *verb, QUICKSTART, "name=trial", f"runs_dir={tmp_path}/runs") == 2
+    line = capsys.readouterr().err
+    pronoun = "it" if first == "prepare" else "them"
+    assert f"{verb[0]} can't begin: {missing} not finished; run {pronoun} first: retort {first} {QUICKSTART} n" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_stage_that_is_too_early_names_the_one_that_is_missing(run_dir: RunDir) -> None:
+    before = {path.name for path in run_dir.path.iterdir()}
+    line = error_line("filter", run_dir.path)
+    assert f"filter can't begin: generate has not finished; run it first: retort generate {run_dir.path}" in line
+    assert {path.name for path in run_dir.path.iterdir()} <= {*before, ".lock"}
+
+
+def test_a_stage_that_fails_before_it_has_begun_leaves_no_folder(tmp_path: Path) -> None:
+    error_line("prepare", QUICKSTART, "name=trial", f"runs_dir={tmp_path}/runs", f"teacher.model={tmp_path}/none")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("verb", ["status", "verify", "show", "compare", "report"])
@@ -178,7 +206,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(
             return -2
 
     monkeypatch.setattr(cli.subprocess, "Popen", Interrupted)
-    assert main(monkeypatch, "filter", QUICKSTART, "name=trial", f"runs_dir={tmp_path}") == 130
+    assert main(monkeypatch, "prepare", QUICKSTART, "name=trial", f"runs_dir={tmp_path}") == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert Interrupted.waited == 1, "the stage was left running"
 
@@ -200,6 +228,32 @@ def test_ctrl_c_while_the_verbs_are_imported_is_no_traceback(name: str) -> None:
     assert stopped.stderr == "stopped; the same command goes on from what is committed\n"
 
 
+@pytest.mark.parametrize("module", ["pipeline", "pipeline.child"])
+def test_ctrl_c_that_an_import_turns_into_another_error_is_no_traceback(module: str) -> None:
+    """As C extensions do: numpy's says that it was not built right."""
+    start = (
+        "import os, signal, sys, runpy\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'pyarrow':\n"
+        "            try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "            except KeyboardInterrupt: raise ImportError('multiarray failed to import') from None\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"sys.argv = ['retort', 'train']\n"
+        f"runpy.run_module({module!r}, run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", start]
+    stopped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    said = "stopped; the same command goes on from what is committed\n" if module == "pipeline" else ""
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (130, "", said)
+
+
+def test_an_import_that_fails_by_itself_is_not_taken_for_ctrl_c() -> None:
+    with pytest.raises(ImportError), interrupt.quiet("stopped"):
+        raise ImportError
+
+
 def test_the_script_is_what_can_be_stopped() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert scripts == {"retort": "pipeline.__main__:main"}
@@ -213,9 +267,35 @@ def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(
         cli.main()
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["run"], ["run", "--bogus", "x"]])
-def test_what_is_no_command_is_exit_code_2(arguments: list[str]) -> None:
-    assert invoke(*arguments).exit_code == 2
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nonsense"], "error: No such command 'nonsense'; see `retort --help`"),
+        (["statu", "x"], "error: No such command 'statu'. Did you mean 'status'?; see `retort --help`"),
+        (["run"], "error: Missing argument 'CONFIG|RUN'; see `retort run --help`"),
+        (["run", "--bogus", "x"], "error: No such option: --bogus; see `retort run --help`"),
+        (["export", "corpus"], "error: Missing argument 'RUN|CONFIG'; see `retort export corpus --help`"),
+        (
+            ["serve", "x", "--port", "0"],
+            "error: Invalid value for '--port': must be at least 1; see `retort serve --help`",
+        ),
+        (
+            ["sample", "x", "--reason", "kept", "--num", "many"],
+            "error: Invalid value for '--num': must be a whole number; see",
+        ),
+    ],
+)
+def test_what_is_no_command_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    assert main(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(said)
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+
+
+def test_the_exit_code_of_a_verb_is_that_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert main(monkeypatch, "report", make(tmp_path).path, "--gate", "kl<0") == 1
 
 
 # --- help
@@ -322,6 +402,14 @@ def test_status_shows_what_is_done_and_what_is_left(run_dir: RunDir) -> None:
     assert "done" not in states["filter"]
 
 
+def test_status_of_a_run_that_has_done_nothing_says_how_to_begin(run_dir: RunDir) -> None:
+    for stage in ("prepare", "generate"):
+        shutil.rmtree(run_dir.path / stage)
+    done = invoke("status", run_dir.path)
+    assert done.exit_code == 0
+    assert f"nothing is done yet; begin: retort run {run_dir.path}/config.yaml" in " ".join(done.output.split())
+
+
 def test_status_names_a_file_that_is_lost(run_dir: RunDir) -> None:
     record = {"name": "prompts-00000.parquet", "bytes": 9, "sha256": "0"}
     manifest = {**run_dir.manifest("prepare"), "files": [record]}
@@ -345,7 +433,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def child(stand_in: Path, script: str, *, fresh: Fresh = "no", accept: tuple[str, ...] = ()) -> int:
     stand_in.write_text(f"#!/bin/sh\n{script}\n")
     stand_in.chmod(0o755)
-    return cli._in_child("train", config_in(stand_in.parent), fresh, list(accept))
+    config = config_in(stand_in.parent)
+    return cli._in_child("train", config, RunDir(config.run_path, fresh, accept))
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
@@ -363,9 +452,10 @@ def test_a_stage_that_was_killed_is_told_with_its_signal(stand_in: Path, capsys:
 def test_a_stage_is_given_the_resolved_settings_and_what_to_accept(stand_in: Path) -> None:
     script = 'echo "$@" > "$(dirname "$0")/arguments"; cat > "$(dirname "$0")/order"'
     assert child(stand_in, script, fresh="always", accept=("a.b", "c.d")) == 0
-    assert (stand_in.parent / "arguments").read_text() == "-P -m pipeline.stage train\n"
+    assert (stand_in.parent / "arguments").read_text() == "-P -m pipeline.child train\n"
     order = Order.model_validate_json((stand_in.parent / "order").read_text())
-    assert order == Order(config=config_in(stand_in.parent), fresh="always", accept=("a.b", "c.d"))
+    config = config_in(stand_in.parent)
+    assert order == Order(config=config, path=config.run_path, fresh="always", accept=("a.b", "c.d"))
 
 
 def test_after_fresh_the_way_on_is_without_it(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.files import (
     file_hash,
+    first_line,
     json_lines,
     read_committed,
     read_json,
@@ -21,6 +22,7 @@ from pipeline.files import (
     write_table,
     write_text,
 )
+from pipeline.rundir import Started
 
 TABLE = pa.table({"n": [1, 2, 3], "text": ["a", "b", "c"]})
 
@@ -75,9 +77,37 @@ def test_text_is_written_as_utf8_on_any_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"no Parquet at all, but longer than its footer"])
 def test_a_committed_file_that_cannot_be_read_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.parquet").write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.parquet: damaged .*; delete it and run the same command again") as caught:
+    with pytest.raises(UserError) as caught:
         read_committed(tmp_path / "a.parquet", ["n"])
-    assert "\n" not in str(caught.value)
+    line = f"{tmp_path}/a.parquet: damaged (not whole); delete it and run the same command again"
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b'{"a": 1,\n', "no JSON from line 2 on"),
+        (b"\xff\xfe", "not UTF-8 text"),
+        (b"{}", "has no fingerprint"),
+        (b'{"fingerprint": 3, "accepted": []}', "fingerprint is not what was written there"),
+        (b"[]", "the whole is not what was written there"),
+    ],
+)
+def test_a_json_file_that_is_damaged_is_told_in_our_words(tmp_path: Path, data: bytes, what: str) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        read_json(tmp_path / "a.json", Started)
+    assert str(caught.value) == f"{tmp_path}/a.json: damaged ({what}); delete the folder {tmp_path} and run again"
+
+
+def test_a_librarys_words_are_one_line_that_is_cut_between_words() -> None:
+    assert first_line(ValueError("\n  a  b\nc")) == "a b"
+    assert first_line(ValueError()) == "ValueError"
+    sentence = "Either the file is corrupted or this is not a parquet file."
+    assert first_line(ValueError(f"{'word ' * 30}{sentence}")).endswith(sentence)
+    cut = first_line(ValueError("word " * 200))
+    assert cut.endswith("word …")
+    assert len(cut) < 410
 
 
 def test_hashes_are_sha256_of_the_bytes(tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ def test_it_is_off_unless_a_pipeline_is_named(not_installed: None) -> None:
     ("given", "told"),
     [
         ({"entities": ["PERSON", "EMAIL_ADDRESS"]}, r"entities: privacy\.kinds has EMAIL_ADDRESS already: email"),
-        ({"entities": []}, "at least 1 item"),
-        ({"min_score": 2}, "less than or equal to 1"),
+        ({"entities": []}, "at least 1 entry"),
+        ({"min_score": 2}, "must be at most 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], told: str) -> None:

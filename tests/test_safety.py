@@ -307,7 +307,7 @@ def test_labels_drop_nothing_unless_a_threshold_says_so(highest: float | None, i
         ({"classifier": "x"}, "classifier and unsafe_labels go together"),
         ({"unsafe_labels": ["x"]}, "classifier and unsafe_labels go together"),
         ({"guard_url": "http://me:secret@host", "guard_model": "x"}, "without a name or password"),
-        ({"max_answer_score": 2}, "less than or equal to 1"),
+        ({"max_answer_score": 2}, "must be at most 1"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(given: dict[str, Any], said: str) -> None:

@@ -4,20 +4,19 @@ A field marked `runtime(...)` changes how fast or how chatty a stage is, not wha
 stage's fingerprint, and can be changed while a run is under way.
 """
 
-import difflib
+import contextlib
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from pipeline import chat_set, probe_set, prompt_templates, task_set
+from pipeline.config import messages, reading
 from pipeline.config.data import (
     METHODS,
     EvaluationSet,
@@ -43,13 +42,14 @@ from pipeline.config.filters import (
 )
 from pipeline.config.judge import Grader, Judge
 from pipeline.config.models import Server, Student, Teacher, layer_indices
-from pipeline.config.section import EngineArgs, Fraction, Limit, Positive, Section, runtime
+from pipeline.config.section import EngineArgs, Fraction, Limit, Positive, Section, matching, runtime
 from pipeline.config.training import Divergence, Lora, Tracker, Train, check_counts
 from pipeline.errors import UserError
 
 __all__ = [
     "METHODS",
     "PII_KINDS",
+    "RUN_HEADER",
     "Config",
     "Divergence",
     "EngineArgs",
@@ -93,17 +93,25 @@ __all__ = [
     "fields",
     "layer_indices",
     "load",
+    "no_run",
     "output_settings",
+    "run_folder",
     "runtime",
     "synthesis_files",
     "validate",
 ]
 
 
+RUN_HEADER = "# Written by retort: the settings that"  # first line of a run's config.yaml
+STAGE_MARKS = ("manifest.json", "started.json")
+NAME = r"\w[\w.-]*"
+Name = Annotated[str, matching(NAME, "may hold letters, digits, . _ and -, and begins with a letter, a digit or _")]
+
+
 class Config(Section):
     """Everything one run does."""
 
-    name: str = Field(default="", description="Name of the run, and of its folder.", pattern=r"^[\w][\w.-]*$")
+    name: Name = Field(default="", description="Name of the run, and of its folder.")
     runs_dir: str = Field(default="runs", description="Folder that holds the runs.")
     teacher: Teacher = Teacher()
     prepare: Prepare = Prepare()
@@ -143,28 +151,63 @@ class Config(Section):
 
 
 def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """The validated config of a YAML file and `section.key=value` overrides.
+    """The validated config of a YAML file, or of a run's folder, and `section.key=value` overrides.
+
+    A run is found by its folder. For RUN, or the RUN/config.yaml that Retort wrote there, name and runs_dir come from
+    the folder and not from the file; overrides of the two name another run.
 
     Raises UserError: missing file, malformed YAML or override, unknown key, value out of range.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: a folder; give its config, such as {path / 'config.yaml'}")
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file; the shipped ones are in configs/")
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"{override!r} is no override: write section.key=value, e.g. train.learning_rate=1e-5")
-    try:
-        loaded = OmegaConf.load(path)
-        if not OmegaConf.is_dict(loaded):
-            raise UserError(f"{path}: a config is a mapping of sections, such as `teacher:` and `train:`")
-        tree = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
-        data = OmegaConf.to_container(tree, resolve=False)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: {_one_line(error)}") from error
-    data = cast(dict[str, Any], data)
-    data.setdefault("name", path.stem)
+    folder = run_folder(path)
+    defaults = {} if folder is None else _whereabouts(folder)
+    if folder is None:
+        if path.is_dir():
+            raise UserError(no_run(path))
+        if not path.is_file():
+            raise UserError(f"{path}: no such config file, nor a run's folder; the shipped configs are in configs/")
+    data = reading.read(path if folder is None else folder / "config.yaml", overrides, defaults, Config)
+    if "name" not in data:
+        if not re.fullmatch(NAME, path.stem):
+            raise UserError(f"{path}: no run can be called {path.stem!r}, as the file is; add name=...")
+        data["name"] = path.stem
     return validate(data, str(path))
+
+
+def run_folder(path: Path) -> Path | None:
+    """The run's folder, given as such or as the config.yaml in it, or as a link to either; None for another path."""
+    places = [path]
+    with contextlib.suppress(OSError, RuntimeError):  # links that go in a circle
+        places.append(path.resolve())
+    for place in places:
+        folder = place if place.is_dir() else place.parent if place.name == "config.yaml" else None
+        if folder is not None and _is_run(folder):
+            return folder
+    return None
+
+
+def no_run(folder: Path) -> str:
+    """What to say of a folder that was given as a run and is none."""
+    if (folder / "config.yaml").is_file():
+        return f"{folder}: no run here (Retort has not written its config.yaml); give {folder / 'config.yaml'} itself"
+    return f"{folder}: no run here (no config.yaml); runs are in the config's runs_dir, by name"
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether Retort wrote the folder's config.yaml, or a stage has left its mark there."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return False
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        if stream.readline().startswith(RUN_HEADER.encode()):
+            return True
+    return any((folder / name / mark).is_file() for name in Config.model_fields for mark in STAGE_MARKS)
+
+
+def _whereabouts(folder: Path) -> dict[str, str]:
+    """Name and runs_dir of a run's folder. A folder name that no config may have leaves the file's name as it is."""
+    whole = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would replace a link by what it points to
+    parent = folder.parent if folder.name not in ("", "..") else whole.parent
+    return {"runs_dir": str(parent)} | ({"name": whole.name} if re.fullmatch(NAME, whole.name) else {})
 
 
 def validate(data: dict[str, Any], origin: str) -> Config:
@@ -172,16 +215,7 @@ def validate(data: dict[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{origin}: " + "; ".join(_explain(item) for item in error.errors())) from None
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes texts that OmegaConf reads as numbers and PyYAML does not, such as `1e5`."""
-
-
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9_.]+(?:[eE][-+]?[0-9]+)?$"), list("-+0123456789.")
-)
+        raise UserError(f"{origin}: {messages.told(error, Config, [name for name, _ in fields()])}") from None
 
 
 def dump(config: Config) -> str:
@@ -190,7 +224,7 @@ def dump(config: Config) -> str:
 
 
 def dump_plain(data: dict[str, Any]) -> str:
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return reading.dump(data)
 
 
 def dump_explained(config: Config) -> str:
@@ -245,7 +279,7 @@ def _section_type(field: FieldInfo) -> type[Section] | None:
 
 
 def _flow(value: Any) -> str:
-    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1 << 20, sort_keys=False)
+    text = reading.dump(value, default_flow_style=True, width=1 << 20)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
@@ -316,38 +350,3 @@ def check_files(config: Config) -> None:
     check_counts(config.train, config.generate.support)
     if config.student.keep_layers is not None:
         layer_indices(config.student.keep_layers)
-
-
-def _explain(error: Any) -> str:
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(location)
-    if error["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(location[-1], _names(location[:-1]), n=1, cutoff=0.5)
-        elsewhere = [name for name, _ in fields() if name.rpartition(".")[2] == location[-1]]
-        meant = elsewhere or [".".join([*location[:-1], nearest[0]]) for _ in nearest]
-        known = f"did you mean {' or '.join(meant)}?" if meant else f"known here: {', '.join(_names(location[:-1]))}"
-        return f"unknown key {key}; {known}"
-    message = error["msg"].removeprefix("Value error, ")
-    is_of_files = location[-1:] and location[-1] in ("sources", "documents", "decontaminate")
-    message = message.replace("a valid tuple", f"a list, such as {'[{path: a.jsonl}]' if is_of_files else '[a, b]'}")
-    message = message.replace("a valid dictionary or instance of Source", "a mapping, such as {path: prompts.jsonl}")
-    message = re.sub(r"a valid dictionary or instance of \w+", "a mapping of settings", message)
-    value = error["input"]
-    given = "" if isinstance(value, dict) else f" (given {value!r})"
-    return f"{key}: {message[0].lower()}{message[1:]}{given}" if key else message
-
-
-def _names(location: list[str]) -> list[str]:
-    """The valid names at a place in the config, for the nearest-name hint."""
-    model: type[Section] = Config
-    for part in location:
-        if part.isdigit():
-            continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
-    return list(model.model_fields)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

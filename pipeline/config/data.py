@@ -186,7 +186,11 @@ class Generate(Section):
     top_p: float = Field(default=1.0, description="Nucleus of sampling, 0-1.", gt=0, le=1)
     top_k: int = Field(default=0, description="Sample among this many best tokens; 0 is all.", ge=0)
     max_tokens: Positive = Field(default=512, description="Longest answer, tokens.")
-    k: Positive = Field(default=64, description="Log-probs asked of the teacher per token: its K best.")
+    k: Positive = Field(
+        default=64,
+        description="Log-probs asked of the teacher per token: its K best.",
+        le=65_535,  # entries of a row that pipeline/codec.py can count
+    )
     support: Literal["top", "nucleus", "drawn", "sampled"] = Field(
         default="top",
         description="What is stored of the K best. top: all; nucleus: the likeliest, up to nucleus_mass; drawn: those"

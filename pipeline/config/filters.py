@@ -7,10 +7,10 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.data import EvaluationSet, NearDuplicates
 from pipeline.config.judge import Grader
-from pipeline.config.section import Fraction, Limit, Positive, Section, base_urls, is_base_url, runtime
+from pipeline.config.section import Fraction, Limit, Positive, Section, base_urls, is_base_url, matching, runtime
 from pipeline.errors import UserError
 
-LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+LanguageCode = Annotated[str, matching(r"[a-z]{2,3}", "must be two or three small letters, such as en (ISO 639)")]
 
 
 PII_KINDS = ("secret", "email", "iban", "card", "ip", "phone")

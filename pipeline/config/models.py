@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pipeline.config.section import EngineArgs, Positive, Section, base_urls, is_base_url, runtime
+from pipeline.config.section import EngineArgs, Positive, Section, base_urls, is_base_url, matching, runtime
 from pipeline.errors import UserError
 
 
@@ -68,8 +68,8 @@ class Student(Section):
         default=None, description="Hub id, local folder or `demo`; null is the teacher, to be pruned."
     )
     revision: str | None = Field(default=None, description="Hub branch, tag or commit.")
-    keep_layers: str | None = Field(
-        default=None, description="Layers to keep, from 0, e.g. `0-11,18-29`; null keeps all.", pattern=r"^[\d\s,-]+$"
+    keep_layers: Annotated[str, matching(r"[\d\s,-]+", "must be ranges of layers, such as 0-11,18-29")] | None = Field(
+        default=None, description="Layers to keep, from 0, e.g. `0-11,18-29`; null keeps all."
     )
     num_layers: Positive | None = Field(
         default=None, description="How many layers to keep, chosen by choose_layers; in place of keep_layers."

@@ -22,6 +22,17 @@ def runtime(default: Any, description: str, **kwargs: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"runtime": True}, **kwargs)
 
 
+def matching(pattern: str, what: str) -> AfterValidator:
+    """A text that has this form; `what` says which that is."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(what)
+        return value
+
+    return AfterValidator(check)
+
+
 class Section(BaseModel):
     """Settings. A list of texts or numbers may be given as one text, as a shell has it: `a,b` is [a, b], `a` is [a]."""
 

@@ -4,11 +4,8 @@ Its figure is given as it stands; ours are the intervals, and the comparison of 
 """
 
 import copy
-import importlib
 import importlib.metadata
-import importlib.util
 import json
-import logging
 import os
 import re
 import secrets
@@ -23,20 +20,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import config, vllm_server
+from pipeline import benchmarks, config, vllm_server
 from pipeline.chat_template import ChatTemplate
 from pipeline.console import progress, say
 from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
 from pipeline.evaluate import statistics
 from pipeline.evaluate.statistics import Figure
-from pipeline.files import file_hash, write_json
+from pipeline.files import file_hash, first_line, write_json
 from pipeline.kv_cache import Load
 from pipeline.records import HARNESS
 from pipeline.rundir import Stage
 
 MAX_LOGPROBS = 20  # that its requests may ask for
-INSTALL = "it is not installed; pip install 'retort-distill[harness]', or evaluate.harness.tasks=[]"
 NO_FILTER = "none"
 Rows = list[dict[str, Any]]
 Values = dict[tuple[str, int], float]  # by metric and item: groups have those of several metrics
@@ -58,12 +54,8 @@ def fingerprint(settings: config.Harness) -> dict[str, Any]:
     """
     if not settings.tasks:
         return {}
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError(f"evaluate.harness.tasks needs lm-evaluation-harness: {INSTALL}")
+    benchmarks.check(settings)
     folder = Path(settings.folder) if settings.folder else None
-    if folder is not None and not folder.is_dir():
-        raise UserError(f"{folder}: no such folder (evaluate.harness.folder)")
-    _check_names(settings)
     return {
         "evaluate.harness.version": importlib.metadata.version("lm_eval"),
         "evaluate.harness.files": _own_files(folder) if folder else {},
@@ -120,7 +112,7 @@ def scored(
     settings: config.Harness, arm: str, folder: Path, port: int, key: str, context_tokens: int, template: ChatTemplate
 ) -> dict[str, Any]:
     """`{"values": {name: figure}, "groups": {name: names}, "rows": [...]}` of the model `arm` on `port`."""
-    model = _module("models.openai_completions").LocalCompletionsAPI(
+    model = benchmarks.module("models.openai_completions").LocalCompletionsAPI(
         model=arm,
         base_url=f"http://{vllm_server.HOST}:{port}/v1/completions",
         tokenizer=str(folder),
@@ -132,14 +124,14 @@ def scored(
     model.tokenizer = copy.copy(template.tokenizer)
     model.tokenizer.apply_chat_template = template.apply  # it would leave out a system message that is refused
     with _no_proxy_here():
-        results = _module("evaluator").simple_evaluate(
+        results = benchmarks.module("evaluator").simple_evaluate(
             model=model,
             tasks=list(settings.tasks),
             num_fewshot=settings.num_fewshot,
             limit=settings.limit,
             apply_chat_template=settings.chat_template,
             bootstrap_iters=0,  # its standard errors are of unpaired items
-            task_manager=_module("tasks").TaskManager(include_path=settings.folder),
+            task_manager=benchmarks.module("tasks").TaskManager(include_path=settings.folder),
         )
     return {"values": _own_values(results), "groups": _groups(results), "rows": _rows(results)}
 
@@ -176,23 +168,7 @@ def _scored(
         try:
             return scored(settings.harness, arm, folder, port, key, context_tokens, template)
         except Exception as error:  # any of a task's own code, of a data set that can't be had
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"lm-evaluation-harness on {arm}: {first[:300]} (evaluate.harness.tasks)") from error
-
-
-def _module(name: str) -> Any:
-    """A module of lm-evaluation-harness, which takes seconds to import and is an extra; it says errors alone."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return importlib.import_module(f"lm_eval.{name}")
-
-
-def _check_names(settings: config.Harness) -> None:
-    manager = _module("tasks").TaskManager(include_path=settings.folder)
-    if unknown := [name for name in settings.tasks if not manager.match_tasks([name])]:
-        raise UserError(
-            f"evaluate.harness.tasks: lm-evaluation-harness has no task {unknown[0]};"
-            " `lm-eval ls tasks` lists them, evaluate.harness.folder adds your own"
-        )
+            raise UserError(f"lm-evaluation-harness on {arm}: {first_line(error)} (evaluate.harness.tasks)") from error
 
 
 def _own_files(folder: Path) -> dict[str, str]:

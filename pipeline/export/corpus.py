@@ -15,7 +15,7 @@ from pipeline import models, privacy
 from pipeline.config import Privacy
 from pipeline.errors import UserError
 from pipeline.export import cards, snippets
-from pipeline.files import folder_hash, user_disk_errors, write_table
+from pipeline.files import first_line, folder_hash, user_disk_errors, write_table
 from pipeline.records import MESSAGE, PROMPTS, RESPONSES
 from pipeline.report.figures import setting_text, words
 from pipeline.rundir import RunDir, read_answers, read_planned, shard_paths
@@ -89,8 +89,9 @@ def push(folder: Path, repo: str, endpoint: str | None = None) -> str:
             delete_patterns="data/*",  # those of an earlier push
         )
     except (HfHubHTTPError, ValueError, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{repo}: the hub refuses it ({first}); HF_TOKEN must allow writing there") from None
+        raise UserError(
+            f"{repo}: the hub refuses it ({first_line(error)}); HF_TOKEN must allow writing there"
+        ) from None
     return str(url)
 
 

@@ -18,6 +18,7 @@ from pipeline import hardware, kv_cache
 from pipeline.codec import FloatArray, IdArray
 from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
+from pipeline.files import one_line
 from pipeline.kv_cache import Load
 
 OURS = (
@@ -274,4 +275,4 @@ def _rows(flat: Any, k: int, T: int) -> tuple[IdArray, FloatArray]:
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     useful = [line for line in lines if not line.startswith(("For further information", "1 validation error"))]
-    return " ".join(useful)[:400]
+    return one_line(" ".join(useful))

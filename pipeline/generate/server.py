@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline import config
 from pipeline.console import say
 from pipeline.errors import UserError
+from pipeline.files import one_line
 from pipeline.generate import completions
 from pipeline.generate.engine import Answer, Request
 from pipeline.generate.health import Pauses, Pool, UnansweredError, Url
@@ -284,7 +285,7 @@ def _message(reply: httpx.Response) -> str:
         text = error["message"] if isinstance(error, dict) and "message" in error else str(error)
     except (ValueError, AttributeError):
         text = reply.text
-    return " ".join(text.split())[:300] or "no reason given"
+    return one_line(text) or "no reason given"
 
 
 def _retry_after_s(reply: httpx.Response) -> float:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pipeline import config
 from pipeline.errors import UserError
+from pipeline.files import one_line
 from pipeline.judge.ledger import Verdict
 from pipeline.judge.questions import REMINDER, Question, body, read, request_hash
 
@@ -67,13 +68,14 @@ class Client:
 
     def __init__(self, settings: config.Grader, first_pause_s: float = 0.5, longest_pause_s: float = 30.0) -> None:
         self._settings, self._pauses_s = settings, (first_pause_s, longest_pause_s)
-        self._key = os.environ.get(settings.key_variable, "")
-        if not self._key.isascii() or any(c.isspace() or not c.isprintable() for c in self._key):
+        self.key = os.environ.get(settings.key_variable, "")
+        if not self.key.isascii() or any(c.isspace() or not c.isprintable() for c in self.key):
             raise UserError(
                 f"{settings.key_variable}: a key has printable ASCII characters and no space or line end in it"
             )
         url = (settings.url or "").rstrip("/")
-        self._url = f"{url}{'' if urlsplit(url).path else '/v1'}/chat/completions"
+        self.base = f"{url}{'' if urlsplit(url).path else '/v1'}"
+        self._url = f"{self.base}/chat/completions"
         self._answered_s = 0.0
         self._is_proved = False
 
@@ -182,11 +184,11 @@ class Client:
 
     def _without_key(self, text: str) -> str:
         """Some servers repeat a key in their messages."""
-        return text.replace(self._key, "(the key)") if len(self._key) >= NOT_MEANT else text
+        return text.replace(self.key, "(the key)") if len(self.key) >= NOT_MEANT else text
 
     def _http(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
             timeout=httpx.Timeout(None, connect=min(CONNECT_S, self._settings.timeout_s)),
             limits=httpx.Limits(max_connections=None),
             mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},  # not through a proxy
@@ -221,7 +223,7 @@ def _completion(text: str, request: dict[str, Any]) -> _Reply:
 
 def _message(text: str) -> str:
     """The server's own words, in one line."""
-    return " ".join(text.split())[:300] or "no reason given"
+    return one_line(text) or "no reason given"
 
 
 def _retry_after_s(reply: httpx.Response) -> float:

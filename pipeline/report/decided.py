@@ -10,6 +10,7 @@ from pipeline import privacy
 from pipeline.config import Privacy
 from pipeline.console import counted, escaped
 from pipeline.errors import UserError
+from pipeline.report import ids
 from pipeline.report.figures import NONE, rule_unit, setting_text, words
 from pipeline.rundir import RunDir, read_answers, read_shard, read_shards
 
@@ -19,12 +20,17 @@ KEPT = "kept"
 COLUMNS = ["response_id", "prompt_id", "text", "finish_reason", "category"]
 
 
-def explain(run_dir: RunDir, response_id: str) -> str:
+def explain(run_dir: RunDir, given: str) -> str:
     """A response's text, and of each rule its score, its setting and its verdict, as plain text safe in a terminal.
 
-    Raises UserError where filter has not finished, or there is no such response.
+    `given` is the id of a response, or of a prompt (then all its responses are explained), or the beginning of one.
+    Raises UserError if filter has not finished, or there is no such id.
     """
     manifest = run_dir.manifest("filter")
+    return "\n".join(_explained(run_dir, manifest, each) for each in ids.named(run_dir, given).response_ids)
+
+
+def _explained(run_dir: RunDir, manifest: Row, response_id: str) -> str:
     decision, answer = _decision(run_dir, response_id)
     messages = _conversations(run_dir, {answer["prompt_id"]}).get(answer["prompt_id"], [])
     settings, limits = manifest.get("settings", {}), manifest.get("limits")

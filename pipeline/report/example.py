@@ -11,6 +11,7 @@ from pipeline import codec, models, reasoning
 from pipeline import config as config_module
 from pipeline.console import counted, escaped
 from pipeline.errors import UserError
+from pipeline.report import ids
 from pipeline.report.figures import NONE, rule_unit, setting_text, words
 from pipeline.rundir import RunDir, read_shards
 
@@ -19,31 +20,33 @@ NUM_TOKENS = 12
 NUM_ALTERNATIVES = 5
 
 
-def describe(run_dir: RunDir, response_id: str | None) -> str:
+def describe(run_dir: RunDir, given: str | None) -> str:
     """Prompt, answer, first tokens with their alternatives, and what filter decided, of one response.
 
-    `response_id` may also be a prompt's id: its first response is shown; None is the first response that was kept.
-    Raises UserError where there is no such response or prompt, prepare has not finished, or a file is damaged.
+    `given` is the id of a response, or of a prompt (then its first response is shown), or the beginning of one; None
+    is the first response that was kept. Raises UserError if there is no such id, prepare has not finished, or a file is
+    damaged.
     """
     run_dir.manifest("prepare")
-    response = _response(run_dir, response_id)
-    prompt_id = response["prompt_id"] if response else response_id
+    chosen = None if given is None else ids.named(run_dir, given)
+    response = _response(run_dir, chosen)
+    prompt_id = response["prompt_id"] if response else chosen and chosen.prompt_id
     prompt = _find(run_dir, "prepare", "prompt_id", prompt_id)
     if prompt is None:
-        raise UserError(f"{run_dir.path}: no response or prompt has the id {response_id!r}; see {run_dir.path}/prepare")
+        raise UserError(f"{run_dir.path}: no prompt has the id {prompt_id!r}; see {run_dir.path}/prepare")
     lines = [*_prompt_lines(prompt), *_answer_lines(run_dir, response), *_filter_lines(run_dir, response)]
     lines += [*_train_lines(run_dir, response), _stage_line(run_dir, "evaluate")]
     return "\n".join(lines) + "\n"
 
 
-def _response(run_dir: RunDir, wanted: str | None) -> Row | None:
+def _response(run_dir: RunDir, chosen: ids.Named | None) -> Row | None:
     """The row of RESPONSES that is asked for; None where generate has not finished."""
     if not run_dir.is_done("generate"):
         return None
-    if wanted is None:
+    if chosen is None:
         kept = _find(run_dir, "filter", "kept", True) if run_dir.is_done("filter") else None
         return _find(run_dir, "generate", "response_id", kept["response_id"] if kept else None)
-    return _find(run_dir, "generate", "response_id", wanted) or _find(run_dir, "generate", "prompt_id", wanted)
+    return _find(run_dir, "generate", "response_id", chosen.response_ids[0])
 
 
 def _find(run_dir: RunDir, stage: str, column: str, value: Any) -> Row | None:

@@ -127,7 +127,7 @@ def losses(runs: Runs) -> dict[tuple[str, int], float]:
 
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(runs: Runs, tmp_path: Path) -> None:
     whole = copy_of(runs, tmp_path / "runs")
-    done = whole.do("train", "--fresh")
+    done = whole.do("train", "--fresh", "--fresh")
     assert done.returncode == 0, done.stderr
     manifests = whole.manifest("train"), runs.manifest("train")
     assert manifests[0]["arms"]["student"]["resumed_from"] is None
@@ -144,7 +144,7 @@ def test_two_processes_train_adapters_on_packs_of_a_student_chosen_by_influence(
     changes = ["student.keep_layers=null", "student.num_layers=12", "student.choose_layers=influence"]
     changes += ["train.pack_tokens=200", "train.positions_frac=0.5", "train.lora.r=4", "train.sft_only_arm=false"]
     launch = "train.launch=[--multi_gpu, --num_processes, '2']"
-    done = here.do("train", "--fresh", *changes, launch)
+    done = here.do("train", "--fresh", "--fresh", *changes, launch)
     assert done.returncode == 0, done.stderr
     trained = here.manifest("train")
     assert len(trained["student"]["layers"]) == 12
@@ -152,7 +152,7 @@ def test_two_processes_train_adapters_on_packs_of_a_student_chosen_by_influence(
     assert trained["counts"]["validation_rows"] >= 1
     assert (here.path / "train/student/model.safetensors").is_file()
     assert not (here.path / "train/sft_only").exists()
-    refused = here.do("train", "--fresh", "train.launch=[--no-such-flag]")
+    refused = here.do("train", "--fresh", "--fresh", "train.launch=[--no-such-flag]")
     assert refused.returncode == 2
     assert "not what `accelerate launch` takes" in refused.stderr
 
@@ -255,7 +255,7 @@ def test_a_damaged_shard_is_named_and_alone_made_anew(runs: Runs, tmp_path: Path
     shard = copy.path / "generate/responses-00001.parquet"
     others = {path.name: file_hash(path) for path in (copy.path / "generate").glob("*.parquet") if path != shard}
     shard.write_bytes(shard.read_bytes()[:-100])
-    refused = copy.do("filter", "--fresh")
+    refused = copy.do("filter", "--fresh", "--fresh")
     assert refused.returncode == 2
     assert "responses-00001.parquet: damaged" in refused.stderr
     shard.unlink()
@@ -263,7 +263,7 @@ def test_a_damaged_shard_is_named_and_alone_made_anew(runs: Runs, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert shard.exists()
     assert {name: file_hash(shard.parent / name) for name in others} == others
-    assert copy.do("filter", "--fresh").returncode == 0
+    assert copy.do("filter", "--fresh", "--fresh").returncode == 0
 
 
 def test_rows_shifted_by_one_stop_the_training_before_step_one(runs: Runs, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_rows_shifted_by_one_stop_the_training_before_step_one(runs: Runs, tmp_p
         pq.write_table(table.set_column(place, "logprobs", pa.array(late, codec.TYPE)), shard)
         record |= {"bytes": shard.stat().st_size, "sha256": file_hash(shard)}
     path.write_text(json.dumps(manifest))
-    assert copy.do("filter", "--fresh").returncode == 0
+    assert copy.do("filter", "--fresh", "--fresh").returncode == 0
     verified = subprocess.run(
         [sys.executable, "-m", "pipeline", "verify", str(copy.path)],
         cwd=ROOT,

@@ -1,5 +1,6 @@
 """lm-evaluation-harness: our call of it against its own command, both on one real vLLM server, and what we add."""
 
+import importlib.util
 import json
 import os
 import py_compile
@@ -259,7 +260,7 @@ def test_the_fingerprint_is_the_same_after_a_run_has_left_bytecode_behind(tmp_pa
 
 
 def test_without_tasks_nothing_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert harness.fingerprint(Harness()) == {}
     assert harness.run(Evaluate(), {}, _never, {}, stage_in(tmp_path)) == harness.Measured()
     with pytest.raises(UserError, match=r"pip install 'retort-distill\[harness\]'"):

@@ -576,9 +576,9 @@ def test_prompts_of_several_messages_are_no_seeds(grown: Grown) -> None:
     ("changes", "said"),
     [
         ({"weights": only("documents")}, "no method has both a weight and what it is made from"),
-        ({"weights": {"magpie": -1}}, "greater than or equal to 0"),
-        ({"temperature": 0}, "greater than 0"),
-        ({"num_prompts": 0}, "greater than or equal to 1"),
+        ({"weights": {"magpie": -1}}, "must be at least 0"),
+        ({"temperature": 0}, "must be above 0"),
+        ({"num_prompts": 0}, "must be at least 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(grown: Grown, changes: dict[str, Any], said: str) -> None:

@@ -8,7 +8,7 @@ from fabricated_run import DROPS, PLANTED, make
 
 from pipeline import presidio
 from pipeline.errors import UserError
-from pipeline.report import decided
+from pipeline.report import decided, ids
 from pipeline.rundir import RunDir
 
 
@@ -37,8 +37,26 @@ def test_a_kept_answer_is_explained_too_and_rules_without_a_score(run_dir: RunDi
 
 
 def test_an_unknown_response_is_refused(run_dir: RunDir) -> None:
-    with pytest.raises(UserError, match=r"no response has the id 'nowhere-0'; ids are in .*/generate"):
+    with pytest.raises(UserError, match=r"no response or prompt has the id 'nowhere-0'; ids are in .*/generate"):
         decided.explain(run_dir, "nowhere-0")
+
+
+@pytest.mark.parametrize("given", ["prompt1", "prompt1-", "prompt1-0"])
+def test_a_prompts_id_or_how_an_id_begins_will_do(run_dir: RunDir, given: str) -> None:
+    assert decided.explain(run_dir, given) == decided.explain(run_dir, "prompt1-0")
+
+
+def test_the_beginning_of_several_ids_is_told_with_some_of_them(run_dir: RunDir) -> None:
+    with pytest.raises(
+        UserError, match=r"6 ids begin with 'prompt': prompt0, prompt1, prompt2, \.\.\.; give more of it"
+    ):
+        decided.explain(run_dir, "prompt")
+
+
+def test_all_answers_to_a_prompt_are_explained(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [decided.explain(run_dir, name) for name in ("prompt1-0", "prompt2-0")]
+    monkeypatch.setattr(ids, "named", lambda *_: ids.Named("prompt1", ["prompt1-0", "prompt2-0"]))
+    assert decided.explain(run_dir, "prompt1") == "\n".join(alone)
 
 
 def test_filter_must_have_finished(run_dir: RunDir) -> None:

@@ -67,6 +67,11 @@ def test_a_prompt_id_shows_its_response(tmp_path: Path) -> None:
     assert "ANSWER prompt4-0" in text
 
 
+@pytest.mark.parametrize(("given", "until"), [("prompt4-", "filter"), ("prompt4", "prepare")])
+def test_the_beginning_of_an_id_will_do_if_no_other_has_it(tmp_path: Path, given: str, until: str) -> None:
+    assert "PROMPT prompt4" in example.describe(make(tmp_path, until=until), given)
+
+
 @pytest.mark.parametrize("until", ["prepare", "evaluate"])
 def test_an_unknown_id_is_a_user_error_that_names_it(tmp_path: Path, until: str) -> None:
     with pytest.raises(UserError, match="no response or prompt has the id 'nowhere'"):

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -416,6 +417,14 @@ def test_random_weights_follow_from_config_and_seed(tmp_path: Path, teacher: mod
     one_file, facts = made(teacher, tmp_path / "d", config=str(folder / "config.json"))
     assert torch.equal(logits(one_file), logits(a))
     assert facts == {"vocabulary_rows_cut": 0}
+
+
+def test_weights_that_were_cut_short_are_told_with_their_folder(teacher: models.Model, tmp_path: Path) -> None:
+    shutil.copytree(teacher.path, tmp_path / "cut")
+    [weights] = (tmp_path / "cut").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"/cut: can't be loaded as a causal language model: "):
+        student.load(tmp_path / "cut")
 
 
 def test_drawing_weights_leaves_the_global_generator_as_it_was(teacher: models.Model, tokenizer: Any) -> None:

@@ -1,0 +1,81 @@
+"""The arguments that several verbs of `retort` share, and what the help says of them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TWICE = "Give it twice to discard more than a minute's work without being asked."
+
+ConfigPath = Annotated[
+    Path,
+    typer.Argument(metavar="CONFIG|RUN", help="YAML file, e.g. configs/quickstart.yaml; or the folder of a run."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings, e.g. train.learning_rate=1e-5. With the folder of a run they are set over its own; with name="
+        " or runs_dir= that is another run with its settings.",
+    ),
+]
+RunPath = Annotated[
+    Path,
+    typer.Argument(metavar="RUN|CONFIG", help="Folder of a run, e.g. runs/quickstart; or the config that it is of."),
+]
+RunOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="After a config: those that tell which run it is, e.g. name=trial."),
+]
+ShowRest = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]... [ID]",
+        help="Id of a response or a prompt, or how one begins; without it, the first answer that was kept.",
+    ),
+]
+Runs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN|CONFIG...",
+        help="Folders of evaluated runs, or the configs that they are of, each with its KEY=VALUE behind it.",
+    ),
+]
+FreshStage = Annotated[
+    int,
+    typer.Option(
+        "--fresh",
+        count=True,
+        metavar="",
+        show_default=False,
+        help=f"Discard this stage and those after it, and do them again. {TWICE}",
+    ),
+]
+FreshRun = Annotated[
+    int,
+    typer.Option(
+        "--fresh",
+        count=True,
+        metavar="",
+        show_default=False,
+        help=f"Discard each stage whose settings changed, with those after it, and redo. {TWICE}",
+    ),
+]
+FreshCorpus = Annotated[
+    int,
+    typer.Option(
+        "--fresh", count=True, metavar="", show_default=False, help=f"Replace the corpus that is there. {TWICE}"
+    ),
+]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option("--accept", metavar="KEY", help="Keep a stage's output though this setting changed; recorded."),
+]
+Explain = Annotated[
+    str,
+    typer.Option(
+        "--explain",
+        metavar="ID",
+        help="Decide nothing; say why an answer was kept or dropped. Id of a response or a prompt, or how one begins.",
+    ),
+]
