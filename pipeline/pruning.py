@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline import language_model, models
 from pipeline.config import Student, layer_indices
@@ -17,6 +17,7 @@ COUNTED = ("max_window_layers", "first_k_dense_replace", "num_dense_layers")
 # Of a config: lists of layers, by number
 NUMBERED = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs", "local_layer_ids")
 GROWING = ("scale_depth",)  # of a config: what is divided by the square root of the number of layers
+MAX_SAMPLE_BYTES, SAMPLE_VOCAB = 2 << 30, 16
 NO_LAYERS = ("architectures", "eos_token_id")  # of a config: lists whose length has nothing to do with layers
 
 
@@ -68,6 +69,24 @@ def keep_layers(model: PreTrainedModel, indices: list[int]) -> PreTrainedModel:
             f" {models.layer_spans(indices)}; keep layers whose kinds alternate as before (student.keep_layers)"
         )
     return model
+
+
+def sample(config: Any) -> PreTrainedModel | None:
+    """A random model with one layer of each kind that this language model's config has, and hardly any vocabulary.
+
+    None if that would take more than MAX_SAMPLE_BYTES.
+    """
+    config, kinds = copy.deepcopy(config), list(getattr(config, "layer_types", None) or ["layer"])
+    _keep_in_config(config, sorted({kinds.index(kind) for kind in kinds}), config.num_hidden_layers)
+    config.vocab_size = SAMPLE_VOCAB
+    for key in language_model.TOKENS:
+        setattr(config, key, None)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+    if 4 * model.num_parameters() > MAX_SAMPLE_BYTES:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def _keep_in_config(config: Any, indices: list[int], of: int) -> None:

@@ -13,12 +13,12 @@ import torch
 from accelerate import cpu_offload, disk_offload
 from torch import Tensor
 
-from pipeline import codec, forced, head, language_model, pruning
+from pipeline import codec, forced, head, language_model, packed_attention, pruning
 from pipeline.config import Train
 from pipeline.errors import UserError
 from pipeline.evaluate import fidelity, preference
 from pipeline.forced import ForcedText
-from pipeline.train import packing, student
+from pipeline.train import student
 from pipeline.train.batches import collate, collate_flat
 from pipeline.train.losses import token_losses
 
@@ -111,6 +111,7 @@ def test_gradients_of_the_sparse_head_are_those_of_the_models_own_logits(name: s
     torch.testing.assert_close(ours, own, **near)
     got = gradients(ours)
     assert got.keys() == wanted.keys()
+    assert len(got) == len(list(model.parameters())), "processes wait for a gradient of each"
     for key, gradient in got.items():
         torch.testing.assert_close(gradient, wanted[key], **near)
 
@@ -215,10 +216,12 @@ def losses_and_gradients(model: Any, batch: dict[str, Any]) -> list[Tensor]:
 def test_packed_answers_teach_what_padded_ones_do(name: str) -> None:
     padded, packed = copy.deepcopy(built(name)), copy.deepcopy(built(name))
     if name in NEVER_PACKED:
-        with pytest.raises(UserError, match=rf"train\.pack_tokens: {NEVER_PACKED[name]}"):
-            packing.use_packed_attention(packed, "float32")
+        for attempt in (lambda: packed_attention.check(packed.config), lambda: packed_attention.use(packed, "float32")):
+            with pytest.raises(UserError, match=rf"train\.pack_tokens: {NEVER_PACKED[name]}"):
+                attempt()
         return
-    packing.use_packed_attention(packed, "float32")
+    packed_attention.check(packed.config)  # before the first stage
+    packed_attention.use(packed, "float32")
     wanted = losses_and_gradients(padded, collate(rows(), 0, VOCAB, Train()))
     got = losses_and_gradients(packed, collate_flat(rows(), VOCAB, Train()))
     assert len(got) == len(wanted) > 3
