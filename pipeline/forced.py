@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline import language_model
-from pipeline.head import Head, dense_logits, input_device
+from pipeline.head import Head, decoder_of, dense_logits, input_device
 
 CHUNK_TOKENS = 512  # tokens whose vocabulary logits are held at once, of each model
 WINDOW_TEXTS = 1024  # texts held at once, among which those of like length are found
@@ -72,7 +72,7 @@ def answer_states(model: Any, batch: list[ForcedText]) -> tuple[Tensor, npt.NDAr
         input_ids_BT[b, : P + A] = torch.tensor(text.prompt_token_ids + text.token_ids)
         attention_BT[b, : P + A] = 1
         predicts_BT[b, P - 1 : P + A - 1] = True  # the state at t − 1 predicts token t
-    hidden_BTH = model.get_decoder()(
+    hidden_BTH = decoder_of(model)(
         input_ids=input_ids_BT.to(device), attention_mask=attention_BT.to(device), use_cache=False
     ).last_hidden_state
     return hidden_BTH[predicts_BT.to(hidden_BTH.device)], predicts_BT.nonzero()[:, 0].numpy()

@@ -57,6 +57,17 @@ def head_of(model: Any) -> Head:
     return Head(weight_VH, bias_V, _scale(config), _first_of(config, CAPS))
 
 
+def decoder_of(model: Any) -> Any:
+    """What gives the hidden states: the layers and what stands around them, but for the head.
+
+    Some models (Llama 4) say that they are their own decoder.
+    """
+    decoder = model.get_decoder()
+    if getattr(decoder, "get_output_embeddings", lambda: None)() is None:
+        return decoder
+    return decoder.model if decoder is model else decoder_of(decoder)
+
+
 def prove(model: Any, who: str) -> None:
     """Show that the logits made here of a model's hidden states are its own, on tokens from all over its vocabulary.
 
@@ -69,7 +80,7 @@ def prove(model: Any, who: str) -> None:
     model.eval()
     with torch.no_grad():
         try:
-            hidden_NH = model.get_decoder()(**inputs).last_hidden_state[0]
+            hidden_NH = decoder_of(model)(**inputs).last_hidden_state[0]
         except (TypeError, AttributeError):  # what calls itself the decoder is something else
             raise UserError(f"{unknown(model, who)}; {ADVICE}") from None
         own_NV = model(**inputs).logits[0]

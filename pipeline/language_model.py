@@ -63,7 +63,7 @@ def config_alone(config: Any, who: str) -> Any:
             " language model alone; choose a model of text"
         )
     text = copy.deepcopy(text)
-    text.tie_word_embeddings = config.tie_word_embeddings
+    text.tie_word_embeddings = getattr(config, "tie_word_embeddings", text.tie_word_embeddings)
     for key in TOKENS:
         if getattr(text, key, None) is None:
             setattr(text, key, getattr(config, key, None))
@@ -101,7 +101,7 @@ def _prove_shape(model: Any, who: str) -> None:
 
     Leaves the model as it was.
     """
-    layer, decoder = model.get_output_embeddings(), model.get_decoder()
+    layer, decoder = model.get_output_embeddings(), head.decoder_of(model)
     if not isinstance(layer, torch.nn.Linear):
         raise UserError(f"{head.unknown(model, who)}; {head.ADVICE}")
     generator = torch.Generator().manual_seed(0)
@@ -143,11 +143,12 @@ def _alone(whole: Any, who: str) -> Any:
         return whole
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=whole.dtype, trust_remote_code=False)
-    decoder = whole.get_decoder()
-    if model.get_decoder() is not model.base_model:
+    name = next((name for name, child in model.named_children() if child is head.decoder_of(model)), None)
+    layer = whole.get_output_embeddings() or whole.get_decoder().get_output_embeddings()
+    if name is None or layer is None:
         raise UserError(f"{who}: the language model of a {whole.config.model_type} can't be taken out of it here")
-    setattr(model, model.base_model_prefix, decoder)
-    model.set_output_embeddings(whole.get_output_embeddings())
+    setattr(model, name, head.decoder_of(whole))
+    model.set_output_embeddings(layer)
     model.generation_config = whole.generation_config
     return model
 

@@ -53,17 +53,20 @@ def check_teacher(teacher: models.Model) -> None:
 
 def check_student(config: Config, student: Any) -> None:
     """Raises UserError if no student can be made of this transformers config as the settings have it."""
-    from pipeline import pruning
+    from pipeline import packed_attention, pruning
     from pipeline.language_model import on_meta
 
     settings, who = config.student, f"student.model {config.student.model or config.teacher.model}"
-    if config.student.model not in (None, models.DEMO) or models.is_pruned(settings):
+    is_packed = config.train.pack_tokens is not None
+    if config.student.model not in (None, models.DEMO) or models.is_pruned(settings) or is_packed:
         model = on_meta(student, who)
         if models.is_pruned(settings):
             of = len(pruning.layers_of(model))
             models.check_layers(settings, of)
             if indices := pruning.by_place(settings, of):
                 pruning.keep_layers(model, indices)
+        if is_packed:
+            packed_attention.check(model.config)
     check_adapters(config, student)
 
 

@@ -5,15 +5,19 @@ import math
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline import language_model, models
 from pipeline.config import Student, layer_indices
 from pipeline.errors import UserError
+from pipeline.head import decoder_of
 
-COUNTED = ("max_window_layers", "first_k_dense_replace")  # of a config: how many of the first layers are of a kind
-NUMBERED = ("mlp_only_layers",)  # of a config: lists of layers, by number
+# Of a config: how many of the first layers are of a kind
+COUNTED = ("max_window_layers", "first_k_dense_replace", "num_dense_layers")
+# Of a config: lists of layers, by number
+NUMBERED = ("mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs", "local_layer_ids")
 GROWING = ("scale_depth",)  # of a config: what is divided by the square root of the number of layers
+MAX_SAMPLE_BYTES, SAMPLE_VOCAB = 2 << 30, 16
 NO_LAYERS = ("architectures", "eos_token_id")  # of a config: lists whose length has nothing to do with layers
 
 
@@ -42,11 +46,13 @@ def keep_layers(model: PreTrainedModel, indices: list[int]) -> PreTrainedModel:
 
     Raises UserError for a layer that it does not have, and where it could not be loaded again without the others.
     """
-    whole, decoder = layers_of(model), model.get_decoder()
+    whole, decoder = layers_of(model), decoder_of(model)
     if indices[-1] >= len(whole):
         raise UserError(f"student.keep_layers names layer {indices[-1]}; the model's are 0-{len(whole) - 1}")
     config: Any = copy.deepcopy(model.config)
     text = config.get_text_config(decoder=True)
+    if shared := getattr(text, "num_kv_shared_layers", 0):
+        raise UserError(f"student: the last {shared} layers of this {text.model_type} use the keys of others: keep all")
     kept = torch.nn.ModuleList([whole[i] for i in indices])
     setattr(decoder, _layers_name(model), kept)
     _keep_in_config(text, indices, len(whole))
@@ -65,6 +71,24 @@ def keep_layers(model: PreTrainedModel, indices: list[int]) -> PreTrainedModel:
     return model
 
 
+def sample(config: Any) -> PreTrainedModel | None:
+    """A random model with one layer of each kind that this language model's config has, and hardly any vocabulary.
+
+    None if that would take more than MAX_SAMPLE_BYTES.
+    """
+    config, kinds = copy.deepcopy(config), list(getattr(config, "layer_types", None) or ["layer"])
+    _keep_in_config(config, sorted({kinds.index(kind) for kind in kinds}), config.num_hidden_layers)
+    config.vocab_size = SAMPLE_VOCAB
+    for key in language_model.TOKENS:
+        setattr(config, key, None)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+    if 4 * model.num_parameters() > MAX_SAMPLE_BYTES:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
 def _keep_in_config(config: Any, indices: list[int], of: int) -> None:
     """What a config says of its layers, for those of these indices alone."""
     config.num_hidden_layers = len(indices)
@@ -81,11 +105,11 @@ def _keep_in_config(config: Any, indices: list[int], of: int) -> None:
 
 def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
     """The model's layers, whatever it calls them. Raises UserError where they are not found."""
-    return getattr(model.get_decoder(), _layers_name(model))
+    return getattr(decoder_of(model), _layers_name(model))
 
 
 def _layers_name(model: PreTrainedModel) -> str:
-    decoder: Any = model.get_decoder()
+    decoder: Any = decoder_of(model)
     of = model.config.get_text_config(decoder=True).num_hidden_layers
     for name, module in decoder.named_children():
         if isinstance(module, torch.nn.ModuleList) and len(module) == of:

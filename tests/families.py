@@ -35,6 +35,13 @@ GEMMA = WIDE | MIXED | {"query_pre_attn_scalar": HEAD_DIM}
 PATCHES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SEEN = PATCHES | {"image_size": 28, "patch_size": 14}
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+LLAMA4 = WIDE | {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48, "moe_layers": [1]}
+LLAMA4 |= {"attention_chunk_size": 16, "layer_types": ["chunked_attention", "full_attention", "chunked_attention"]}
+LLAMA4 |= {"no_rope_layers": [1, 0, 1]}
+GEMMA4 = MIXED | WIDE | {"global_head_dim": HEAD_DIM, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 4.0}
+GEMMA4 |= {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
+SEEN4 = {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "vision_output_dim": 16}
+SEEN4 |= {"projector_input_dim": 16, "projector_output_dim": 16}
 MROPE = ROPE | {"mrope_section": [1, 1, 2]}
 
 
@@ -94,6 +101,8 @@ FAMILIES: dict[str, Family] = {
         "gpt_oss",
         WIDE | MIXED | {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": ROPE},
     ),
+    "llama4-text": Family("llama4_text", LLAMA4),
+    "gemma4-text": Family("gemma4_text", GEMMA4),
     "gemma3": Family("gemma3", GEMMA, {"model_type": "siglip_vision_model", **SEEN}, {"mm_tokens_per_image": 4}),
     "mistral3": Family("mistral3", {"model_type": "mistral", **WIDE}, {"model_type": "pixtral", **SEEN}),
     "llava": Family("llava", {"model_type": "llama", **WIDE}, {"model_type": "clip_vision_model", **SEEN}),
@@ -102,6 +111,7 @@ FAMILIES: dict[str, Family] = {
         {"model_type": "cohere2", "logit_scale": 0.4, **MIXED},
         {"model_type": "siglip_vision_model", **SEEN},
     ),
+    "llama4": Family("llama4", LLAMA4, {"hidden_size": 16, "intermediate_size": 24, **SEEN4}),
     "qwen2.5-vl": Family(
         "qwen2_5_vl",
         {"rope_parameters": MROPE},

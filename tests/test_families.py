@@ -13,12 +13,12 @@ import torch
 from accelerate import cpu_offload, disk_offload
 from torch import Tensor
 
-from pipeline import codec, forced, head, language_model, pruning
+from pipeline import codec, forced, head, language_model, packed_attention, pruning
 from pipeline.config import Train
 from pipeline.errors import UserError
 from pipeline.evaluate import fidelity, preference
 from pipeline.forced import ForcedText
-from pipeline.train import packing, student
+from pipeline.train import student
 from pipeline.train.batches import collate, collate_flat
 from pipeline.train.losses import token_losses
 
@@ -29,6 +29,8 @@ WINDOW = 16  # of the families whose layers slide; the answers packed here are s
 NEVER_PACKED = {
     "gemma2": "capped attention scores",
     "gpt-oss": "attention sinks",
+    "llama4-text": "it has layers of chunked_attention",
+    "llama4": "it has layers of chunked_attention",
     "stablelm": "its answers were seen to change one another",  # transformers' does not hand on where they end
     "nemotron": "its answers were seen to change one another",
 }
@@ -80,7 +82,7 @@ def test_the_head_is_the_models_own(name: str) -> None:
     head.prove(model, name)
     language_model.on_meta(model.config, name)
     with torch.no_grad():
-        own_NV, hidden_NH = model(tokens(20)).logits[0], model.get_decoder()(tokens(20)).last_hidden_state[0]
+        own_NV, hidden_NH = model(tokens(20)).logits[0], head.decoder_of(model)(tokens(20)).last_hidden_state[0]
     torch.testing.assert_close(head.dense_logits(hidden_NH, head.head_of(model)), own_NV, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(head.logits(hidden_NH, head.head_of(model)), own_NV, rtol=1e-4, atol=1e-4)
 
@@ -103,12 +105,13 @@ def test_gradients_of_the_sparse_head_are_those_of_the_models_own_logits(name: s
     tail_N = (own_NV.exp() * outside_NV).sum(dim=1).log()
     own = torch.cat([own_NV.gather(1, ids_NK), tail_N[:, None], own_NV.gather(1, labels_N[:, None])], dim=1)
     wanted = gradients(own)
-    hidden_NH = model.get_decoder()(tokens(12)).last_hidden_state[0, :-1]
+    hidden_NH = head.decoder_of(model)(tokens(12)).last_hidden_state[0, :-1]
     sparse = head.support_logprobs(hidden_NH, head.head_of(model), ids_NK, labels_N, 4)
     ours = torch.cat([sparse.support_NK, sparse.log_tail_N[:, None], sparse.label_N[:, None]], dim=1)
     torch.testing.assert_close(ours, own, **near)
     got = gradients(ours)
     assert got.keys() == wanted.keys()
+    assert len(got) == len(list(model.parameters())), "processes wait for a gradient of each"
     for key, gradient in got.items():
         torch.testing.assert_close(gradient, wanted[key], **near)
 
@@ -204,10 +207,12 @@ def losses_and_gradients(model: Any, batch: dict[str, Any]) -> list[Tensor]:
 def test_packed_answers_teach_what_padded_ones_do(name: str) -> None:
     padded, packed = copy.deepcopy(built(name)), copy.deepcopy(built(name))
     if name in NEVER_PACKED:
-        with pytest.raises(UserError, match=rf"train\.pack_tokens: {NEVER_PACKED[name]}"):
-            packing.use_packed_attention(packed, "float32")
+        for attempt in (lambda: packed_attention.check(packed.config), lambda: packed_attention.use(packed, "float32")):
+            with pytest.raises(UserError, match=rf"train\.pack_tokens: {NEVER_PACKED[name]}"):
+                attempt()
         return
-    packing.use_packed_attention(packed, "float32")
+    packed_attention.check(packed.config)  # before the first stage
+    packed_attention.use(packed, "float32")
     wanted = losses_and_gradients(padded, collate(rows(), 0, VOCAB, Train()))
     got = losses_and_gradients(packed, collate_flat(rows(), VOCAB, Train()))
     assert len(got) == len(wanted) > 3

@@ -67,6 +67,13 @@ def test_layers_that_can_not_be_left_out_are_named_before_the_first_stage(tmp_pa
         model_checks.check(config_of(tmp_path, keep_layers="0,2"))
 
 
+def test_layers_that_use_the_keys_of_others_are_kept_with_them(tmp_path: Path) -> None:
+    families.config_of("gemma4-text", VOCAB, num_kv_shared_layers=1).save_pretrained(tmp_path)
+    model_checks.check(config_of(tmp_path))
+    with pytest.raises(UserError, match="the last 1 layers of this gemma4_text use the keys of others: keep all"):
+        model_checks.check(config_of(tmp_path, num_layers=2))
+
+
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_every_family_passes_as_teacher_and_as_student(tmp_path: Path, name: str) -> None:
     families.config_of(name, VOCAB).save_pretrained(tmp_path)

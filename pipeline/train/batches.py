@@ -95,7 +95,7 @@ def collate_flat(rows: Sequence[Row], vocab_size: int, settings: Train) -> dict[
     """One batch without padding: the answers end to end in one row, each from position 0 and seeing itself alone.
 
     `input_ids`, `labels`, `position_ids` of shape (1, T); where the answers begin and end as transformers'
-    FlashAttentionKwargs name it (packing.use_packed_attention makes a model heed it); and the teacher's rows as in
+    FlashAttentionKwargs name it (packed_attention.use makes a model heed it); and the teacher's rows as in
     `collate`. There is no attention_mask. The first label of an answer is always ignored: no position predicts it.
     """
     lessons = [lesson(row, vocab_size, settings) for row in rows]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.head import decoder_of
 from pipeline.pruning import layers_of
 
 MAX_MEASURED_TOKENS = 1024  # of an answer and its prompt
@@ -30,7 +31,7 @@ def block_influence(model: PreTrainedModel, rows: Any) -> list[float]:
     """
     step = max(1, len(rows) // NUM_MEASURED)
     chosen = range(0, len(rows), step)[:NUM_MEASURED]
-    decoder: Any = model.get_decoder()
+    decoder: Any = decoder_of(model)
     before, device = model.device, _device(model)
     decoder.to(device).eval()
     num_tokens = 0

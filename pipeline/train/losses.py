@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import Train
-from pipeline.head import Head, entropy_and_best, head_of, logits, support_logprobs
+from pipeline.head import Head, decoder_of, entropy_and_best, head_of, logits, support_logprobs
 from pipeline.train.divergences import buckets, chosen, forward_kl_nats, total_variation
 from pipeline.train.targets import IGNORED
 from pipeline.train.temperature import tempered
@@ -83,7 +83,7 @@ def states(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """`(hidden_NH, labels_N)`: the state at position t − 1, which predicts label t, wherever label t is not ignored."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     outside = {name: value for name, value in inputs.items() if name != "labels" and not name.startswith("teacher_")}
-    hidden_BTH = base.get_decoder()(**outside, use_cache=False).last_hidden_state
+    hidden_BTH = decoder_of(base)(**outside, use_cache=False).last_hidden_state
     labels_BT = inputs["labels"][:, 1:]
     is_loss_BT = labels_BT != IGNORED
     return hidden_BTH[:, :-1][is_loss_BT], labels_BT[is_loss_BT]

@@ -21,6 +21,7 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from pipeline import packed_attention
 from pipeline.adapters import lora_config
 from pipeline.config import Train
 from pipeline.console import progress, say
@@ -28,7 +29,6 @@ from pipeline.errors import UserError
 from pipeline.files import write_text
 from pipeline.train.batches import ITEM_COLUMNS, LengthGrouped, collate_items, items, sampler
 from pipeline.train.losses import Validation, token_losses, validation_measures
-from pipeline.train.packing import use_packed_attention
 from pipeline.train.rows import Answers
 from pipeline.train.targets import IGNORED
 
@@ -281,9 +281,9 @@ def distillation_trainer(
 ) -> DistillationTrainer:
     """The trainer of `model` on these answers, of which it is told the numbers alone: collators read the rows."""
     if settings.pack_tokens is not None:
-        use_packed_attention(model, settings.dtype)
+        packed_attention.use(model, settings.dtype)
         if teacher is not None:
-            use_packed_attention(teacher, settings.dtype)
+            packed_attention.use(teacher, settings.dtype)
     collator = functools.partial(
         collate_items,
         pad_token_id=tokenizer.pad_token_id or 0,

@@ -63,10 +63,10 @@ def batches(answers: Any, vocab_size: int, batch_size: int, pack_tokens: int) ->
 
 def students() -> dict[str, Any]:
     """The quickstart's student, as padded and as packed rows need it; both have the same weights."""
-    from pipeline.train.packing import use_packed_attention
+    from pipeline import packed_attention
 
     made = {arm: bench.untrained().train() for arm in ("padded", "packed")}
-    use_packed_attention(made["packed"], "float32")
+    packed_attention.use(made["packed"], "float32")
     return made | {"grouped": made["padded"]}
 
 

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from pipeline import codec
+from pipeline import codec, packed_attention
 from pipeline.config import Train
 from pipeline.errors import UserError
 from pipeline.train import packing, student
@@ -91,7 +91,7 @@ def test_packed_losses_and_gradients_are_those_of_padded_rows(
     rows, settings = rows_of(), Train.model_validate(changes)
     padded = losses_and_gradients(model_of(CONFIGS[name]), collate(rows, 0, VOCAB, settings))
     model = model_of(CONFIGS[name])
-    packing.use_packed_attention(model, "float32")
+    packed_attention.use(model, "float32")
     if checkpointing:
         model.gradient_checkpointing_enable()
     flat = collate_flat(rows, VOCAB, settings)
@@ -105,7 +105,7 @@ def test_a_wrong_boundary_is_seen(name: str) -> None:
     rows = rows_of()
     padded = losses_and_gradients(model_of(CONFIGS[name]), collate(rows, 0, VOCAB, Train()))
     model = model_of(CONFIGS[name] if name == "llama" else Gemma2Config(**SHAPE, **GEMMA, sliding_window=999))
-    packing.use_packed_attention(model, "float32")
+    packed_attention.use(model, "float32")
     flat = collate_flat(rows, VOCAB, Train())
     T = flat["input_ids"].shape[1]
     one = torch.tensor([0, T], dtype=torch.int32)
@@ -120,7 +120,7 @@ def test_a_wrong_boundary_is_seen(name: str) -> None:
 def test_a_pruned_model_is_packed_in_all_its_layers() -> None:
     """Its layers hold the config that they had before."""
     rows, pruned = rows_of(), [student.keep_layers(model_of(CONFIGS["llama"]), [1]) for _ in range(2)]
-    packing.use_packed_attention(pruned[1], "float32")
+    packed_attention.use(pruned[1], "float32")
     padded = losses_and_gradients(pruned[0], collate(rows, 0, VOCAB, Train()))
     assert worst_difference(losses_and_gradients(pruned[1], collate_flat(rows, VOCAB, Train())), padded) < 1e-5
 
@@ -142,7 +142,7 @@ def test_padded_batches_of_a_model_so_set_are_as_before(name: str) -> None:
     batch = collate(rows_of(longest=40), 0, VOCAB, Train())
     assert batch["input_ids"].shape[1] > 16, "longer than the windows"
     before, model = losses_and_gradients(model_of(CONFIGS[name]), batch), model_of(CONFIGS[name])
-    packing.use_packed_attention(model, "float32")
+    packed_attention.use(model, "float32")
     assert worst_difference(losses_and_gradients(model, batch), before) < 1e-6
     ids = batch["input_ids"][:1]
     with torch.no_grad():
@@ -152,11 +152,19 @@ def test_padded_batches_of_a_model_so_set_are_as_before(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gemma2", "mistral"])
-def test_an_answer_longer_than_the_models_window_is_refused(name: str) -> None:
+def test_an_answer_longer_than_the_models_window_sees_as_far_back_as_padded(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    rows = rows_of(longest=40)
+    padded = losses_and_gradients(model_of(CONFIGS[name]), collate(rows, 0, VOCAB, Train()))
     model = model_of(CONFIGS[name])
-    packing.use_packed_attention(model, "float32")
-    with pytest.raises(UserError, match=r"see 16 tokens back, .* takes \d\d with .* lower train.max_length to 16"):
-        token_losses(model, collate_flat(rows_of(longest=40), VOCAB, Train()), Train())
+    packed_attention.use(model, "float32")
+    flat = collate_flat(rows, VOCAB, Train())
+    assert flat["max_length_q"] > 16, "longer than the windows"
+    assert worst_difference(losses_and_gradients(model, flat), padded) < 1e-5
+    band = packed_attention._band
+    monkeypatch.setattr(packed_attention, "_band", lambda num, window, device: band(num, num, device))
+    assert worst_difference(losses_and_gradients(model, flat), padded) > 1e-4, "the windows matter"
 
 
 MOE: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -186,8 +194,10 @@ def test_models_whose_answers_would_leak_are_refused(config: Any, message: str) 
     model = AutoModelForCausalLM.from_config(config)
     before = model.config._attn_implementation
     with pytest.raises(UserError, match=f"a {message}.*set it to null"):
-        packing.use_packed_attention(model, "float32")
+        packed_attention.use(model, "float32")
     assert model.config._attn_implementation == before
+    with pytest.raises(UserError, match=f"a {message}.*set it to null"):
+        packed_attention.check(config)  # before the first stage
 
 
 def test_a_model_that_does_not_pass_the_ends_on_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,14 +208,14 @@ def test_a_model_that_does_not_pass_the_ends_on_is_found_out(monkeypatch: pytest
             layer.self_attn, "forward", lambda *a, f=forward, **k: f(*a, **{n: k[n] for n in k if "cu_" not in n})
         )
     with pytest.raises(UserError, match="seen to change one another"):
-        packing.use_packed_attention(model, "float32")
+        packed_attention.use(model, "float32")
 
 
 def test_packing_leaves_no_trace_in_the_saved_model(tmp_path: Any) -> None:
     model = model_of(CONFIGS["llama"])
-    packing.use_packed_attention(model, "float32")
+    packed_attention.use(model, "float32")
     model.save_pretrained(tmp_path)
-    assert packing.NAME not in (tmp_path / "config.json").read_text()
+    assert packed_attention.NAME not in (tmp_path / "config.json").read_text()
 
 
 def answers_of(num: int = 200, per_shard: int = 10) -> Listed:
