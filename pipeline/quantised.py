@@ -55,10 +55,10 @@ def check_loadable(config: dict[str, Any], who: str) -> None:
 
 def loading(config: Any) -> dict[str, Any]:
     """What from_pretrained is given so that a model of this transformers config is loaded as plain weights."""
-    from transformers.quantizers.auto import AutoQuantizationConfig
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoQuantizationConfig
 
     found = settings_of(config.to_dict())
-    if found is None:
+    if found is None or found.get("quant_method") not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         return {}
     kind = type(AutoQuantizationConfig.from_dict(copy.deepcopy(found)))
     if "dequantize" not in inspect.signature(kind).parameters:  # its layers compute with what is stored

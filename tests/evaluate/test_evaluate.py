@@ -188,3 +188,16 @@ def test_without_tasks_there_are_no_figures_of_them(evaluated: Evaluated) -> Non
     assert not [key for key in scores["arms"]["student"]["quality"] if key.startswith("task_")]
     assert "retained_quality" not in scores["verdict"]
     assert not evaluated.log.exists()
+
+
+@pytest.mark.parametrize(("method", "is_left_out"), [(None, False), ("gptq", True)])
+def test_another_model_that_transformers_cannot_load_is_left_out_of_fidelity_with_a_word(
+    tmp_path: Path, method: str | None, is_left_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(evaluate, "say", said.append)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": method and {"quant_method": method}}))
+    folders = {"teacher": tmp_path / "none", "other": tmp_path}
+    evaluate._leave_out_unloadable(folders)
+    assert ("other" not in folders) == is_left_out == bool(said)
+    assert not said or "its fidelity is not measured" in said[0]

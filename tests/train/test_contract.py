@@ -77,6 +77,7 @@ def test_what_vllm_rounds_is_proved_by_a_shift(tmp_path: Path, rows: Any) -> Non
     ("settings", "word"),
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "transformers can't load gptq weights"),
+        ({"quantization_config": {"quant_method": "modelopt"}}, "transformers can't load modelopt weights"),
         ({}, "does not fit this machine's memory"),
     ],
 )
