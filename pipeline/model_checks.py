@@ -25,7 +25,7 @@ def check(config: Config) -> None:
         quantised.check_loadable(found.config(), f"filter.learnability.student {first}")
     if teacher is not None and teacher.name != models.DEMO:
         check_teacher(teacher)
-    if (student := _student_config(config)) is not None:
+    if not _is_demo_alone(config, origin) and (student := _student_config(config)) is not None:
         check_student(config, student)
     if teacher is not None and not RunDir(config.run_path).is_done("evaluate"):
         check_runs_in_transformers(teacher)
@@ -77,6 +77,12 @@ def check_adapters(config: Config, student: Any) -> None:
 
     if config.train.lora is not None:
         adapters.check(on_meta(student, "student"), config.train.lora)
+
+
+def _is_demo_alone(config: Config, origin: models.Model | None) -> bool:
+    """Whether the student is the demo teacher, of which any layers can be left out: that is known without torch."""
+    is_demo = config.student.config is None and origin is not None and origin.name == models.DEMO
+    return is_demo and config.train.lora is None and config.train.pack_tokens is None
 
 
 def _student_config(config: Config) -> Any:
