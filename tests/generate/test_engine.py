@@ -5,13 +5,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline import codec, hardware, models
+from pipeline import codec, hardware, kv_cache, models
 from pipeline.chat_template import ChatTemplate
 from pipeline.errors import UserError
 from pipeline.generate import response_seed
@@ -189,3 +190,21 @@ def test_the_engine_behind_a_pipe_gives_the_engines_answers(engine: Engine, toke
         name: answer.token_ids for name, answer in direct.items()
     }
     assert all(0 < answer["first_token_s"] < answer["total_s"] for answer in piped.values())
+
+
+def test_what_vllm_takes_for_free_memory_is_what_the_cache_is_sized_by(engine: Engine) -> None:
+    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
+
+    seen = get_memory_node_info(get_allowed_cpu_list()[0].numa_node).available_memory
+    assert hardware.vllm_bytes() == pytest.approx(seen, rel=0.1)
+
+
+def test_vllms_refusal_of_a_cache_is_read_as_one(engine: Engine) -> None:
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    asked = SimpleNamespace(kv_cache_memory_bytes=1 << 60)
+    worker: Any = SimpleNamespace(_should_warm_up_model=lambda: False, cache_config=asked)
+    with pytest.raises(ValueError, match="VLLM_CPU_KVCACHE_SPACE") as caught:
+        CPUWorker.determine_available_memory(worker)
+    with pytest.raises(kv_cache.RefusedError, match=r"vLLM finds [\d.]+ of [\d.]+ GiB free on memory node \d"):
+        kv_cache.check_refused(str(caught.value))
