@@ -37,7 +37,7 @@ class ForcedText:
 def load(folder: Path, dtype: str, who: str) -> Any:
     """The language model in a folder, ready to be asked; several GPUs share one that is too large for one.
 
-    `who` is the stage and the model, for messages. Raises UserError where it can't be loaded, or its head is not known.
+    `who` is the stage and the model, for messages. Raises UserError if it can't be loaded, or its head is not known.
     """
     spread = {"device_map": "auto"} if torch.cuda.is_available() else {}
     return language_model.load(folder, dtype, who, **spread)

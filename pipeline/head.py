@@ -45,7 +45,7 @@ def head_of(model: Any) -> Head:
     """The head of a causal LM, as `prove` has shown it to be its own.
 
     A head that FSDP keeps in parts is gathered, and one that accelerate has offloaded is fetched to where it computes.
-    Raises UserError where the model has none, or an adapter changes it.
+    Raises UserError if the model has none, or an adapter changes it.
     """
     layer, config = model.get_output_embeddings(), model.config.get_text_config(decoder=True)
     if hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save"):
@@ -71,7 +71,7 @@ def decoder_of(model: Any) -> Any:
 def prove(model: Any, who: str) -> None:
     """Show that the logits made here of a model's hidden states are its own, on tokens from all over its vocabulary.
 
-    `who` begins the message: the stage and the model. Raises UserError where they differ.
+    `who` begins the message: the stage and the model. Raises UserError if they differ.
     """
     vocab_size = model.get_input_embeddings().weight.shape[0]
     ids_1N = torch.linspace(0, vocab_size - 1, PROOF_TOKENS, device=input_device(model)).long()[None]
@@ -94,7 +94,7 @@ def unknown(model: Any, who: str) -> str:
 
 
 def check_logits(model: Any, own_NV: Tensor, hidden_NH: Tensor, who: str) -> None:
-    """Raises UserError where a model's own logits are not those that are made here of its hidden states."""
+    """Raises UserError if a model's own logits are not those that are made here of its hidden states."""
     ours_NV = dense_logits(hidden_NH, head_of(model))
     if ours_NV.shape != own_NV.shape:
         raise UserError(f"{unknown(model, who)} ({own_NV.shape[1]} of {ours_NV.shape[1]} rows); {ADVICE}")

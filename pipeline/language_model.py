@@ -26,13 +26,13 @@ def load(path: Path, dtype: Any, who: str, **how: Any) -> PreTrainedModel:
     """The causal LM in a local folder of safetensors, its head proved (head.prove); of a model that sees or hears, its
     language model.
 
-    `how` goes to from_pretrained, and `who` begins the message: the stage and the model. Raises UserError where
+    `how` goes to from_pretrained, and `who` begins the message: the stage and the model. Raises UserError if
     transformers can't build it, weights are missing, or its head is not known here.
     """
     try:
         quantised.check_loadable(AutoConfig.from_pretrained(path, local_files_only=True).to_dict(), who)
         whole, lacking = _loaded(path, dtype, **how)
-    except (ValueError, OSError, SafetensorError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: of other sizes
         raise UserError(f"{who}: can't be loaded as a causal language model: {first_line(error)}") from None
     if lacking:
         raise UserError(f"{who}: the weights lack {len(lacking)} tensors, such as {min(lacking)}: fetch them again")
@@ -57,9 +57,9 @@ def attention_of(config: Any) -> str | None:
 
 
 def config_alone(config: Any, who: str) -> Any:
-    """The config of the language model in a model of this config: the config itself, where there is nothing beside it.
+    """The config of the language model in a model of this config: the config itself if there is nothing beside it.
 
-    Raises UserError where transformers has no class for it alone.
+    Raises UserError if transformers has no class for it alone.
     """
     text = config.get_text_config(decoder=True)
     if text is config:
@@ -84,7 +84,7 @@ def config_alone(config: Any, who: str) -> Any:
 def on_meta(config: Any, who: str) -> PreTrainedModel:
     """The language model of a config without its weights, its head proved on stand-ins for hidden states and weights.
 
-    Raises UserError where transformers can't build it, or its head is not known here.
+    Raises UserError if transformers can't build it, or its head is not known here.
     """
     try:
         with torch.device("meta"):  # a model without weights
@@ -108,7 +108,7 @@ class _States(dict):
 
 
 def _prove_shape(model: Any, who: str) -> None:
-    """head.prove, where there are no weights: the model's own forward pass, but for its layers and most of its rows.
+    """head.prove without weights: the model's own forward pass, but for its layers and most of its rows.
 
     Leaves the model as it was.
     """

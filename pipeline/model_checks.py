@@ -56,7 +56,12 @@ def check_student(config: Config, student: Any) -> None:
     from pipeline import packed_attention, pruning
     from pipeline.language_model import on_meta
 
-    settings, who = config.student, f"student.model {config.student.model or config.teacher.model}"
+    settings = config.student
+    who = (
+        f"student.config {settings.config}"
+        if settings.config
+        else f"student.model {settings.model or config.teacher.model}"
+    )
     is_packed = config.train.pack_tokens is not None
     if config.student.model not in (None, models.DEMO) or models.is_pruned(settings) or is_packed:
         model = on_meta(student, who)

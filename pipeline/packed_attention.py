@@ -35,7 +35,7 @@ def use(model: PreTrainedModel, dtype: str) -> None:
     """Have the model's attention heed where the answers of a flat batch (batches.collate_flat) end.
 
     Where a batch has no such ends, it attends as transformers' sdpa does. On CUDA with flash-attn, that is used for
-    train.dtype=bfloat16: it heeds the same ends. Raises UserError where something of one answer would reach another:
+    train.dtype=bfloat16: it heeds the same ends. Raises UserError if something of one answer would reach another:
     layers that carry a state along the row (linear attention, Mamba, convolutions), and attention of a model's own
     making.
     """
@@ -77,7 +77,7 @@ def documents_attention(
     """Causal attention of each answer to itself, of shape (B, T, H, D): as many calls of sdpa as there are answers.
 
     No padding: work and memory are those of the answers one by one, with a T×T mask where one is longer than the
-    layer's window. Raises UserError where the model asks for what sdpa does not do: soft caps and sinks.
+    layer's window. Raises UserError if the model asks for what sdpa does not do: soft caps and sinks.
     """
     for name, what in (("softcap", "capped attention scores"), ("s_aux", "attention sinks")):
         if kwargs.get(name) is not None:
@@ -118,7 +118,7 @@ AttentionMaskInterface.register(NAME, _mask)
 
 
 def _check_apart(model: PreTrainedModel) -> None:
-    """Raises UserError where the hidden states of an answer change with the answer before it, tried on a few tokens."""
+    """Raises UserError if the hidden states of an answer change with the answer before it, tried on a few tokens."""
     decoder: Any = decoder_of(model)
     device, was_training = input_device(model), model.training
     ends = torch.tensor([0, 4, 8], dtype=torch.int32, device=device)

@@ -44,7 +44,7 @@ def by_place(settings: Student, of: int) -> list[int] | None:
 def keep_layers(model: PreTrainedModel, indices: list[int]) -> PreTrainedModel:
     """The model with only these of its layers, renumbered.
 
-    Raises UserError for a layer that it does not have, and where it could not be loaded again without the others.
+    Raises UserError for a layer that it does not have, and if it could not be loaded again without the others.
     """
     whole, decoder = layers_of(model), decoder_of(model)
     if indices[-1] >= len(whole):
@@ -61,9 +61,9 @@ def keep_layers(model: PreTrainedModel, indices: list[int]) -> PreTrainedModel:
         for module in numbered:
             module.layer_idx = position
     model.config, decoder.config = config, text
-    if not getattr(config, "quantization_config", None) and _shapes(model) != _shapes(
-        language_model.on_meta(config, "student")
-    ):
+    if getattr(config, "quantization_config", None):
+        return model
+    if _shapes(model) != _shapes(language_model.on_meta(config, "student")):
         raise UserError(
             f"student: without the other layers, {config.model_type} puts layers of another kind in the places of"
             f" {models.layer_spans(indices)}; keep layers whose kinds alternate as before (student.keep_layers)"
@@ -104,7 +104,7 @@ def _keep_in_config(config: Any, indices: list[int], of: int) -> None:
 
 
 def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """The model's layers, whatever it calls them. Raises UserError where they are not found."""
+    """The model's layers, whatever it calls them. Raises UserError if they are not found."""
     return getattr(decoder_of(model), _layers_name(model))
 
 

@@ -98,6 +98,14 @@ def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
         language_model.load(tmp_path, torch.float32, "train")
 
 
+def test_weights_of_other_sizes_than_the_config_says_are_one_line(tmp_path: Path) -> None:
+    families.make("llama", tmp_path, VOCAB)
+    families.config_of("llama", VOCAB, intermediate_size=64).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"^train: can't be loaded as a causal language model: ") as caught:
+        language_model.load(tmp_path, torch.float32, "train")
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_that_are_no_numbers_are_told_from_an_unknown_head(tmp_path: Path) -> None:
     model = families.build("llama", VOCAB)
     model.model.norm.weight.data[0] = torch.nan

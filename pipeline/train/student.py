@@ -48,7 +48,7 @@ def make(config: Config, teacher: models.Model, target: Path, rows: Any) -> dict
 
 
 def check_saved(wanted_NV: Tensor, saved: PreTrainedModel) -> None:
-    """Raises UserError where the student, loaded from its folder, is not the one that was saved."""
+    """Raises UserError if the student, loaded from its folder, is not the one that was saved."""
     off = (wanted_NV - _proof_logits(saved)).abs().max().item()
     if not off <= SAVED_TOLERANCE * (1 + wanted_NV.abs().max().item()):
         raise UserError(
@@ -58,7 +58,7 @@ def check_saved(wanted_NV: Tensor, saved: PreTrainedModel) -> None:
 
 
 def load(path: Path, dtype: str = "float32") -> PreTrainedModel:
-    """The causal LM in a local folder, as language_model.load has it. Raises UserError where it can't be had."""
+    """The causal LM in a local folder, as language_model.load has it. Raises UserError if it can't be had."""
     return language_model.load(path, dtype, f"train: {path}")
 
 
