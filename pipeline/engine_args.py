@@ -3,12 +3,10 @@
 from math import prod
 from typing import Any
 
-from pipeline import hardware
+from pipeline import hardware, models, quantised
 
 LOGPROBS_MODE = "raw_logprobs"  # before temperature, top-p, top-k and penalties: the contract in records.py
 SCORING_BATCH_TOKENS = 2048  # vLLM holds tokens × vocabulary × 6 bytes of them, beyond what it reserves
-
-
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")  # GPUs of one engine
 
 
@@ -24,8 +22,10 @@ def engine_settings(path: str, engine_args: dict[str, Any], k: int, scoring: boo
     if hardware.is_cpu():
         # A chunked prefill rewinds the request's generator, which CPU generators can't do: vLLM would raise.
         # Scoring draws greedily, without one.
-        defaults |= {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128}
-        defaults |= {"enable_chunked_prefill": scoring}
+        defaults |= {"enforce_eager": True, "max_num_seqs": 128, "enable_chunked_prefill": scoring}
+        model = models.local(path)
+        if not quantised.is_served(model.config() if model else {}, engine_args):
+            defaults |= {"dtype": "float32"}  # else vLLM's own choice: its kernels for few bits take half precision
     if scoring:
         defaults |= {"max_num_batched_tokens": SCORING_BATCH_TOKENS}
     needed = {

@@ -138,7 +138,7 @@ def _dtype(config: Config, teacher: models.Model) -> str:
         return named
     if config.teacher.server.urls:
         return teacher.dtype()
-    if hardware.is_cpu():
+    if hardware.is_cpu() and not quantised.is_served(teacher.config(), config.teacher.engine):
         return "float32"  # engine_args.py
     return "bfloat16" if teacher.dtype() == "float32" else teacher.dtype()  # as vLLM takes `auto`
 

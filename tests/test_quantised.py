@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from pipeline import language_model, models, quantised
 from pipeline.config import validate
+from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
 from pipeline.models import Model
 
@@ -151,3 +152,14 @@ def test_the_method_is_found_wherever_a_config_has_it(config: dict[str, Any], me
 def test_an_engine_may_make_few_bits_of_plain_weights(engine_args: dict[str, Any], is_served: bool) -> None:
     assert quantised.is_served({}, engine_args) == is_served
     assert quantised.is_served({"quantization_config": {"quant_method": "gptq"}}, engine_args)
+
+
+@pytest.mark.parametrize(("method", "dtype"), [(None, "float32"), ("gptq", None)])
+def test_on_a_cpu_vllm_chooses_the_type_of_what_it_computes_in_few_bits(
+    tmp_path: Path, method: str | None, dtype: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernels refuse float32, in which all else is computed there."""
+    monkeypatch.setattr("pipeline.hardware.is_cpu", lambda: True)
+    folder = str(folder_of(tmp_path, CONFIGS[method] if method else None))
+    assert engine_settings(folder, {}, 8).get("dtype") == dtype
+    assert engine_settings(folder, {"dtype": "float16"}, 8)["dtype"] == "float16"
