@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from pipeline.language_model import attention_of
+
 HIDDEN, LAYERS, HEADS, HEAD_DIM, POSITIONS = 32, 3, 4, 8, 512
 HEAD_GAIN = 2.0  # logits far enough apart that a cap bends them
 
@@ -150,7 +152,7 @@ def build(name: str, vocab_size: int, seed: int = 0, **overrides: Any) -> Any:
     kind = AutoModelForCausalLM if FAMILIES[name].vision is None else AutoModelForImageTextToText
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = kind.from_config(config, dtype=torch.float32)
+        model = kind.from_config(config, dtype=torch.float32, attn_implementation=attention_of(config))
         for weight in model.parameters():  # norms and biases too, which begin as ones and zeros
             if weight.dim() == 1:
                 weight.data.add_(0.3 * torch.randn_like(weight))

@@ -99,7 +99,8 @@ def random_model(name: str, tokenizer: Any, seed: int) -> PreTrainedModel:
         setattr(config.get_text_config(), key, value)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        how = {"attn_implementation": language_model.attention_of(config), "trust_remote_code": False}
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **how)
 
 
 def prune(model: PreTrainedModel, settings: Student, rows: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

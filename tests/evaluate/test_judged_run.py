@@ -36,7 +36,9 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     made = make(tmp_path, until="train")
     for arm in ("student", "sft_only"):
         (made.stage_path("train") / arm).mkdir()
-    teacher = SimpleNamespace(path=tmp_path, tokenizer=lambda: None, weights_hash=lambda: WEIGHTS_HASH)
+    teacher = SimpleNamespace(
+        name="demo", path=tmp_path, config=dict, tokenizer=lambda: None, weights_hash=lambda: WEIGHTS_HASH
+    )
     monkeypatch.setattr(evaluate.models, "teacher_of", lambda run: teacher)
     monkeypatch.setattr(evaluate.models, "check_weights", lambda *_: None)
     monkeypatch.setattr(evaluate.models, "chat_template_of", lambda *_: ChatTemplate(None))
@@ -46,6 +48,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.setattr(evaluate.fidelity_figures, "sections", lambda *_: {})
     monkeypatch.setattr(evaluate.fidelity_figures, "rows", lambda _: pa.table({"section": []}))
     monkeypatch.setattr(evaluate.speed, "figures", lambda rounds: {})
+    monkeypatch.setattr(evaluate.cost, "machine_gpus", lambda _: 0)
     monkeypatch.setattr(evaluate.cost, "figures", lambda *_: {})
     monkeypatch.setattr(evaluate.cost, "comparisons", lambda *_: {})
     monkeypatch.setattr(evaluate.cost, "sentence", lambda *_: "Paid.")

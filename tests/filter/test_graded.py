@@ -388,7 +388,7 @@ def test_a_choice_without_a_judge_or_without_a_number_is_refused(selection: Row)
 def test_a_template_that_is_not_there_is_told_before_anything_is_decided(filtered: Filtered, tmp_path: Path) -> None:
     filtered.captured(*ROWS)
     with FakeJudge(first_place) as fake:
-        with pytest.raises(UserError, match=r"single\.jinja: not a readable.*filter\.selection\.judge\.templates"):
+        with pytest.raises(UserError, match=r"single\.jinja: no such prompt template.*selection\.judge\.templates"):
             filtered.do(selection=by_judge(fake, templates=str(tmp_path)), **OFF)
         assert not filtered.run_dir.stage_path("filter").exists()
 

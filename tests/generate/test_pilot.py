@@ -63,7 +63,7 @@ class FakeEngine:
 
     vocab_size = VOCAB
 
-    def __init__(self, path: str, engine_args: dict[str, Any], k: int, scoring: bool = False) -> None:
+    def __init__(self, path: str, engine_args: dict[str, Any], k: int, load: Any, scoring: bool = False) -> None:
         self.k = k
 
     def answers(self, requests: Any) -> Any:

@@ -14,7 +14,7 @@ from fabricated_run import make as fabricated
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pipeline import models, pruning, train
+from pipeline import language_model, models, pruning, train
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.export import corpus
@@ -43,7 +43,8 @@ def built(kind: str, layers: int = 6, seed: int = 0, **changes: Any) -> Any:
     """A small random model of a kind, such as Qwen2."""
     torch.manual_seed(seed)
     config = getattr(transformers, f"{kind}Config")(**{**SIZES, "num_hidden_layers": layers, **changes})
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    attention = language_model.attention_of(config)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention).eval()
 
 
 def logits(model: Any, ids: Tensor = IDS) -> Tensor:
