@@ -55,8 +55,12 @@ CASES = {
     "cohere2": Case("llama3_1"),
     "phi3": Case("llama3_1"),
     "mistral": Case("llama3_1"),
-    "olmo2": Case("llama3_1"),
-    "deepseek-v3": Case("deepseek_v3"),
+    "llama-tied": Case("deepseek_v3"),
+}
+# Families that vLLM 0.32's CPU build lists and does not serve here; test_families.py has their heads and layers.
+NOT_SERVED = {
+    "olmo2": "its layers ask for vLLM's settings in the forward pass: Current vLLM config is not set",
+    "deepseek-v3": "its loader finds no place for the router's bias: KeyError e_score_correction_bias",
 }
 # Families whose scores.json is written too, by engines of both arms; of the others the forced pass alone is measured.
 EVALUATED = ("gemma2", "granite")
@@ -88,6 +92,11 @@ SETTINGS = [
     "evaluate.speed_rounds=1",
     "evaluate.bootstrap=100",
 ]
+
+
+def test_what_is_not_served_is_a_family_all_the_same() -> None:
+    assert NOT_SERVED.keys() <= families.FAMILIES.keys()
+    assert not NOT_SERVED.keys() & CASES.keys()
 
 
 def made(name: str, folder: Path, tokenizer_folder: Path) -> Config:
