@@ -1,7 +1,8 @@
 """The arguments that several verbs of `retort` share, and what the help says of them."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,25 +42,10 @@ Runs = Annotated[
         help="Folders of evaluated runs, or the configs that they are of, each with its KEY=VALUE behind it.",
     ),
 ]
-FreshStage = Annotated[
-    int,
-    typer.Option(
-        "--fresh",
-        count=True,
-        metavar="",
-        show_default=False,
-        help=f"Discard this stage and those after it, and do them again. {TWICE}",
-    ),
-]
+_FRESH: Any = partial(typer.Option, "--fresh", count=True, metavar="", show_default=False)
+FreshStage = Annotated[int, _FRESH(help=f"Discard this stage and those after it, and do them again. {TWICE}")]
 FreshRun = Annotated[
-    int,
-    typer.Option(
-        "--fresh",
-        count=True,
-        metavar="",
-        show_default=False,
-        help=f"Discard each stage whose settings changed, with those after it, and redo. {TWICE}",
-    ),
+    int, _FRESH(help=f"Discard each stage whose settings changed, with those after it, and redo. {TWICE}")
 ]
 FreshCorpus = Annotated[
     int,

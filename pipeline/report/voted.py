@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline import votes
+from pipeline.console import counted
 from pipeline.report.figures import NONE, Cell, cell, percent, whole
 from pipeline.rundir import RunDir
 from pipeline.votes import Tally
@@ -96,7 +97,7 @@ def _notes(tally: Tally, num_identical: int, num_unreadable: int) -> list[str]:
 
 
 def _counted(num: int, noun: str) -> str:
-    return f"{whole(num)} {noun}{'' if num == 1 else 's'}"
+    return counted(whole(num), noun)
 
 
 def _p_text(p_value: float) -> str:
