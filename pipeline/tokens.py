@@ -1,6 +1,7 @@
 """Whether two tokenizers mean the same by their ids, and write conversations alike."""
 
 import json
+from operator import itemgetter
 from typing import Any
 
 from pipeline import chat_template
@@ -47,7 +48,7 @@ def difference(teacher: Any, student: Any) -> str | None:
     theirs = student.get_vocab()
     names = {token_id: token for token, token_id in theirs.items()}
     unused = unused_ids(teacher)
-    for token, token_id in teacher.get_vocab().items():
+    for token, token_id in sorted(teacher.get_vocab().items(), key=itemgetter(1)):
         if theirs.get(token) == token_id:
             continue
         if token in theirs:
