@@ -371,7 +371,7 @@ def test_a_student_with_the_teachers_tokenizer_and_template_passes() -> None:
     [
         (WORDS[:-1], "it lacks the teacher's token 'Hello'"),
         ((*WORDS[:-1], "Hallo"), "the id 9 is 'Hello' in the teacher's and 'Hallo' in its own"),
-        ((*WORDS[:-2], "Hello", "Hi"), "the token 'Hello' is 9 in the teacher's and 8 in its own"),
+        ((*WORDS[:-2], "Hello", "Hi"), "the token 'Hi' is 8 in the teacher's and 9 in its own"),
     ],
     ids=["one less", "another", "other ids"],
 )
