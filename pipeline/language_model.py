@@ -4,6 +4,7 @@ Axes: N tokens, H hidden.
 """
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from pipeline import head, quantised
+from pipeline import head, quantised, quiet
 from pipeline.errors import UserError
 from pipeline.files import first_line
 
@@ -30,7 +31,16 @@ def load(path: Path, dtype: Any, who: str, **how: Any) -> PreTrainedModel:
     transformers can't build it, weights are missing, or its head is not known here.
     """
     try:
-        quantised.check_loadable(AutoConfig.from_pretrained(path, local_files_only=True).to_dict(), who)
+        config = AutoConfig.from_pretrained(path, local_files_only=True).to_dict()
+        quantised.check_loadable(config, who)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{who}: can't be loaded as a causal language model: {first_line(error)}") from None
+    with quiet.bars() if quantised.method_of(config) else nullcontext():  # weights in few bits are converted twice
+        return _load(path, dtype, who, **how)
+
+
+def _load(path: Path, dtype: Any, who: str, **how: Any) -> PreTrainedModel:
+    try:
         whole, lacking = _loaded(path, dtype, **how)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: of other sizes
         raise UserError(f"{who}: can't be loaded as a causal language model: {first_line(error)}") from None

@@ -75,9 +75,13 @@ def compressed(folder: Path, bits: int) -> tuple[Path, Any]:
 
 @pytest.mark.parametrize("bits", [4, 8])
 @torch.no_grad()
-def test_a_teacher_in_few_bits_is_loaded_as_the_plain_weights_that_it_stands_for(tmp_path: Path, bits: int) -> None:
+def test_a_teacher_in_few_bits_is_loaded_as_the_plain_weights_that_it_stands_for(
+    tmp_path: Path, bits: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder, plain = compressed(tmp_path, bits)
+    capfd.readouterr()
     loaded: Any = language_model.load(folder, "float32", "evaluate: teacher")
+    assert "ompressing model" not in capfd.readouterr().err
     weights = loaded.state_dict()
     for name, weight in plain.state_dict().items():
         torch.testing.assert_close(weights[name], weight)
