@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.config import Source
 from pipeline.corpora import MAX_DEPTH, BadRowError, read
 from pipeline.errors import UserError
-from pipeline.prepare import conversations, sources
+from pipeline.prepare import conversations, messages, sources
 from pipeline.prepare.conversations import Asked
 from pipeline.records import PROMPTS
 
@@ -211,7 +211,7 @@ CALLS = st.lists(
 )
 USER = st.fixed_dictionaries({"role": st.just("user"), "content": TEXTS.filter(str.strip)})
 OTHERS = st.fixed_dictionaries(
-    {"role": st.sampled_from(sources.ROLES)},
+    {"role": st.sampled_from(messages.ROLES)},
     optional={
         "content": TEXTS | VALUES,
         "tool_calls": CALLS | CALLS.map(json.dumps) | VALUES,
