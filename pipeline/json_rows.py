@@ -18,7 +18,7 @@ from pipeline.files import first_line
 Row = dict[str, Any]
 CHUNK = 1 << 18  # characters
 MAX_ROW_CHARACTERS = 1 << 26
-MAX_WHOLE_CHARACTERS = 1 << 24  # of the first object of a file: a longer one is no row, but holds the rows
+MAX_WHOLE_CHARACTERS = 1 << 20  # of the first object of a file: a longer one is no row, but holds the rows
 OWN_LISTS = ("tools", "functions")  # lists of objects that are a row's own; those of messages are told by their roles
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NAMES = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
@@ -91,22 +91,21 @@ class _Text:
         """The next value; None if it takes more than `most` characters, and then it is still the next one."""
         self.peek()
         while True:
+            told, place = "a number without an end", self._at
             try:
                 value, end = JSON.raw_decode(self._buffer, self._at)
                 if end < len(self._buffer) or self._is_whole:
                     self._at = end
                     return value
-                problem = None
             except json.JSONDecodeError as error:
-                problem = error
+                told, place = error.msg, error.pos  # kept itself, it would hold the buffer
             except RecursionError as error:
                 raise self._malformed(first_line(error), self._at) from None
             length = len(self._buffer) - self._at
-            if most is not None and length > most:
+            if most is not None and length > most and not self._is_whole:
                 return None
             if self._is_whole or length > MAX_ROW_CHARACTERS:
-                told = problem.msg if problem else "a number without an end"
-                raise self._malformed(told, problem.pos if problem else self._at)
+                raise self._malformed(told, place)
             self._read_on()
 
     def _read_on(self) -> None:
@@ -142,15 +141,19 @@ def _members(path: Path, text: _Text) -> Iterator[Row | BadRowError]:
         if text.peek() == "[":
             are_rows = False
             for number, element in enumerate(_elements(text)):
-                if number == 0 and isinstance(element, dict):
-                    are_rows, names = True, [*names, str(name)]
+                if number == 0 and _holds_rows(name, [element]):
+                    are_rows, names = True, [*names, name]
                     _check_one(path, names)
                 if are_rows:
                     yield as_row(element)
         else:
             text.value()
         if text.skip(",}") == "}":
-            return
+            break
+    if not names:
+        raise UserError(
+            f"{path}: its first object is longer than {MAX_WHOLE_CHARACTERS:,} characters, and holds no list of rows"
+        )
 
 
 def _within(path: Path, whole: Any) -> list[Any]:

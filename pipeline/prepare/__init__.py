@@ -270,7 +270,7 @@ class _Shards:
 def _fingerprint(config: Config, teacher: models.Model, tokenizer: Any, context: int) -> dict[str, Any]:
     prepare = {key: value for key, value in output_settings(config.prepare).items() if key != "synthesis"}
     paths = [str(path) for source in config.prepare.sources for path in corpora.files_of(source)]
-    paths += [source.template for source in config.prepare.sources if source.template]
+    paths += [template.path for each in config.prepare.sources if (template := sources.load_template(each.template))]
     prepare["decontaminate"] = [each.model_dump(mode="json") for each in contamination.sets_of(config)]
     decontaminate = contamination.content_hashes(contamination.sets_of(config), "prepare.decontaminate")
     folders = [s.dataset for s in config.prepare.sources if s.dataset and Path(s.dataset).is_dir()]

@@ -206,7 +206,7 @@ def _chat(row: Row, is_scored: bool, answers: tuple[str, ...]) -> Taken | None:
     if name is None:
         return None
     taken = _conversation(row, f"of {CHATS[name]}", name)
-    if is_scored and not answers and isinstance(row.get("chosen"), dict):  # LLaMA-Factory's preference pairs
+    if is_scored and not answers and _object(row, "chosen"):  # LLaMA-Factory's preference pairs
         answers = ("chosen",)
     return _answered(row, *taken[:3], answers)
 
@@ -216,7 +216,7 @@ def _conversation(row: Row, what: str, name: str) -> Taken:
 
 
 def _answered(row: Row, what: str, read: tuple[str, ...], asked: Any, answers: tuple[str, ...]) -> Taken:
-    """A conversation; with the answer that stands in another column, if one is named."""
+    """A conversation; with the answer that stands in another column, if one is named, and then no other is scored."""
     if not answers:
         return Taken(what, read, asked)
     name, answer = answer_of(row, answers)
@@ -238,14 +238,15 @@ def _question(row: Row, is_scored: bool, answers: tuple[str, ...]) -> Taken | No
     what, likelier = QUESTIONS[name]
     is_pair = _is_there(row, "chosen")
     asked = messages_in(row[name]) or (transcript(row[name]) if is_pair else None)
-    read = (name,)
-    if asked is None:
-        asked, read = _asked(row, name)
-    elif not is_pair:
-        what = "conversational prompts"
     names = answers or (*(("chosen",) if is_pair else ()), *dict.fromkeys((*likelier, *ANSWERS)))
-    what = f"of {'preference pairs' if is_pair else what}"
-    return _answered(row, what, read, asked, names if is_scored else ())
+    what = f"of {'preference pairs' if is_pair else what if asked is None else 'conversational prompts'}"
+    if asked is not None:
+        return _answered(row, what, (name,), asked, names if is_scored else ())
+    asked, read = _asked(row, name)
+    if not is_scored:
+        return Taken(what, read, asked)
+    found, answer = answer_of(row, names)
+    return Taken(what, (*read, found), [*asked, *answer])
 
 
 def _asked(row: Row, name: str) -> tuple[list[Any], tuple[str, ...]]:

@@ -23,7 +23,7 @@ NAMES = {  # of roles, in other formats
     **dict.fromkeys(("function", "ipython", "observation", "function_response"), "tool"),
 }
 TEXT_PARTS = ("text", "input_text", "output_text")
-_LIST = re.compile(r"\s*\[\s*\{")
+_LIST = re.compile(r"\s*\[?\s*\{")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 

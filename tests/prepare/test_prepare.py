@@ -190,13 +190,13 @@ def test_the_held_out_are_counted(prepared: Any) -> None:
 
 BAD_LINES = {
     "malformed": ('{"prompt": "Hi', "malformed JSON"),
-    "no prompt column": ('{"text": "Hi"}', r"no column 'messages' or 'prompt' \(the row has: text\)"),
+    "no prompt column": ('{"text": "Hi"}', r"no prompt is found in it \(it has: text \(text\)\)"),
     "empty": ('{"prompt": " "}', "empty prompt"),
     "too long": (
         json.dumps({"prompt": LONG}),
         r"prompt too long: its \d+ tokens .*generate\.max_tokens=8 .*context of 160",
     ),
-    "role": ('{"messages": [{"role": "bot", "content": "Hi"}]}', "role must be one of"),
+    "role": ('{"messages": [{"role": "narrator", "content": "Hi"}]}', "role must be one of"),
     "nothing to answer": ('{"messages": [{"role": "assistant", "content": "Hi"}]}', "no user message to answer"),
     "half a character": ('{"prompt": "Hi \\ud83d"}', "a.jsonl:2: "),
 }
@@ -253,10 +253,8 @@ def test_a_source_of_which_every_row_is_skipped_says_why(prepared: Any) -> None:
     with pytest.raises(UserError, match="the sources hold no prompt") as caught:
         prepared.do(prepared.lines(*rows), bad_rows="skip")
     line = str(caught.value).replace(f"{prepared.folder}/", "")
-    assert (
-        ": 6 rows were read, and left out: 6 bad rows (2 × empty prompt: a user message has no text (a.jsonl:1)" in line
-    )
-    assert "(a.jsonl:3); 1 × no column 'messages' or 'prompt'" in line
+    assert ": 6 rows were read, and left out: 6 bad rows (2 × empty prompt: there is nothing in column 'prompt'" in line
+    assert "(a.jsonl:3); 1 × no prompt is found in it" in line
     assert line.endswith("(a.jsonl:5); 1 × other reasons)")
 
 
