@@ -34,7 +34,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True),
 }
 NUM_MANY = 10_000
-MANY_BYTES = 4 << 20  # less than half of the text of so many rows
+MANY_BYTES = 8 << 20  # less than half of the text of so many rows
 
 
 def rows(source: Source | EvaluationSet) -> list[Any]:
@@ -364,7 +364,7 @@ def test_what_only_a_dataset_has_is_refused_of_a_path(setting: dict[str, Any]) -
 def test_many_rows_are_read_with_flat_memory(name: str, packed: str, tmp_path: Path) -> None:
     if packed and name in BINARY:
         return
-    text = "x" * 1000
+    text = "x" * 2000
     if name == "a.txt":
         write(tmp_path / name, f"{text}\n" * NUM_MANY)
     else:

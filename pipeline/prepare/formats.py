@@ -1,6 +1,8 @@
 """What a row is taken for: told by its columns, each row by itself, unless its source maps them."""
 
 import difflib
+import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -144,11 +146,15 @@ def _not_understood(row: Row, source: Source) -> str:
     texts = {str(name): value for name, value in row.items() if isinstance(value, str) and value.strip()}
     near = [name for known in QUESTIONS for name in difflib.get_close_matches(known, texts, n=1)]
     likeliest = next(iter([*near, *sorted(texts, key=lambda name: -len(texts[name]))]), "COLUMN")
-    origin = f"path: {source.path}" if source.path else f"dataset: {source.dataset}"
+    origin = f"path: {_as_yaml(source.path)}" if source.path else f"dataset: {_as_yaml(source.dataset or '')}"
     return (
         f"no prompt is found in it (it has: {found_in(row)}); understood are {UNDERSTOOD}. Name the column that holds"
-        f" yours: prepare.sources=[{{{origin}, prompt: {likeliest}}}]; or write a `template` of several"
+        f" yours: prepare.sources=[{{{origin}, prompt: {_as_yaml(likeliest)}}}]; or write a `template` of several"
     )
+
+
+def _as_yaml(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z/.][\w./-]*", text) else json.dumps(text)
 
 
 def _is_there(row: Row, name: str) -> bool:

@@ -91,6 +91,7 @@ def test_a_system_message_is_put_before_a_prompt_that_has_none() -> None:
             r" prepare\.sources=\[\{path: a\.jsonl, prompt: text\}\]; or write a `template`",
         ),
         ({"note": "Hello there", "prompts": "Hi"}, r"\{path: a\.jsonl, prompt: prompts\}"),
+        ({"the text": "Hi"}, r'\{path: a\.jsonl, prompt: "the text"\}'),
         ({"id": 3, "tags": ["x"], "of": None}, r"id \(number\), tags \(list\), of \(null\).* prompt: COLUMN\}"),
         ({}, "no prompt is found in it"),
         ({"prompt": ""}, "empty prompt: there is nothing in column 'prompt'"),
