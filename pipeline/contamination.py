@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pipeline import privacy
 from pipeline.chat_set import told
 from pipeline.config import Config, EvaluationSet, Privacy
-from pipeline.corpora import BadRowError, Row, read, utf8
+from pipeline.corpora import BadRowError, Row, files_of, read, utf8
 from pipeline.errors import UserError
 from pipeline.files import file_hash, folder_hash
 from pipeline.probe_set import Probe
@@ -187,10 +187,10 @@ def content_hashes(sets: Iterable[EvaluationSet], setting: str) -> dict[str, str
     for each in sets:
         if each.dataset and Path(each.dataset).is_dir():
             hashes[each.dataset] = folder_hash(Path(each.dataset))
-        if each.path and not Path(each.path).is_file():
-            raise UserError(f"{each.path}: no such file (evaluation items, {setting}); paths are from where you stand")
-        if each.path:
-            hashes[each.path] = file_hash(Path(each.path))
+        try:
+            hashes |= {str(path): file_hash(path) for path in files_of(each)}
+        except UserError as error:
+            raise UserError(f"{error} (evaluation items, {setting})") from None
     return hashes
 
 

@@ -1,37 +1,29 @@
-"""Rows of files and datasets, each with the place it came from."""
+"""Rows of files, folders and datasets, each with the place it came from."""
 
-import csv
-import json
-import math
-import sys
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from pipeline import containers
 from pipeline.config import EvaluationSet, Source
+from pipeline.containers import BATCH_ROWS, UNREAD, Placed
 from pipeline.errors import UserError
-from pipeline.files import encoding_of, first_line
+from pipeline.files import first_line
+from pipeline.json_rows import BadRowError, Row, parsed
 
-Row = dict[str, Any]
-Placed = tuple[str, "Row | BadRowError"]  # where a row stands, and the row
-UNREAD = object()  # the value of a column that nobody asked for
+__all__ = ["MAX_DEPTH", "UNREAD", "BadRowError", "Placed", "Row", "files_of", "parsed", "plain", "read", "utf8"]
 MAX_DEPTH = 100
-MAX_CELL_CHARACTERS = (1 << 31) - 1
-NOT_A_NUMBER = ("nan", "NaN", "-nan")  # as numpy, pandas, R and Python write into a CSV that there is no number
-DELIMITERS = (",", ";", "\t")
-BATCH_ROWS = 1024
-
-
-class BadRowError(Exception):
-    """A row that can't be used: what is wrong with it, without its place."""
 
 
 def utf8(text: str) -> str:
     """A text that can be written: of half a surrogate pair, as JSON may have it, a question mark is left."""
     return text.encode(errors="replace").decode()
+
+
+def files_of(source: Source | EvaluationSet) -> list[Path]:
+    """The files that a source with a `path` is read from; none of one with a `dataset`. Raises as containers.files."""
+    return [] if source.path is None else containers.files(source.path)
 
 
 def read(source: Source | EvaluationSet, columns: Collection[str] | None = None) -> Iterator[Placed]:
@@ -42,8 +34,7 @@ def read(source: Source | EvaluationSet, columns: Collection[str] | None = None)
 
     Raises UserError if the file or dataset can't be opened, or has two columns with the name of one of `columns`.
     """
-    rows = _dataset_rows(source, columns) if source.dataset else _file_rows(Path(source.path or ""), columns)
-    for number, (place, row) in enumerate(rows):
+    for number, (place, row) in enumerate(_rows(source, columns)):
         if source.limit is not None and number >= source.limit:
             return
         if isinstance(row, dict):
@@ -73,199 +64,56 @@ def plain(value: Any, depth: int = 0) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def parsed(text: str | bytes) -> Any:
-    """What JSON says; NaN is null, and a number that Python lacks is the text that stands there.
-
-    Raises BadRowError if it is malformed.
-    """
-    try:
-        return JSON.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRowError(f"malformed JSON ({first_line(error)})") from None
-
-
-def _integer(digits: str) -> int | str:
-    limit = sys.get_int_max_str_digits()
-    return digits if limit and len(digits) > limit else int(digits)
-
-
-def _real(digits: str) -> float | str:
-    value = float(digits)
-    return value if math.isfinite(value) else digits
-
-
-JSON = json.JSONDecoder(
-    parse_int=_integer, parse_float=_real, parse_constant=lambda name: None if name == "NaN" else name
-)
-
-
-def _file_rows(path: Path, columns: Collection[str] | None) -> Iterator[Placed]:
-    readers = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv, ".txt": _text}
-    kind = path.suffix.lower()
-    if kind not in readers:
-        raise UserError(f"{path}: rows are read from {', '.join(readers)} files")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    yield from readers[kind](path, columns)
-
-
-def _jsonl(path: Path, columns: Collection[str] | None) -> Iterator[Placed]:
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = parsed(line)
-        except BadRowError as problem:
-            yield f"{path}:{number}", problem
-            continue
-        yield f"{path}:{number}", row if isinstance(row, dict) else BadRowError("not a JSON object")
-
-
-def _lines(path: Path) -> Iterator[str | bytes]:
-    """Lines that end with a line feed; of UTF-8 as bytes, so that a malformed one leaves the others readable."""
-    encoding = encoding_of(path)
-    if encoding == "utf-8-sig":
-        with path.open("rb") as stream:
-            yield from stream
+def _rows(source: Source | EvaluationSet, columns: Collection[str] | None) -> Iterator[Placed]:
+    if source.path is None or containers.is_saved(Path(source.path)):
+        yield from _dataset_rows(source, columns)
         return
-    try:
-        with path.open(encoding=encoding, newline="\n") as stream:
-            yield from stream
-    except UnicodeError as error:
-        raise UserError(f"{path}: not the {encoding.upper()} that its first bytes announce ({error})") from None
-
-
-def _parquet(path: Path, columns: Collection[str] | None) -> Iterator[Placed]:
-    try:
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        wanted = _wanted(str(path), names, columns)
-        number = 0
-        for batch in file.iter_batches(columns=wanted):
-            for row in _arrow_rows(batch, names, wanted):
-                number += 1
-                yield f"{path}:{number}", row
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
-
-
-def _wanted(origin: str, names: list[str], columns: Collection[str] | None) -> list[str]:
-    """The names that are among `columns`. Raises UserError if one of them is two columns'."""
-    wanted = [name for name in names if columns is None or name in columns]
-    if twice := next((name for name in wanted if wanted.count(name) > 1), None):
-        raise UserError(f"{origin}: two columns are called {twice!r}; rename or remove one")
-    return wanted
-
-
-def _arrow_rows(table: pa.RecordBatch | pa.Table, names: list[str], wanted: list[str]) -> Iterator[Row | BadRowError]:
-    cells = {name: _cells(table.column(name)) for name in wanted}
-    for place in range(table.num_rows):
-        row = {name: cells[name][place] if name in cells else UNREAD for name in names}
-        bad = next((f"column {name!r} can't be read: {row[name]}" for name in wanted if _is_bad(row[name])), None)
-        yield row if bad is None else BadRowError(bad)
-
-
-def _is_bad(cell: Any) -> bool:
-    return isinstance(cell, BadRowError)
-
-
-def _cells(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """A column's values; one that Python can't have, such as a date after the year 9999, is a BadRowError."""
-    try:
-        return column.to_pylist(maps_as_pydicts="strict")
-    except Exception:  # each type refuses in a way of its own
-        return [_cell(scalar) for scalar in column]
-
-
-def _cell(scalar: Any) -> Any:
-    try:
-        return scalar.as_py(maps_as_pydicts="strict")
-    except Exception as error:
-        return BadRowError(f"{scalar.type}: {first_line(error)}")
-
-
-def _csv(path: Path, columns: Collection[str] | None) -> Iterator[Placed]:
-    csv.field_size_limit(MAX_CELL_CHARACTERS)
-    line = 1
-    try:
-        with path.open(encoding=encoding_of(path), newline="") as stream:
-            reader = csv.reader(stream, delimiter=_delimiter(path), strict=True)
-            header: list[str] | None = None
-            for cells in reader:
-                if cells and header is None:
-                    header = cells
-                    _wanted(str(path), header, columns)
-                elif cells and header:
-                    yield f"{path}:{line}", _csv_row(header, cells)
-                line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}:{line}: malformed CSV ({error}; the row begins in this line)") from None
-    except UnicodeError as error:
-        number, why = _undecodable(path, error)
-        raise UserError(f"{path}:{number}: malformed CSV ({why})") from None
-
-
-def _csv_row(header: list[str], cells: list[str]) -> Row | BadRowError:
-    if any(cells[len(header) :]):
-        return BadRowError(
-            f"it has {len(cells)} cells, and the header names {len(header)} columns: a text that holds the delimiter"
-            " must stand in double quotes"
-        )
-    values: list[str | None] = [None if cell in NOT_A_NUMBER else cell for cell in cells]
-    values += [None] * (len(header) - len(values))
-    return dict(zip(header, values, strict=False))
-
-
-def _delimiter(path: Path) -> str:
-    """The first of DELIMITERS that parts the header into several cells: a comma in doubt."""
-    with path.open(encoding=encoding_of(path), newline="") as stream:
-        header = next((line for line in stream if line.strip()), "")
-    try:
-        return next(mark for mark in DELIMITERS if len(next(csv.reader([header], delimiter=mark), [])) > 1)
-    except StopIteration:
-        return ","
-
-
-def _text(path: Path, columns: Collection[str] | None) -> Iterator[Placed]:
-    try:
-        with path.open(encoding=encoding_of(path)) as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield f"{path}:{number}", {"prompt": line.strip()}
-    except UnicodeError as error:
-        number, why = _undecodable(path, error)
-        raise UserError(f"{path}: not UTF-8 text (line {number}: {why})") from None
-
-
-def _undecodable(path: Path, error: UnicodeError) -> tuple[int, str]:
-    """The first line that is not in the file's encoding, and why: readers decode many lines at once."""
-    if encoding_of(path) == "utf-8-sig":
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                try:
-                    line.decode()
-                except UnicodeDecodeError as found:
-                    return number, str(found)
-    return 1, str(error)
+    for path in containers.files(source.path):
+        yield from containers.rows(path, columns)
 
 
 def _dataset_rows(source: Source | EvaluationSet, columns: Collection[str] | None) -> Iterator[Placed]:
-    from datasets import load_dataset
-
-    number = 0
+    name, number = source.dataset or source.path, 0
     try:
-        rows = load_dataset(source.dataset or "", source.subset, split=source.dataset_split, streaming=True)
+        rows = _dataset(source)
         names = rows.column_names  # None if only the rows tell
         if names is not None:
-            rows = rows.select_columns(_wanted(f"dataset {source.dataset}", names, columns))
+            rows = rows.select_columns(containers.wanted(f"dataset {name}", names, columns))
         # as Arrow, so that no column is decoded that nobody asked for, such as a picture
         tables: Any = rows.with_format("arrow").iter(min(BATCH_ROWS, source.limit or BATCH_ROWS))
         for table in tables:
-            wanted = _wanted(f"dataset {source.dataset}", table.column_names, columns)
-            for row in _arrow_rows(table, names or table.column_names, wanted):
-                yield f"{source.dataset}:{number}", row
+            read = containers.wanted(f"dataset {name}", table.column_names, columns)
+            for row in containers.arrow_rows(table, names or table.column_names, read):
+                yield f"{name}:{number}", row
                 number += 1
     except UserError:
         raise
     except Exception as error:  # `datasets` raises its builders' own exceptions
-        raise UserError(f"dataset {source.dataset}: can't be read ({first_line(error)})") from None
+        raise UserError(f"dataset {name}: can't be read ({first_line(error)})") from None
+
+
+def _dataset(source: Source | EvaluationSet) -> Any:
+    """A dataset of `datasets`: streamed, or on this disk where it was saved or only a part of a split is wanted."""
+    from datasets import load_dataset
+
+    name = source.dataset or source.path or ""
+    if containers.is_saved(Path(name)):
+        return _saved(name, source.dataset_split)
+    return load_dataset(
+        name,
+        source.subset,
+        split=source.dataset_split,
+        streaming="[" not in source.dataset_split,  # a stream can't be sliced
+        revision=source.revision,
+        data_files=list(source.data_files) or None,
+    )
+
+
+def _saved(folder: str, split: str) -> Any:
+    """A split of a `save_to_disk` folder, or a part of it; a folder without splits has the one that is asked for."""
+    from datasets import Dataset, ReadInstruction, concatenate_datasets, load_from_disk
+
+    found = load_from_disk(folder)
+    splits = {re.split(r"[\[+]", split)[0]: found} if isinstance(found, Dataset) else dict(found)
+    parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in splits.items()})
+    return concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])

@@ -99,7 +99,11 @@ def readable(model: Path) -> None:
 def encoding_of(path: Path) -> str:
     """The encoding of a text file by its byte-order mark; UTF-8 if it has none."""
     with path.open("rb") as stream:
-        start = stream.read(4)
+        return marked_encoding(stream.read(4))
+
+
+def marked_encoding(start: bytes) -> str:
+    """The same by a text's first four bytes."""
     return next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), "utf-8-sig")
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from huggingface_hub import RepoCard
+from huggingface_hub import RepoCard, hf_hub_download
 
 from pipeline import models
-from pipeline.config import Config
+from pipeline.config import Config, Source
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.rundir import RunDir
@@ -324,10 +324,28 @@ def check(config: Config, teacher: models.Model) -> Found:
     """
     found = of_model(teacher.path, config.teacher.model, config.teacher.licence)
     _refuse(_of_teacher(config, found.licence), config.licence_policy)
-    for source in (*config.prepare.sources, *config.prepare.synthesis.documents):
+    for source in map(with_card, (*config.prepare.sources, *config.prepare.synthesis.documents)):
         if source.licence is not None:
             check_source(source.path or source.dataset or "", source.licence, config.licence_policy)
     return found
+
+
+def with_card(source: Source) -> Source:
+    """A source with the licence that its dataset's card names, where it has none of its own."""
+    if source.licence is not None or (found := _by_card(_card_of(source))) is None:
+        return source
+    return source.model_copy(update={"licence": found.licence})
+
+
+def _card_of(source: Source) -> Path:
+    """The README.md beside a source's files, or that of its dataset on the hub; it need not exist."""
+    here = Path(source.path or source.dataset or "")
+    if source.path is not None or here.is_dir():
+        return (here if here.is_dir() else here.parent) / "README.md"
+    try:
+        return Path(hf_hub_download(str(here), "README.md", repo_type="dataset", revision=source.revision))
+    except Exception:  # no card, no dataset or no network: whoever reads the rows tells which
+        return here / "README.md"
 
 
 def check_source(name: str, licence: str | None, policy: str) -> None:

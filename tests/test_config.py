@@ -550,7 +550,9 @@ def test_the_explained_config_has_the_keys_of_a_part_that_is_null() -> None:
 
 
 def test_an_unknown_key_that_is_like_none_is_told_with_those_that_are_known() -> None:
-    with pytest.raises(UserError, match=r"unknown key prepare\.sources\.0\.qqqqq; known here: path, dataset, .*limit$"):
+    with pytest.raises(
+        UserError, match=r"unknown key prepare\.sources\.0\.qqqqq; known here: path, dataset, .*limit, weight$"
+    ):
         config_with(prepare={"sources": [{"path": "a.jsonl", "qqqqq": 1}]})
 
 
@@ -576,7 +578,7 @@ def test_settings_of_pace_are_no_part_of_what_a_stage_writes() -> None:
 
 def test_output_settings_are_plain_json() -> None:
     prepare = config_with(prepare={"sources": [{"path": "a.jsonl"}]}).prepare
-    assert output_settings(prepare)["sources"] == [Source(path="a.jsonl").model_dump()]
+    assert output_settings(prepare)["sources"] == [Source(path="a.jsonl").model_dump(mode="json")]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.config import Source
 from pipeline.corpora import MAX_DEPTH, BadRowError, read
 from pipeline.errors import UserError
-from pipeline.prepare import conversations, sources
+from pipeline.prepare import conversations, formats, messages, sources
 from pipeline.prepare.conversations import Asked
 from pipeline.records import PROMPTS
 
@@ -211,7 +211,7 @@ CALLS = st.lists(
 )
 USER = st.fixed_dictionaries({"role": st.just("user"), "content": TEXTS.filter(str.strip)})
 OTHERS = st.fixed_dictionaries(
-    {"role": st.sampled_from(sources.ROLES)},
+    {"role": st.sampled_from(messages.ROLES)},
     optional={
         "content": TEXTS | VALUES,
         "tool_calls": CALLS | CALLS.map(json.dumps) | VALUES,
@@ -219,6 +219,10 @@ OTHERS = st.fixed_dictionaries(
         **dict.fromkeys(("weight", "train"), SCALARS),
     },
 )
+ROLES = st.sampled_from([*messages.ROLES, *messages.NAMES, "narrator"])
+SHAREGPT = st.lists(st.fixed_dictionaries({"from": ROLES, "value": TEXTS | VALUES}))
+PART = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url"]) | VALUES, "text": TEXTS | VALUES})
+PARTS = st.fixed_dictionaries({"role": ROLES, "content": st.lists(PART)})
 MESSAGES = st.tuples(USER, OTHERS, USER).map(list) | st.tuples(USER, OTHERS).map(list) | st.lists(OTHERS)
 ROWS = st.fixed_dictionaries(
     {},
@@ -227,6 +231,13 @@ ROWS = st.fixed_dictionaries(
         **dict.fromkeys(("prompt", "completion", "tools", "category", "licence", "note", "extra"), VALUES),
     },
 )
+CHATS = MESSAGES | SHAREGPT | st.lists(PARTS) | st.lists(TEXTS) | SHAREGPT.map(json.dumps) | VALUES
+FORMATS = st.dictionaries(
+    st.sampled_from(sorted({*formats.columns(is_scored=True), "tools", "rejected"})),
+    CHATS | TEXTS | st.fixed_dictionaries({"messages": CHATS, "tools": VALUES}),
+    max_size=4,
+)
+NAMES = st.text(st.characters(codec="utf-8"), max_size=8)
 TEMPLATES = ("Say {{ note }}", "{{ row.note ~ row.extra }}{{ prompt | default('-') | trim }}", None)
 
 
@@ -251,12 +262,12 @@ def parquet(path: Path, row: dict[str, Any]) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-WRITERS = {"a.jsonl": jsonl, "a.csv": comma_separated, "a.parquet": parquet}
+WRITERS = {"a.jsonl": jsonl, "a.json": jsonl, "a.csv": comma_separated, "a.parquet": parquet}
 
 
 @pytest.mark.parametrize("name", WRITERS)
 @settings(max_examples=80, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(row=ROWS, text=st.sampled_from(TEMPLATES))
+@given(row=ROWS | FORMATS | st.dictionaries(NAMES, VALUES, max_size=3), text=st.sampled_from(TEMPLATES))
 def test_whatever_a_row_holds_it_is_prompts_or_one_line(
     name: str, row: dict[str, Any], text: str | None, tmp_path: Path
 ) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from pipeline import licences, models
-from pipeline.config import Config, validate
+from pipeline.config import Config, Source, validate
 from pipeline.errors import UserError
-from pipeline.licences import TABLE, Found, check, check_source, of_model, tell, terms_of
+from pipeline.licences import TABLE, Found, check, check_source, of_model, tell, terms_of, with_card
 
 
 def config(policy: str = "warn", student: dict[str, Any] | None = None, **changes: Any) -> Config:
@@ -201,3 +201,40 @@ def test_a_card_that_says_other_gives_way_to_the_text_and_a_folder_is_none(tmp_p
 def test_a_card_with_several_licences_has_them_all(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: [apache-2.0, cc-by-nc-4.0]\n---\n")
     assert of_model(tmp_path, "x", None).licence == "apache-2.0 AND cc-by-nc-4.0"
+
+
+# --- the card of a dataset
+
+
+def test_the_card_beside_the_files_tells_a_sources_licence(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A corpus\n", encoding="utf-8")
+    file = tmp_path / "a.jsonl"
+    for source in (Source(path=str(file)), Source(path=str(tmp_path)), Source(dataset=str(tmp_path))):
+        assert with_card(source).licence == "cc-by-nc-4.0"
+    assert with_card(Source(path=str(file), licence="mit")).licence == "mit"
+    (tmp_path / "README.md").write_text("# No card\n", encoding="utf-8")
+    assert with_card(Source(path=str(file))).licence is None
+
+
+def test_the_card_of_a_dataset_on_the_hub_tells_its_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card, asked = tmp_path / "README.md", []
+    card.write_text("---\nlicense: [mit, apache-2.0]\n---\n", encoding="utf-8")
+
+    def hf_hub_download(*what: Any, **settings: Any) -> str:
+        asked.append((*what, settings))
+        if what[0] == "org/none":
+            raise OSError("not there")
+        return str(card)
+
+    monkeypatch.setattr(licences, "hf_hub_download", hf_hub_download)
+    assert with_card(Source(dataset="org/set", revision="v2")).licence == "apache-2.0 AND mit"
+    assert with_card(Source(dataset="org/none")).licence is None
+    assert asked[0] == ("org/set", "README.md", {"repo_type": "dataset", "revision": "v2"})
+
+
+def test_a_restrictive_card_is_refused_before_a_row_is_read(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n", encoding="utf-8")
+    given = config("enforce")
+    prepare = given.prepare.model_copy(update={"sources": (Source(path=str(tmp_path)),)})
+    with pytest.raises(UserError, match="Non-commercial"):
+        check(given.model_copy(update={"prepare": prepare}), teacher(tmp_path / "t", "license: mit"))

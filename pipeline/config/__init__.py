@@ -15,13 +15,14 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from pipeline import chat_set, probe_set, prompt_templates, task_set
+from pipeline import chat_set, containers, probe_set, prompt_templates, task_set
 from pipeline.config import messages, reading
 from pipeline.config.data import (
     METHODS,
     EvaluationSet,
     Generate,
     NearDuplicates,
+    Origin,
     Prepare,
     Source,
     Synthesis,
@@ -309,18 +310,19 @@ def check_files(config: Config) -> None:
 
     So that a mistake about a late stage is found before the first.
     """
+    origins: dict[str, tuple[Origin, ...]] = {
+        "prepare.sources": config.prepare.sources,
+        "prepare.decontaminate": config.prepare.decontaminate,
+        "filter.decontaminate": config.filter.decontaminate,
+    }
+    for setting, path in [(setting, each.path) for setting, given in origins.items() for each in given if each.path]:
+        try:
+            containers.files(path)
+        except UserError as error:
+            raise UserError(f"{error} ({setting})") from None
     for source in config.prepare.sources:
-        for path, what in ((source.path, "prompts"), (source.template, "prompt template")):
-            if path and not Path(path).is_file():
-                raise UserError(f"{path}: no such file ({what}, prepare.sources); paths are from where you stand")
         if source.template:
             prompt_templates.load(source.template, "prepare.sources")
-    for stage, sets in (("prepare", config.prepare.decontaminate), ("filter", config.filter.decontaminate)):
-        for path in filter(None, (items.path for items in sets)):
-            if not Path(path).is_file():
-                raise UserError(
-                    f"{path}: no such file (evaluation items, {stage}.decontaminate); paths are from where you stand"
-                )
     first = config.filter.learnability.student
     if first and (first.startswith((".", "/", "~")) or first.count("/") > 1) and not Path(first).expanduser().is_dir():
         raise UserError(f"{first}: no such folder (filter.learnability.student); paths are from where you stand")

@@ -1,7 +1,7 @@
 """Sections about prompts and answers: sources, evaluation sets, what the teacher writes, prepare and generate."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,27 +16,59 @@ METHODS = {  # by which the teacher writes prompts, and the templates of each
 }
 
 
-class Source(Section):
-    """One place prompts come from: exactly one of `path` and `dataset`."""
+class Origin(Section):
+    """Where rows come from: exactly one of `path` and `dataset`."""
 
     path: str | None = Field(
-        default=None, description="Local .jsonl, .parquet, .csv or .txt file (txt: one prompt a line)."
+        default=None,
+        description="Local file, folder, or pattern such as data/*.jsonl.gz: .json, .jsonl, .csv, .tsv or .txt (one row"
+        " a line), each also packed as .gz, .bz2, .xz or .zst; .parquet, .arrow; or a folder of `save_to_disk`.",
     )
     dataset: str | None = Field(default=None, description="`datasets` name on the hub, or a local dataset folder.")
     subset: str | None = Field(default=None, description="Configuration name of the dataset.")
-    dataset_split: str = Field(default="train", description="Split of the dataset to read.")
-    messages: str = Field(default="messages", description="Column with OpenAI-style messages, where the rows have one.")
+    dataset_split: str = Field(
+        default="train",
+        description="Split of the dataset to read, or a part of it, as train[:5%], for which it is downloaded whole.",
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a dataset on the hub.")
+    data_files: tuple[str, ...] = Field(
+        default=(), description="Files of the dataset to read, as data/en-*.parquet; none named: as its card says."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give exactly one of path and dataset")
+        if self.path is not None and (self.revision is not None or self.data_files):
+            raise ValueError("revision and data_files go with dataset, not with path")
+        return self
+
+
+class Source(Origin):
+    """One place prompts come from: exactly one of `path` and `dataset`.
+
+    Where `messages`, `prompt` and `completion` are as they are here, each row is read as its columns tell
+    (pipeline/prepare/formats.py).
+    """
+
+    messages: str = Field(
+        default="messages",
+        description="Column with a conversation. The default: known formats are told by their columns.",
+    )
     prompt: str = Field(
-        default="prompt", description="Column with a bare prompt, read when there is no messages column."
+        default="prompt", description="Column with a bare prompt. The default: known formats are told by their columns."
     )
     completion: str = Field(
-        default="completion", description="Column with the answer to a bare prompt, for generate.mode=score."
+        default="completion",
+        description="Column with the answer to a bare prompt, for generate.mode=score; the default as above.",
     )
     tools: str = Field(
         default="tools", description="Column with the tools of the conversation, a list or JSON; need not exist."
     )
     licence: str | None = Field(
-        default=None, description="Licence of its rows, as cc-by-4.0; a row's own column `licence` or `license` wins."
+        default=None,
+        description="Licence of its rows, as cc-by-4.0; a row's own column `licence` or `license` wins. null: what the"
+        " dataset's card says, which is the README.md beside local files.",
     )
     category: str = Field(
         default="category", description="Column with the prompt's label, or a list of labels; need not exist."
@@ -48,22 +80,18 @@ class Source(Section):
     )
     system: str | None = Field(default=None, description="System message put before each prompt that has none.")
     limit: Positive | None = Field(default=None, description="Read at most this many rows.")
+    weight: float = Field(
+        default=1.0,
+        description="Share of its prompts that is taken, chosen by each prompt's own hash: a larger share keeps all"
+        " that a smaller one took.",
+        gt=0,
+        le=1,
+    )
 
-    @model_validator(mode="after")
-    def _one_origin(self) -> "Source":
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("give exactly one of path and dataset")
-        return self
 
-
-class EvaluationSet(Section):
+class EvaluationSet(Origin):
     """Items that are asked in an evaluation: exactly one of `path` and `dataset`."""
 
-    path: str | None = Field(
-        default=None, description="Local .jsonl, .parquet, .csv or .txt file (txt: one item a line)."
-    )
-    dataset: str | None = Field(default=None, description="`datasets` name on the hub, or a local dataset folder.")
-    subset: str | None = Field(default=None, description="Configuration name of the dataset.")
     dataset_split: str = Field(default="test", description="Split of the dataset to read.")
     columns: tuple[str, ...] = Field(
         default=("turns", "messages", "prompt", "question", "problem", "instruction", "text"),
@@ -71,12 +99,6 @@ class EvaluationSet(Section):
         " OpenAI-style messages, of which the user's count.",
     )
     limit: Positive | None = Field(default=None, description="Read at most this many rows.")
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "EvaluationSet":
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("give exactly one of path and dataset")
-        return self
 
 
 # From here on a text is nearly another. Below, MinHash's bands miss too many: see pipeline/duplicates.py.
@@ -132,6 +154,8 @@ class Synthesis(Section):
     def _some_method(self) -> "Synthesis":
         if self.num_prompts is not None and not self.shares():
             raise ValueError("no method has both a weight and what it is made from (see weights and documents)")
+        if any(source.weight != 1 for source in self.documents):
+            raise ValueError("a document has no weight: all its passages may be asked about")
         return self
 
     def shares(self) -> dict[str, float]:

@@ -184,8 +184,8 @@ class _Prompts:
 
         A survey counts no row and says nothing: the rows are read again.
         """
-        for source in given_sources:
-            template = sources.load_template(source.template)
+        for source in map(licences.with_card, given_sources):
+            template, tally = sources.load_template(source.template), sources.Tally()
             digest = template_hash(template.text) if template else None
             is_scored = self._config.generate.mode == "score"
             unseen = Unseen(source, is_scored)
@@ -197,17 +197,19 @@ class _Prompts:
                     unseen.see(row)
                     tools = sources.tools_of(row, source)
                     if is_scored:
-                        pairs = sources.pairs_of(row, source, template)
+                        pairs = sources.pairs_of(row, source, template, tally)
                     else:
-                        pairs = [(sources.prompt_of(row, source, template), None)]
+                        pairs = [(sources.prompt_of(row, source, template, tally), None)]
                 except BadRowError as problem:
                     refuse(screening.origin_of(source), place, str(problem))
                     continue
                 category = sources.category_of(row, source)
                 given = (screening.origin_of(source), sources.licence_of(row, source))
                 for messages, completion in pairs:
-                    yield Asked(place, category, messages, tools, completion, *given, template=digest)
-            for line in unseen.told() if not is_survey else ():
+                    asked = Asked(place, category, messages, tools, completion, *given, template=digest)
+                    if tally.draw(conversations.is_taken(asked, source.weight)):
+                        yield asked
+            for line in (*tally.told(), *unseen.told()) if not is_survey else ():
                 say(f"prepare: {screening.origin_of(source)}: {line}")
 
     def _refuse(self, origin: str, place: str, problem: str, asked: Asked | None = None) -> None:
@@ -267,10 +269,8 @@ class _Shards:
 
 def _fingerprint(config: Config, teacher: models.Model, tokenizer: Any, context: int) -> dict[str, Any]:
     prepare = {key: value for key, value in output_settings(config.prepare).items() if key != "synthesis"}
-    paths = [path for source in config.prepare.sources for path in (source.path, source.template) if path]
-    for path in paths:
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such file (prepare.sources); paths are from where you stand")
+    paths = [str(path) for source in config.prepare.sources for path in corpora.files_of(source)]
+    paths += [template.path for each in config.prepare.sources if (template := sources.load_template(each.template))]
     prepare["decontaminate"] = [each.model_dump(mode="json") for each in contamination.sets_of(config)]
     decontaminate = contamination.content_hashes(contamination.sets_of(config), "prepare.decontaminate")
     folders = [s.dataset for s in config.prepare.sources if s.dataset and Path(s.dataset).is_dir()]

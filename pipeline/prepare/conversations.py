@@ -56,7 +56,19 @@ def prompt_id(messages: Messages, tools: list[Any] | None = None) -> str:
 
 def is_held_out(identifier: str, held_out_frac: float) -> bool:
     """Whether a prompt is on the held-out side: its own hash decides, so it never changes side as a corpus grows."""
-    return int(hashlib.sha256(f"split {identifier}".encode()).hexdigest()[:15], 16) < held_out_frac * 16**15
+    return _is_drawn("split", identifier, held_out_frac)
+
+
+def is_taken(asked: Asked, weight: float) -> bool:
+    """Whether a prompt is in the share of its source that is taken: one that is stays so if the share grows.
+
+    All answers to be scored of a conversation are, or none.
+    """
+    return weight == 1 or _is_drawn("weight", asked.side(), weight)
+
+
+def _is_drawn(salt: str, identifier: str, frac: float) -> bool:
+    return int(hashlib.sha256(f"{salt} {identifier}".encode()).hexdigest()[:15], 16) < frac * 16**15
 
 
 class Renderer:

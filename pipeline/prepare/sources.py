@@ -3,15 +3,17 @@
 import json
 from typing import Any
 
-from pipeline import corpora, prompt_templates
+from pipeline import prompt_templates
 from pipeline.config import Source
 from pipeline.corpora import BadRowError, Row, utf8
-from pipeline.prompt_templates import FillError, PromptTemplate, hint, listed
+from pipeline.prepare import formats
+from pipeline.prepare.formats import Taken, Tally
+from pipeline.prepare.messages import a, canonical, check_encodable, from_text
+from pipeline.prompt_templates import FillError, PromptTemplate
 from pipeline.records import UNCATEGORISED
 
 Message = dict[str, Any]  # role and content, and of OPTIONAL what its role may have and this one has
 Messages = list[Message]
-ROLES = ("system", "user", "assistant", "tool")
 OPTIONAL = {"assistant": ("tool_calls", "reasoning_content"), "tool": ("tool_call_id", "name")}
 LICENCE = ("licence", "license")  # columns in which a row may name its own
 WHOLE_ROW = "row"  # a template's variable with all columns, for those whose names are no variable's: row["the text"]
@@ -28,42 +30,44 @@ def columns_of(source: Source, template: PromptTemplate | None, is_scored: bool)
     if WHOLE_ROW in variables:
         return None
     named = {source.messages, source.prompt, source.tools, source.category, *LICENCE, *variables}
+    if template is None and not formats.is_mapped(source):
+        named |= formats.columns(is_scored)
     return named | {source.completion} if is_scored else named
 
 
-def prompt_of(row: Row, source: Source, template: PromptTemplate | None) -> Messages:
+def prompt_of(row: Row, source: Source, template: PromptTemplate | None, tally: Tally | None = None) -> Messages:
     """The conversation that a row asks the teacher to go on with, up to its last user or tool message.
 
-    Raises BadRowError where there is none.
+    `tally` is told what the row was taken for. Raises BadRowError where there is no such message.
     """
-    messages = [_clean(message) for message in _conversation(row, source, template)]
+    taken, given, is_cut = _conversation(row, source, template, is_scored=False)
+    messages = [_clean(message) for message in given]
     while messages and messages[-1]["role"] == "assistant":  # an answer that the corpus has: the teacher gives its own
         messages.pop()
     if not messages or messages[-1]["role"] not in ("user", "tool"):
         raise BadRowError("no user message to answer at the end of the conversation")
+    if tally is not None:
+        tally.add(taken, is_cut)
     return messages
 
 
-def pairs_of(row: Row, source: Source, template: PromptTemplate | None) -> list[tuple[Messages, Message]]:
+def pairs_of(
+    row: Row, source: Source, template: PromptTemplate | None, tally: Tally | None = None
+) -> list[tuple[Messages, Message]]:
     """`(prompt, completion)` of each assistant message to be scored: all that stands before it, and the message.
 
     One with `weight: 0` or `train: false` is context alone, and so is one before the first user message.
-    Raises BadRowError where none is left.
+    `tally` is told what the row was taken for. Raises BadRowError where no message is left to be scored.
     """
-    given = _conversation(row, source, template)
-    if template is not None or row.get(source.messages) is None:
-        if row.get(source.completion) is None:
-            raise BadRowError(
-                f"no answer to be scored: there is nothing in column {source.completion!r}"
-                + ("" if source.completion in row else f" (the row has: {listed(row)}){hint(source.completion, row)}")
-            )
-        given = [*given, {"role": "assistant", "content": row[source.completion]}]
-        _check_messages(given)
+    taken, given, is_cut = _conversation(row, source, template, is_scored=True)
     messages = [_clean(message) for message in given]
     scored = [place for place, message in enumerate(given) if _is_scored(message)]
     scored = [place for place in scored if any(message["role"] == "user" for message in messages[:place])]
     if not scored:
-        raise BadRowError("no answer to be scored: no assistant message after a user's, or none that is not masked")
+        why = "its answer is empty" if is_cut else "no assistant message after a user's, or none that is not masked"
+        raise BadRowError(f"no answer to be scored: {why}")
+    if tally is not None:
+        tally.add(taken, is_cut)
     return [(messages[:place], messages[place]) for place in scored]
 
 
@@ -78,12 +82,20 @@ def tools_of(row: Row, source: Source) -> list[Any] | None:
 
     Fields that are null are left out: Parquet gives every tool the fields of all.
     """
-    given = row.get(source.tools)
-    tools = _parsed(given, f"column {source.tools!r}") or None
+    where, given = formats.tools_of(row, source)
+    tools = from_text(given, where) or None
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise BadRowError(f"column {source.tools!r} is no list of tools")
-    _check_encodable(tools)
-    return tools if tools is None or isinstance(given, str) else _without_nulls(_as_json(tools))
+        raise BadRowError(f"{where} is no list of tools")
+    check_encodable(tools)
+    if tools is not None and not isinstance(given, str):
+        tools = _without_nulls(_as_json(tools))
+    return tools and [_in_envelope(tool) for tool in tools]
+
+
+def _in_envelope(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as templates read it: ShareGPT, and OpenAI's older files, have its function alone."""
+    is_bare = isinstance(tool.get("name"), str) and not {"type", "function"} & tool.keys()
+    return {"type": "function", "function": tool} if is_bare else tool
 
 
 def category_of(row: Row, source: Source) -> str:
@@ -102,46 +114,47 @@ def licence_of(row: Row, source: Source) -> str | None:
     return utf8(own.strip()) if isinstance(own, str) and own.strip() else source.licence
 
 
-def _conversation(row: Row, source: Source, template: PromptTemplate | None) -> Messages:
-    """The messages of a row as they stand there, checked, with the source's system message."""
-    if template is not None:
-        try:
-            text = template.fill({WHOLE_ROW: row, **row}, columns=row)
-        except FillError as error:
-            raise BadRowError(f"the template can't be filled: {error}") from None
-        messages: Any = [{"role": "user", "content": text}]
-    elif row.get(source.messages) is not None:
-        messages = _parsed(row[source.messages], f"column {source.messages!r}", "list of messages")
-    elif source.prompt in row:
-        messages = [{"role": "user", "content": row[source.prompt]}]
-    else:
-        raise BadRowError(
-            f"no column {source.messages!r} or {source.prompt!r} (the row has: {listed(row)});"
-            f" name yours in the source's `prompt`{hint(source.prompt, row)}"
-        )
+def _conversation(
+    row: Row, source: Source, template: PromptTemplate | None, is_scored: bool
+) -> tuple[Taken, Messages, bool]:
+    """What a row was taken for, its messages, checked, a system message before them, and whether they were cut."""
+    taken = formats.take(row, source, is_scored) if template is None else _filled(row, source, template, is_scored)
+    messages, is_cut = canonical(taken.messages)
+    if not messages:
+        raise BadRowError("the conversation begins with an empty answer" if is_cut else "no message has a text")
     _check_messages(messages)
-    if source.system and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": source.system}, *messages]
-    return messages
+    if messages[0]["role"] != "system":
+        own = formats.system_of(row) if template is None and not formats.is_mapped(source) else None
+        if system := own or source.system:
+            check_encodable(system)
+            messages = [{"role": "system", "content": system}, *messages]
+    return taken, messages, is_cut
 
 
-def _check_messages(messages: Any) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise BadRowError("messages is no list of {role, content}")
+def _filled(row: Row, source: Source, template: PromptTemplate, is_scored: bool) -> Taken:
+    """The template's text, and the answer to be scored."""
+    try:
+        text = template.fill({WHOLE_ROW: row, **row}, columns=row)
+    except FillError as error:
+        raise BadRowError(f"the template can't be filled: {error}") from None
+    asked = [{"role": "user", "content": text}]
+    answer = formats.answer_of(row, (source.completion,))[1] if is_scored else []
+    return Taken("as the source's template has them", (template.path,), [*asked, *answer])
+
+
+def _check_messages(messages: Messages) -> None:
     for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise BadRowError(f"a message's role must be one of {', '.join(ROLES)}")
         role, content = message["role"], message.get("content")
         if content is not None and not isinstance(content, str):
-            raise BadRowError(f"{_a(role)} message's content is no text (its type: {type(content).__name__})")
+            raise BadRowError(f"{a(role)} message's content is no text (its type: {type(content).__name__})")
         may_be_empty = message.get("tool_calls") if role == "assistant" else role == "tool" and content is not None
         if not may_be_empty and (content is None or not content.strip()):
-            raise BadRowError(f"empty {'answer' if role == 'assistant' else 'prompt'}: {_a(role)} message has no text")
+            raise BadRowError(f"empty prompt: {a(role)} message has no text")
         for key in OPTIONAL.get(role, ()):
             if key != "tool_calls" and not isinstance(message.get(key), str | None):
-                raise BadRowError(f"{_a(role)} message's {key} is no text (its type: {type(message[key]).__name__})")
-            _check_encodable(message.get(key))
-        _check_encodable(content)
+                raise BadRowError(f"{a(role)} message's {key} is no text (its type: {type(message[key]).__name__})")
+            check_encodable(message.get(key))
+        check_encodable(content)
 
 
 def _is_scored(message: Message) -> bool:
@@ -164,7 +177,7 @@ def _clean(message: Message) -> Message:
 
 def _tool_calls(value: Any) -> list[Any]:
     """OpenAI's tool calls, their arguments as objects: OpenAI has them as JSON text, templates write them as JSON."""
-    calls = _parsed(value, "tool_calls") if isinstance(value, str) else _as_json(value)
+    calls = from_text(value, "tool_calls") if isinstance(value, str) else _as_json(value)
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise BadRowError("an assistant message's tool_calls is no list of calls")
     parsed = []
@@ -173,7 +186,7 @@ def _tool_calls(value: Any) -> list[Any]:
         if not isinstance(function, dict):
             raise BadRowError("a tool call's function is no object")
         given = function.get("arguments") or {}
-        arguments = _parsed(given, "the arguments of a tool call")
+        arguments = from_text(given, "the arguments of a tool call")
         arguments = {} if arguments is None else arguments
         if not isinstance(function.get("name"), str) or not isinstance(arguments, dict):
             raise BadRowError("a tool call needs function.name, and function.arguments that is a JSON object")
@@ -183,18 +196,6 @@ def _tool_calls(value: Any) -> list[Any]:
         whole = {**function, "arguments": arguments}
         parsed.append({**call, "function": whole} if "function" in call else whole)
     return parsed
-
-
-def _parsed(value: Any, what: str, wanted: str = "") -> Any:
-    """A value that may stand as JSON text, as in a CSV cell."""
-    if not isinstance(value, str):
-        return value
-    try:
-        found = corpora.plain(corpora.parsed(value)) if value.strip() else None
-    except BadRowError:
-        raise BadRowError(f"{what} is no JSON {wanted}".rstrip()) from None
-    _check_encodable(found)
-    return found
 
 
 def _as_json(value: Any) -> Any:
@@ -213,17 +214,3 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _a(role: str) -> str:
-    return f"an {role}" if role == "assistant" else f"a {role}"
-
-
-def _check_encodable(*values: Any) -> None:
-    for value in values:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        try:
-            if not text.isprintable():
-                text.encode()
-        except UnicodeEncodeError:
-            raise BadRowError("a message is not valid Unicode (half of a surrogate pair)") from None

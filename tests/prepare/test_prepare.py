@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,17 +187,67 @@ def test_the_held_out_are_counted(prepared: Any) -> None:
     assert counts["held_out"] == len(held_out) > 0
 
 
+def test_a_larger_share_of_a_source_keeps_all_that_a_smaller_one_took(prepared: Any) -> None:
+    rows = numbered(60)
+    taken = []
+    for weight in (0.2, 0.5, 1.0):
+        prepared.do(prepared.lines(*rows) | {"weight": weight}, held_out_frac=0.3)
+        taken.append({row["prompt_id"]: row["split"] for row in prepared.rows()})
+        prepared.run_dir.discard_from("prepare")
+    few, half, whole = taken
+    assert 0 < len(few) < len(half) < len(whole) == 60
+    assert few.items() <= half.items() <= whole.items(), "on the same side of the split"
+    assert 18 < len(half) < 42
+    assert {"train", "held_out"} == set(half.values()), "the share is no part of the split"
+
+
+def test_all_answers_of_a_conversation_are_in_the_share_or_none(prepared: Any) -> None:
+    chats = [
+        {"messages": [{"role": role, "content": f"{role} {n}"} for role in ("user", "assistant", "user", "assistant")]}
+        for n in range(40)
+    ]
+    config = prepared.config(prepared.lines(*chats) | {"weight": 0.4})
+    scored = config.model_copy(update={"generate": config.generate.model_copy(update={"mode": "score"})})
+    prepare.run(scored, prepared.run_dir)
+    turns = Counter(row["conversation_id"] for row in prepared.rows())
+    assert set(turns.values()) == {2}
+    assert 0 < len(turns) < 40
+
+
+def test_prepare_says_how_large_the_share_is(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    num = prepared.do(prepared.lines(*numbered(20)) | {"weight": 0.5})["prompts"]
+    assert f"a.jsonl: {num} of its 20 prompts are in the share that `weight` takes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("weight", [0, -1, 1.5])
+def test_a_share_is_more_than_nothing_and_at_most_all(prepared: Any, weight: float) -> None:
+    with pytest.raises(UserError, match=r"weight"):
+        prepared.config(prepared.lines({"prompt": "Hi"}) | {"weight": weight})
+
+
+def test_a_folder_of_files_is_part_of_the_fingerprint(prepared: Any) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        prepared.lines({"prompt": f"in {name}"}, name=name)
+    source = {"path": f"{prepared.folder}/*.jsonl"}
+    assert prepared.do(source)["prompts"] == 2
+    fingerprint = prepared.run_dir.manifest("prepare")["fingerprint"]
+    assert {f"prepare.file.{prepared.folder}/{name}.jsonl" for name in "ab"} <= fingerprint.keys()
+    prepared.lines({"prompt": "another"}, name="b.jsonl")
+    with pytest.raises(UserError, match=r"b\.jsonl"):
+        prepared.do(source)
+
+
 # --- bad rows
 
 BAD_LINES = {
     "malformed": ('{"prompt": "Hi', "malformed JSON"),
-    "no prompt column": ('{"text": "Hi"}', r"no column 'messages' or 'prompt' \(the row has: text\)"),
+    "no prompt column": ('{"text": "Hi"}', r"no prompt is found in it \(it has: text \(text\)\)"),
     "empty": ('{"prompt": " "}', "empty prompt"),
     "too long": (
         json.dumps({"prompt": LONG}),
         r"prompt too long: its \d+ tokens .*generate\.max_tokens=8 .*context of 160",
     ),
-    "role": ('{"messages": [{"role": "bot", "content": "Hi"}]}', "role must be one of"),
+    "role": ('{"messages": [{"role": "narrator", "content": "Hi"}]}', "role must be one of"),
     "nothing to answer": ('{"messages": [{"role": "assistant", "content": "Hi"}]}', "no user message to answer"),
     "half a character": ('{"prompt": "Hi \\ud83d"}', "a.jsonl:2: "),
 }
@@ -253,10 +304,8 @@ def test_a_source_of_which_every_row_is_skipped_says_why(prepared: Any) -> None:
     with pytest.raises(UserError, match="the sources hold no prompt") as caught:
         prepared.do(prepared.lines(*rows), bad_rows="skip")
     line = str(caught.value).replace(f"{prepared.folder}/", "")
-    assert (
-        ": 6 rows were read, and left out: 6 bad rows (2 × empty prompt: a user message has no text (a.jsonl:1)" in line
-    )
-    assert "(a.jsonl:3); 1 × no column 'messages' or 'prompt'" in line
+    assert ": 6 rows were read, and left out: 6 bad rows (2 × empty prompt: there is nothing in column 'prompt'" in line
+    assert "(a.jsonl:3); 1 × no prompt is found in it" in line
     assert line.endswith("(a.jsonl:5); 1 × other reasons)")
 
 
