@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline import shipped
 from pipeline.errors import UserError
 from pipeline.files import json_lines
 from pipeline.records import UNCATEGORISED
@@ -32,10 +33,10 @@ def load(path: Path, limit: int | None) -> list[Item]:
 
 def load_as(kind: type[ItemType], path: Path, limit: int | None, what: str, setting: str) -> list[ItemType]:
     """The items of a set of this kind, which errors call a `what` set."""
-    if not path.is_file():
+    if not shipped.find(path).is_file():
         raise UserError(f"{path}: no such {what} set ({setting}; null for none)")
     items: list[ItemType] = []
-    for number, line in enumerate(json_lines(path), 1):
+    for number, line in enumerate(json_lines(shipped.find(path)), 1):
         if not line.strip():
             continue
         try:

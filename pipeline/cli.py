@@ -219,6 +219,22 @@ def _ask_about_corpus(run_dir: RunDir) -> None:
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to write; here if none is named.")] = Path(),
+) -> None:
+    """Write a commented config and a few example prompts to start from; overwrites nothing.
+
+    Example: retort init my-student
+    """
+    from pipeline import start
+
+    for path in start.write(folder):
+        say(f"init: wrote {path}")
+    change = "" if folder == Path() else f"{shlex.join(['cd', str(folder)])} && "
+    say(f"init: put your prompts into prompts.jsonl, then: {change}retort run {start.CONFIG}")
+
+
+@app.command()
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Validate a config and print it resolved, with the meaning of every setting; loads no model.
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import json_rows
+from pipeline import json_rows, shipped
 from pipeline.errors import UserError
 from pipeline.files import first_line, marked_encoding
 from pipeline.json_rows import BadRowError, Row
@@ -41,7 +41,7 @@ def files(path: str) -> list[Path]:
     Raises UserError if there is none, and for a single file of another kind.
     """
     here = Path(path)
-    if here.is_file():
+    if shipped.find(here).is_file():
         _check_kind(here)
         return [here]
     if is_saved(here):
@@ -99,7 +99,7 @@ def unpacked(path: Path) -> Iterator[BinaryIO]:
 
 
 def _opened(path: Path) -> Any:
-    packing = PACKED.get(path.suffix.lower())
+    packing, path = PACKED.get(path.suffix.lower()), shipped.find(path)
     if packing == "xz":  # Arrow has none
         return lzma.open(path)
     if packing is None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from pipeline import privacy
+from pipeline import privacy, shipped
 from pipeline.chat_set import told
 from pipeline.config import Config, EvaluationSet, Privacy
 from pipeline.corpora import BadRowError, Row, files_of, read, utf8
@@ -188,7 +188,7 @@ def content_hashes(sets: Iterable[EvaluationSet], setting: str) -> dict[str, str
         if each.dataset and Path(each.dataset).is_dir():
             hashes[each.dataset] = folder_hash(Path(each.dataset))
         try:
-            hashes |= {str(path): file_hash(path) for path in files_of(each)}
+            hashes |= {str(path): file_hash(shipped.find(path)) for path in files_of(each)}
         except UserError as error:
             raise UserError(f"{error} (evaluation items, {setting})") from None
     return hashes

@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, Undefined, UndefinedError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
+from pipeline import shipped
 from pipeline.errors import UserError
 
 MAX_NAMES, MAX_NAME_CHARACTERS, MAX_REASON_CHARACTERS = 30, 40, 300
@@ -95,7 +96,7 @@ class PromptTemplate:
 def load(path: str | Path, setting: str, **syntax: bool) -> PromptTemplate:
     """A template; `syntax` is jinja2's, such as trim_blocks. Raises UserError where it is missing or malformed."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = shipped.find(path).read_text(encoding="utf-8-sig")
         compiled = _environment(**syntax).from_string(text)
         return PromptTemplate(str(path), text, _variables(text), compiled)
     except UnicodeDecodeError:

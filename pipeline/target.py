@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import config as config_module
+from pipeline import shipped
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.rundir import RunDir
@@ -45,7 +46,7 @@ def existing(path: Path, overrides: Sequence[str] | None = None) -> RunDir:
     folder = config_module.run_folder(path)
     if folder is not None and not overrides:  # its config is not read: it may be what is damaged
         return RunDir(folder)
-    if folder is None and not path.is_file():
+    if folder is None and not shipped.find(path).is_file():
         raise UserError(config_module.no_run(path))
     target = load(path, overrides)
     if config_module.run_folder(target.run_path) is None:

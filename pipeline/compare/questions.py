@@ -2,9 +2,8 @@
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
-from pipeline import chat_set
+from pipeline import chat_set, shipped
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.files import file_hash
@@ -51,7 +50,7 @@ def _sides(item_id: str, seed: int) -> tuple[Arm, Arm]:
 def _instructions(run_dir: RunDir) -> dict[str, str]:
     """System messages by item, from the chat set that was asked; none, and a word of it, where it is not here."""
     made = run_dir.manifest("evaluate")["fingerprint"]
-    path = Path(made.get("evaluate.chat_set") or "")
+    path = shipped.find(made.get("evaluate.chat_set") or "")
     if not path.is_file() or file_hash(path) != made.get("evaluate.chat_set.hash"):
         said = made.get("evaluate.chat_set") or "the chat set"
         say(f"{said} is no longer here as it was asked: instructions that went with some questions can't be shown")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from pipeline import chat_set, containers, probe_set, prompt_templates, task_set
+from pipeline import chat_set, containers, probe_set, prompt_templates, shipped, task_set
 from pipeline.config import messages, reading
 from pipeline.config.data import (
     METHODS,
@@ -159,6 +159,7 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
 
     Raises UserError: missing file, malformed YAML or override, unknown key, value out of range.
     """
+    path = shipped.find(path)
     folder = run_folder(path)
     defaults = {} if folder is None else _whereabouts(folder)
     if folder is None:
@@ -336,7 +337,7 @@ def check_files(config: Config) -> None:
         chat_set.load(Path(config.evaluate.chat_set), None)
     for judge in (config.filter.selection.judge, config.evaluate.judge):
         for name in judge.kinds if judge.url else ():
-            if not (path := Path(judge.templates) / f"{name}.jinja").is_file():
+            if not shipped.find(path := Path(judge.templates) / f"{name}.jinja").is_file():
                 raise UserError(f"{path}: no such template ({judge.place}.templates)")
             prompt_templates.load(path, f"{judge.place}.templates")
     if config.evaluate.tasks.path:

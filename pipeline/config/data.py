@@ -1,10 +1,10 @@
 """Sections about prompts and answers: sources, evaluation sets, what the teacher writes, prepare and generate."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline import shipped
 from pipeline.config.section import Fraction, Positive, Section, runtime
 from pipeline.errors import UserError
 
@@ -257,6 +257,6 @@ def synthesis_files(settings: Synthesis) -> list[str]:
     given = [path for source in settings.documents for path in (source.path, source.template) if path]
     paths = [*templates, *(given if "documents" in methods else [])]
     for path in paths:
-        if not Path(path).is_file():
+        if not shipped.find(path).is_file():
             raise UserError(f"{path}: no such file (prepare.synthesis); paths are from where you stand")
     return paths

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline import chat_set, hardware, model_checks, models, quantised, task_set, tokens
+from pipeline import chat_set, hardware, model_checks, models, quantised, shipped, task_set, tokens
 from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Evaluate, output_settings
 from pipeline.console import progress, say
@@ -365,9 +365,9 @@ def _answers_path(stage: Stage, name: str, arm: str) -> Path:
 def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
     hashes = {}
     for setting, chosen in (("chat_set", config.evaluate.chat_set), ("tasks.path", config.evaluate.tasks.path)):
-        if chosen and not Path(chosen).is_file():
+        if chosen and not shipped.find(chosen).is_file():
             raise UserError(f"{chosen}: no such file (evaluate.{setting}; null for none)")
-        hashes[f"evaluate.{setting}.hash"] = file_hash(Path(chosen)) if chosen else None
+        hashes[f"evaluate.{setting}.hash"] = file_hash(shipped.find(chosen)) if chosen else None
     return {
         **{f"evaluate.{key}": value for key, value in output_settings(config.evaluate).items()},
         "evaluate.judge": judge_fingerprint(config.evaluate.judge),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import probe_set
+from pipeline import probe_set, shipped
 from pipeline.config import Config, Evaluate, Risks
 from pipeline.errors import UserError
 from pipeline.evaluate import chat, openings, risk_figures
@@ -54,9 +54,9 @@ def load(config: Config, run_dir: RunDir, manners: dict[str, Manner]) -> Probes:
 
 def fingerprint(settings: Risks) -> dict[str, Any]:
     """What the answers depend on besides the settings. Raises UserError where the probe set is missing."""
-    if settings.path and not Path(settings.path).is_file():
+    if settings.path and not shipped.find(settings.path).is_file():
         raise UserError(f"{settings.path}: no such probe set (evaluate.risks.path; null for none)")
-    return {"evaluate.risks.hash": file_hash(Path(settings.path)) if settings.path else None}
+    return {"evaluate.risks.hash": file_hash(shipped.find(settings.path)) if settings.path else None}
 
 
 def answer(asked: Probes, served: list[Served], stage: Stage) -> Rows:

@@ -21,6 +21,7 @@ from pipeline import (
     licences,
     models,
     scratch,
+    shipped,
     tokens,
 )
 from pipeline.boilerplate import NO_BOILERPLATE, Boilerplate, Sample
@@ -280,7 +281,7 @@ def _fingerprint(config: Config, teacher: models.Model, tokenizer: Any, context:
         "generate.mode": config.generate.mode,  # whether answers are read too
         # it decides which prompts fit the context
         "generate.max_tokens": config.generate.max_tokens if config.generate.mode == "sample" else None,
-        **{f"prepare.file.{path}": file_hash(Path(path)) for path in paths},
+        **{f"prepare.file.{path}": file_hash(shipped.find(path)) for path in paths},
         **{f"prepare.decontaminate.{name}": value for name, value in decontaminate.items()},
         **{f"prepare.folder.{folder}": folder_hash(Path(folder)) for folder in folders},
         "teacher.context_tokens": context,
@@ -303,7 +304,7 @@ def _synthesis_fingerprint(config: Config, teacher: models.Model) -> dict[str, A
     is_server = bool(config.teacher.server.urls)
     return {
         **{f"prepare.synthesis.{key}": value for key, value in output_settings(settings).items()},
-        **{f"prepare.synthesis.file.{path}": file_hash(Path(path)) for path in paths},
+        **{f"prepare.synthesis.file.{path}": file_hash(shipped.find(path)) for path in paths},
         **{f"prepare.synthesis.folder.{folder}": folder_hash(Path(folder)) for folder in folders},
         "teacher.weights": teacher.weights_hash(),
         "teacher.engine": config.teacher.engine,

@@ -1,0 +1,111 @@
+"""Retort from a wheel, in an empty folder: what it ships is found there, and `retort init` begins a run."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipeline import config as config_module
+from pipeline import shipped, start
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which the wheel's files are unpacked, as pip does it."""
+    out = tmp_path_factory.mktemp("wheel")
+    source = out / "source"  # a copy, as the build leaves files there
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("pipeline", "prompts", "configs"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(out),
+        str(source),
+    ]
+    subprocess.run(build, check=True, capture_output=True)
+    with zipfile.ZipFile(next(out.glob("*.whl"))) as archive:
+        archive.extractall(out / "site")
+    return out / "site"
+
+
+def retort(wheel: Path, folder: Path, *arguments: str) -> str:
+    """What the command prints, run from the wheel's files in this folder."""
+    code = "import sys, pipeline; assert 'site' in pipeline.__file__; from pipeline.__main__ import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(wheel), "HOME": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_wheel_holds_every_file_that_is_shipped(wheel: Path) -> None:
+    for folder in ("prompts", "configs"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file():
+                assert (wheel / "pipeline/data" / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
+    data = [path for path in (ROOT / "pipeline").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    lacking = [path for path in data if not (wheel / path.relative_to(ROOT)).is_file()]
+    assert not [path for path in lacking if path.name != "README.md"]
+
+
+def test_a_run_begins_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    said = retort(wheel, tmp_path, "init", "mine")
+    assert "cd mine && retort run retort.yaml" in said
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["prompts.jsonl", "retort.yaml"]
+    assert "valid; `retort run retort.yaml` writes to runs/first" in retort(
+        wheel, tmp_path / "mine", "check", "retort.yaml"
+    )
+    assert "runs/quickstart" in retort(wheel, tmp_path, "check", "configs/quickstart.yaml")
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "retort.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"retort\.yaml is there already, .*retort init FOLDER"):
+        start.write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["retort.yaml"]
+    assert (tmp_path / "retort.yaml").read_text() == "mine"
+
+
+def test_a_file_of_ones_own_goes_before_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shipped.find("prompts/tasks.jsonl") == shipped.DATA / "prompts/tasks.jsonl"
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts/tasks.jsonl").write_text("")
+    for own in (
+        "prompts/tasks.jsonl",
+        "prompts/none.jsonl",
+        "prompts/../start/retort.yaml",
+        "start",
+        "/prompts/tasks.jsonl",
+    ):
+        assert shipped.find(own) == Path(own)
+
+
+def test_the_config_to_start_from_names_settings_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start.write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    config = config_module.load(Path("retort.yaml"))
+    config_module.check_files(config)
+    assert [source.path for source in config.prepare.sources] == ["prompts.jsonl", "prompts/seeds.jsonl"]
