@@ -27,7 +27,8 @@ def test_every_verb_it_uses_exists() -> None:
 
 def test_every_stage_is_a_verb() -> None:
     assert (
-        set(STAGES) | {"run", "plan", "serve", "check", "show", "sample", "status", "verify", "compare", "report"}
+        set(STAGES)
+        | {"init", "run", "plan", "serve", "check", "show", "sample", "status", "verify", "compare", "report"}
         == VERBS
     )
 
