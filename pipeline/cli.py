@@ -247,7 +247,12 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
         check_engine_args(loaded.config.teacher.engine)
     eval_prompts.check_settings(loaded.config)
+    from pipeline.prepare import sources
+
+    previews = list(sources.previews(loaded.config))
     sys.stdout.write(config_module.dump_explained(loaded.config))
+    for line in previews:
+        say(line)
     say(f"{config}: valid; `{loaded.command('run')}` writes to {loaded.run_path}")
 
 

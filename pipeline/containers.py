@@ -53,7 +53,7 @@ def files(path: str) -> list[Path]:
         found = _visible(top, str(here.relative_to(top)))
     else:
         raise UserError(f"{path}: no such file or folder; paths are from where you stand")
-    readable = [each for each in found if _kind(each) in READERS and each.name not in BESIDE]
+    readable = [each for each in found if _is_readable(each) and each.name not in BESIDE]
     if not readable:
         there = f"there are {listed(each.name for each in found)}" if found else "there is no file"
         raise UserError(f"{path}: no file of rows: {there}; {_kinds_told()}")
@@ -80,6 +80,13 @@ def rows(path: Path, columns: Collection[str] | None) -> Iterator[Placed]:
     Raises UserError if the file can't be read, or has two columns with the name of one of `columns`.
     """
     yield from READERS[_check_kind(path)](path, columns)
+
+
+def kind(path: Path) -> str:
+    """The suffix that tells how a file's rows are written: `.jsonl` of chats.JSONL.gz."""
+    name = path.name.lower()
+    packed = next((suffix for suffix in PACKED if name.endswith(suffix)), "")
+    return Path(name.removesuffix(packed)).suffix
 
 
 def encoding(path: Path) -> str:
@@ -124,22 +131,18 @@ def arrow_rows(table: pa.RecordBatch | pa.Table, names: list[str], read: list[st
         yield row if bad is None else BadRowError(bad)
 
 
-def _kind(path: Path) -> str:
-    """The suffix that tells how a file's rows are written: `.jsonl` of chats.JSONL.gz."""
-    name = path.name.lower()
-    packed = next((suffix for suffix in PACKED if name.endswith(suffix)), "")
-    kind = Path(name.removesuffix(packed)).suffix
-    return "" if packed and kind not in TEXTS else kind
+def _is_readable(path: Path) -> bool:
+    return kind(path) in (TEXTS if path.suffix.lower() in PACKED else READERS)
 
 
 def _check_kind(path: Path) -> str:
-    if (kind := _kind(path)) not in READERS:
+    if not _is_readable(path):
         raise UserError(f"{path}: {_kinds_told()}")
-    return kind
+    return kind(path)
 
 
 def _kinds_told() -> str:
-    binary = [kind for kind in READERS if kind not in TEXTS]
+    binary = [suffix for suffix in READERS if suffix not in TEXTS]
     return (
         f"rows are read from {', '.join(TEXTS)} files, which may be packed as {', '.join(PACKED)},"
         f" and from {' and '.join(binary)} files"
@@ -241,7 +244,7 @@ def _cell(scalar: Any) -> Any:
 def _csv(path: Path, columns: Collection[str] | None) -> Iterator[Placed]:
     csv.field_size_limit(MAX_CELL_CHARACTERS)
     line = 1
-    delimiter = "\t" if _kind(path) == ".tsv" else _delimiter(path)
+    delimiter = "\t" if kind(path) == ".tsv" else _delimiter(path)
     try:
         with unpacked(path) as stream:
             reader = csv.reader(io.TextIOWrapper(stream, encoding(path), newline=""), delimiter=delimiter, strict=True)

@@ -222,6 +222,16 @@ def test_a_missing_file_is_told_with_its_setting() -> None:
         content_hashes([EvaluationSet(path="none.jsonl")], "filter.decontaminate")
 
 
+def test_items_come_in_any_container(tmp_path: Path) -> None:
+    import gzip
+
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/a.json.gz").write_bytes(gzip.compress(b'[{"question": "What is the capital of France?"}]'))
+    given = [EvaluationSet(path=str(tmp_path / "set"))]
+    assert len(load(given)) == 1
+    assert set(content_hashes(given, "prepare.decontaminate")) == {f"{tmp_path}/set/a.json.gz"}
+
+
 def test_the_hashes_are_of_files_and_local_folders(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", {"question": ONE})
     sets = [

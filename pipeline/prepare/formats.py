@@ -27,7 +27,7 @@ SYSTEMS = ("system", "system_prompt")
 OTHERS = ("history", "chosen", "turns", "body", "functions")
 UNDERSTOOD = "messages, conversations, prompt, instruction, question, chosen, turns and OpenAI's batch files"
 TYPES = {str: "text", bool: "true or false", int: "number", float: "number", list: "list", dict: "object"}
-AS_MAPPED = "as the source maps them"
+AS_MAPPED = "by the columns that the source names"
 
 
 class Taken(NamedTuple):

@@ -134,12 +134,13 @@ def _rows_of(columns: dict[str, Any]) -> list[Message] | None:
 
 def _message(given: Any) -> Message:
     """A message with OpenAI's role, its content as text or as it stands; fields that are null are left out."""
-    from trl.data_utils import maybe_convert_to_chatml
-
     if not isinstance(given, dict):
         raise BadRowError("messages is no list of {role, content}")
     message = {key: value for key, value in given.items() if value is not None}
-    [message] = maybe_convert_to_chatml({"messages": [message]})["messages"]
+    if {"from", "value"} & message.keys():
+        from trl.data_utils import maybe_convert_to_chatml  # which brings transformers with it
+
+        [message] = maybe_convert_to_chatml({"messages": [message]})["messages"]
     role, named = role_of(message), message.get("role")
     if role not in ROLES:
         told = f"is {listed([named])!r}" if isinstance(named, str) else "has none"

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import corpora, licences, privacy
+from pipeline import containers, corpora, licences, privacy
 from pipeline.config import Privacy, Source
 from pipeline.corpora import BadRowError
 from pipeline.errors import UserError
-from pipeline.files import encoding_of
 from pipeline.prepare import sources
 from pipeline.prompt_templates import hint, listed
 from pipeline.texts import words
@@ -39,7 +38,7 @@ def read(documents: tuple[Source, ...], bad_rows: str, settings: Privacy, licenc
     """
     found = []
     skipped: list[str] = []
-    for source in documents:
+    for source in map(licences.with_card, documents):
         for place, text, licence in _texts(source):
             if isinstance(text, BadRowError):
                 skipped.append(f"{place}: {text}")
@@ -89,13 +88,14 @@ def _parts(text: str) -> Iterator[tuple[str, str]]:
 def _texts(source: Source) -> Iterator[tuple[str, str | BadRowError, str | None]]:
     """`(place, text, licence)` of each document; in place of the text stands what is wrong with a row without one."""
     path = Path(source.path or "")
-    if path.suffix in (".txt", ".md"):
+    if containers.kind(path) in (".txt", ".md"):
+        if not path.is_file():
+            raise UserError(f"{path}: no such document (prepare.synthesis.documents)")
         try:
-            yield str(path), path.read_text(encoding=encoding_of(path)), source.licence
+            with containers.unpacked(path) as stream:
+                yield str(path), stream.read().decode(containers.encoding(path)), source.licence
         except UnicodeError as error:
             raise UserError(f"{path}: not UTF-8 text ({error})") from None
-        except OSError:
-            raise UserError(f"{path}: no such document (prepare.synthesis.documents)") from None
         return
     for place, row in corpora.read(source, {source.prompt, *sources.LICENCE}):
         if isinstance(row, BadRowError):

@@ -1,15 +1,17 @@
 """The messages that a row of a source means."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from pipeline import prompt_templates
-from pipeline.config import Source
+from pipeline import corpora, prompt_templates
+from pipeline.config import Config, Source
 from pipeline.corpora import BadRowError, Row, utf8
 from pipeline.prepare import formats
 from pipeline.prepare.formats import Taken, Tally
 from pipeline.prepare.messages import a, canonical, check_encodable, from_text
-from pipeline.prompt_templates import FillError, PromptTemplate
+from pipeline.prompt_templates import FillError, PromptTemplate, listed
 from pipeline.records import UNCATEGORISED
 
 Message = dict[str, Any]  # role and content, and of OPTIONAL what its role may have and this one has
@@ -33,6 +35,33 @@ def columns_of(source: Source, template: PromptTemplate | None, is_scored: bool)
     if template is None and not formats.is_mapped(source):
         named |= formats.columns(is_scored)
     return named | {source.completion} if is_scored else named
+
+
+def previews(config: Config) -> Iterator[str]:
+    """A line for each source on this machine, with what its first row is taken for, and one for its template.
+
+    Raises UserError if a source can't be read.
+    """
+    for source in config.prepare.sources:
+        template = load_template(source.template)
+        if template is not None:
+            yield f"{template.path}: the columns that it uses: {listed(sorted(template.variables))}"
+        if source.path is not None or Path(source.dataset or "").is_dir():
+            yield _preview(source, template, config.generate.mode == "score")
+
+
+def _preview(source: Source, template: PromptTemplate | None, is_scored: bool) -> str:
+    first = source.model_copy(update={"limit": 1})
+    for place, row in corpora.read(first, columns_of(source, template, is_scored)):
+        try:
+            if isinstance(row, BadRowError):
+                raise row
+            tally = Tally()
+            (pairs_of if is_scored else prompt_of)(row, source, template, tally)
+            return f"{place}: {next(tally.told())}"
+        except BadRowError as problem:
+            return f"{place}: {problem}"
+    return f"{source.path or source.dataset}: there is no row in it"
 
 
 def prompt_of(row: Row, source: Source, template: PromptTemplate | None, tally: Tally | None = None) -> Messages:
@@ -139,7 +168,7 @@ def _filled(row: Row, source: Source, template: PromptTemplate, is_scored: bool)
         raise BadRowError(f"the template can't be filled: {error}") from None
     asked = [{"role": "user", "content": text}]
     answer = formats.answer_of(row, (source.completion,))[1] if is_scored else []
-    return Taken("as the source's template has them", (template.path,), [*asked, *answer])
+    return Taken("by the source's template", (Path(template.path).name,), [*asked, *answer])
 
 
 def _check_messages(messages: Messages) -> None:

@@ -15,10 +15,11 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsNon
 from pydantic import TypeAdapter
 from trl import data_utils
 
+from pipeline import prepare
 from pipeline.config import Source
 from pipeline.corpora import BadRowError, read
 from pipeline.errors import UserError
-from pipeline.prepare.sources import Tally, columns_of, pairs_of, prompt_of, tools_of
+from pipeline.prepare.sources import Tally, columns_of, pairs_of, previews, prompt_of, tools_of
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Hi"}
@@ -299,7 +300,7 @@ def tally_of(*rows: Row, **source: Any) -> list[str]:
 def test_one_line_says_what_the_rows_were_taken_for() -> None:
     rows = [SHAREGPT, SHAREGPT, {**ALPACA, "input": None}, ALPACA]
     assert tally_of(*rows) == ["2 rows of ShareGPT (conversations), 2 rows of Alpaca (instruction, input)"]
-    assert tally_of({"ask": "Hi"}, prompt="ask") == ["1 row as the source maps them (ask)"]
+    assert tally_of({"ask": "Hi"}, prompt="ask") == ["1 row by the columns that the source names (ask)"]
     assert tally_of() == []
 
 
@@ -395,6 +396,26 @@ def test_tools_of_another_kind_stay_as_they_are() -> None:
         tools_of({"body": {"messages": [USER], "tools": {"a": 1}}}, Source(path="a.jsonl"))
 
 
+# --- the page on data
+
+PAGE = (Path(prepare.__file__).parent / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^\*\*([^*]+)\*\*.*?\n\n```jsonl\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "lines"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
+def test_each_example_of_the_page_on_data_is_read_as_what_it_says(name: str, lines: str) -> None:
+    for row in map(json.loads, lines.splitlines()):
+        assert tally_of(row)[0].startswith(f"1 row of {name} (")
+        tools_of(row, Source(path="a.jsonl"))
+        if name not in ("turns", "OpenAI batch requests"):
+            assert pairs(row)
+
+
+def test_the_page_on_data_shows_every_format() -> None:
+    shown = {f"of {name}" for name, _ in EXAMPLES}
+    assert {what.partition(" (")[0] for _, what, *_ in FORMATS.values()} == shown
+
+
 # --- prepare
 
 
@@ -421,3 +442,21 @@ def test_a_row_of_no_known_format_is_told_with_the_line_that_maps_it(prepared: A
     assert mapped
     source = {**source, "limit": 2, "prompt": "body_text"}
     assert mapped[1] == f"[{{path: {source['path']}, prompt: body_text}}]"
+
+
+def test_check_says_what_the_first_row_of_each_source_is_taken_for(prepared: Any) -> None:
+    (prepared.folder / "ask.jinja").write_text("{{ a }} or {{ b }}?")
+    chats = prepared.lines({"conversations": said(USER, ANSWER)}, {"prompt": "Hi"})
+    other = prepared.lines({"body_text": "Hi"}, name="b.jsonl")
+    asked = prepared.lines({"a": "x", "b": "y"}, name="c.jsonl") | {"template": str(prepared.folder / "ask.jinja")}
+    empty, hub = prepared.file("d.txt", "\n"), {"dataset": "org/set"}
+    told = [
+        line.replace(f"{prepared.folder}/", "") for line in previews(prepared.config(chats, other, asked, empty, hub))
+    ]
+    assert told[0] == "a.jsonl:1: 1 row of ShareGPT (conversations)"
+    assert told[1].startswith("b.jsonl:1: no prompt is found in it")
+    assert told[2:] == [
+        "ask.jinja: the columns that it uses: a, b",
+        "c.jsonl:1: 1 row by the source's template (ask.jinja)",
+        "d.txt: there is no row in it",
+    ]

@@ -1,5 +1,6 @@
 """Documents, cut into passages."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ def test_what_is_no_utf8_or_not_there_is_told(tmp_path: Path) -> None:
         read(source(tmp_path / "a.txt"), "error", Privacy(), "warn")
     with pytest.raises(UserError, match=r"b\.txt: no such document"):
         read(source(tmp_path / "b.txt"), "error", Privacy(), "warn")
+
+
+def test_a_packed_text_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "a.TXT.gz").write_bytes(gzip.compress(SENTENCE.join("\n" * 6).encode()))
+    [passage] = read(source(tmp_path / "a.TXT.gz"), "error", Privacy(), "warn")
+    assert passage.place == f"{tmp_path}/a.TXT.gz, passage 1"
 
 
 def test_personal_data_is_taken_out_of_passages_or_they_are_left_out(tmp_path: Path) -> None:
