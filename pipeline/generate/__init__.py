@@ -96,13 +96,18 @@ def response_seed(seed: int, response_id: str) -> int:
 
 
 def planned(run_dir: RunDir, config: Config) -> Iterator[tuple[str, list[Row]]]:
-    """`(file, its responses)`: the same every time, so a shard is done or not done as a whole. One shard at a time."""
+    """`(file, its responses)`: the same every time, so a shard is done or not done as a whole. One shard at a time.
+
+    Prompts that were added when the run grew begin a new shard.
+    """
     columns = ["conversation_id", "split", "category", "prompt_token_ids", "completion_token_ids"]
-    rows = read_planned(run_dir, columns, config.generate.num_samples)
-    for number in itertools.count():
-        if not (shard := list(itertools.islice(rows, config.generate.shard_responses))):
-            return
-        yield f"responses-{number:05d}.parquet", shard
+    rows, number = read_planned(run_dir, columns, config.generate.num_samples), 0
+    prompts = run_dir.manifest("prepare")
+    for num_prompts in prompts.get("parts", [prompts["counts"]["prompts"]]):
+        part = itertools.islice(rows, num_prompts * config.generate.num_samples)
+        while shard := list(itertools.islice(part, config.generate.shard_responses)):
+            yield f"responses-{number:05d}.parquet", shard
+            number += 1
 
 
 def request(row: Row, settings: Generate) -> Request:

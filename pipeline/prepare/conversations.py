@@ -63,7 +63,7 @@ class Renderer:
     """Conversations as the teacher sees them."""
 
     def __init__(self, config: Config, teacher: models.Model, template: ChatTemplate, context: int) -> None:
-        self._config, self._context, self.template = config, context, template
+        self._config, self._context, self.template, self.teacher = config, context, template, teacher
         self._stop_ids, self._vocab_size = teacher.stop_ids(template.tokenizer), teacher.vocab_size()
 
     def columns(self, asked: Asked) -> Row:
@@ -107,6 +107,32 @@ def row(asked: Asked, held_out_frac: float) -> Row:
         "parents": list(asked.parents),
         "template": asked.template,
     }
+
+
+def of_row(row: Row, completion: str | None = None) -> Asked:
+    """The conversation that a row of PROMPTS was made from; `completion` is the text of the answer to be scored."""
+    place = row["source"]
+    return Asked(
+        place=place,
+        category=row["category"],
+        messages=[_given(message) for message in row["messages"]],
+        tools=None if row["tools"] is None else json.loads(row["tools"]),
+        completion=None if completion is None else {"role": "assistant", "content": completion},
+        origin=place.rpartition(":")[0] if row["method"] == "source" else "",
+        licence=row["licence"],
+        redacted=dict(row["redacted"] or ()),
+        safety=dict(row["safety"] or ()),
+        method=row["method"],
+        parents=tuple(row["parents"]),
+        template=row["template"],
+        conversation_id=row["conversation_id"],
+    )
+
+
+def _given(message: Message) -> Message:
+    """A message of PROMPTS as it was before `_stored`."""
+    given = {key: value for key, value in message.items() if value is not None or key == "content"}
+    return {**given, "tool_calls": json.loads(given["tool_calls"])} if "tool_calls" in given else given
 
 
 def _stored(message: Message) -> Message:
