@@ -551,6 +551,13 @@ def _refusal(path: Path, stage: str, changes: list[dict[str, Any]], is_whole: bo
     ways = [f"give the run a new name (name=...), do {stage} and what follows again (--fresh)"]
     if is_whole:
         ways.append(f"keep its output as it is ({accepts})")
+    if all(c["key"].startswith(INPUT) for c in changes):
+        inputs = " and ".join(c["key"].removeprefix(INPUT) for c in changes)
+        ways[0] = f"do {stage} and what follows again (--fresh)"
+        if stage == "train":
+            go_on = f"generate.reuse={path} student.model={path}/train/student"
+            ways.append(f"go on from its student under a new name (name=... {go_on})")
+        return f"{path}/{stage} was made from what {inputs} wrote before that changed. Either {', or '.join(ways)}"
     return f"{path}/{stage} was made with other settings: {listed}. Either {', or '.join(ways)}"
 
 

@@ -11,6 +11,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.prepare import sources
 from pipeline.prepare.sources import Message, Messages
+from pipeline.records import split_of
 
 Row = dict[str, Any]
 
@@ -45,18 +46,13 @@ class Asked:
 
     def is_held_out(self, held_out_frac: float) -> bool:
         """What the teacher wrote was made from prompts to train on, and is one."""
-        return self.method == "source" and is_held_out(self.side(), held_out_frac)
+        return split_of(self.side(), self.method, held_out_frac) == "held_out"
 
 
 def prompt_id(messages: Messages, tools: list[Any] | None = None) -> str:
     """16 hexadecimal digits made from the conversation, and the tools where there are some, alone."""
     identity = messages if tools is None else {"messages": messages, "tools": tools}
     return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()[:16]
-
-
-def is_held_out(identifier: str, held_out_frac: float) -> bool:
-    """Whether a prompt is on the held-out side: its own hash decides, so it never changes side as a corpus grows."""
-    return int(hashlib.sha256(f"split {identifier}".encode()).hexdigest()[:15], 16) < held_out_frac * 16**15
 
 
 class Renderer:
@@ -101,7 +97,7 @@ def row(asked: Asked, held_out_frac: float) -> Row:
         "messages": [_stored(message) for message in asked.messages],
         "tools": None if asked.tools is None else json.dumps(asked.tools, ensure_ascii=False),
         "category": asked.category,
-        "split": "held_out" if asked.is_held_out(held_out_frac) else "train",
+        "split": split_of(asked.side(), asked.method, held_out_frac),
         "source": asked.place,
         "method": asked.method,
         "parents": list(asked.parents),
@@ -132,7 +128,8 @@ def of_row(row: Row, completion: str | None = None) -> Asked:
 def _given(message: Message) -> Message:
     """A message of PROMPTS as it was before `_stored`."""
     given = {key: value for key, value in message.items() if value is not None or key == "content"}
-    return {**given, "tool_calls": json.loads(given["tool_calls"])} if "tool_calls" in given else given
+    calls = given.get("tool_calls")
+    return given if calls is None else {**given, "tool_calls": json.loads(calls)}
 
 
 def _stored(message: Message) -> Message:

@@ -83,9 +83,10 @@ def test_a_try_that_stops_changes_nothing(prepared: Any, monkeypatch: pytest.Mon
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("pipeline.rundir.Stage.grow", killed)
-        prepared.do(more)
+        with pytest.raises(KeyboardInterrupt):
+            prepared.do(more)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     verify.run(prepared.run_dir)
     assert prepared.do(more)["prompts"] == 4

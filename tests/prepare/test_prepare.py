@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pipeline import config as config_module
 from pipeline import models, prepare
 from pipeline.errors import UserError
-from pipeline.prepare.conversations import is_held_out, prompt_id
+from pipeline.prepare.conversations import prompt_id
+from pipeline.records import is_held_out
 
 USER = {"role": "user", "content": "Hi"}
 ROOT = Path(prepare.__file__).parent.parent.parent
