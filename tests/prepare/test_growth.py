@@ -56,6 +56,16 @@ def test_a_source_adds_to_another_as_often_as_one_likes(prepared: Any) -> None:
     assert licensed == {"a.jsonl": 2, "b.jsonl": 2, "c.jsonl": 1}
 
 
+def test_a_dataset_folder_grows_too(prepared: Any) -> None:
+    (prepared.folder / "corpus").mkdir()
+    source = {"dataset": str(prepared.folder / "corpus")}
+    prepared.lines(*asked(1, 2), name="corpus/train.jsonl")
+    prepared.do(source)
+    prepared.lines(*asked(3, 1, 2), name="corpus/train.jsonl")
+    prepared.do(source)
+    assert parts(prepared) == "123"
+
+
 def test_a_run_that_has_grown_is_done_already(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
     prepared.do(prepared.lines(*asked(1, 2)))
     more = prepared.lines(*asked(1, 2, 3))
@@ -122,6 +132,14 @@ def test_a_source_that_is_read_in_another_way_is_refused_by_name(prepared: Any, 
     more = prepared.lines(*asked(1, 2, 3)) | change
     with pytest.raises(UserError, match=rf"prepare\.sources\.0\.{next(iter(change))} was"):
         prepared.do(more)
+
+
+def test_a_template_that_changed_is_refused_by_name(prepared: Any) -> None:
+    template = prepared.file("ask.jinja", "Say: {{ prompt }}")
+    prepared.do(prepared.lines(*asked(1, 2)) | {"template": template["path"]})
+    prepared.file("ask.jinja", "Now say: {{ prompt }}")
+    with pytest.raises(UserError, match=r"made with other settings: .*ask\.jinja was"):
+        prepared.do(prepared.lines(*asked(1, 2, 3)) | {"template": template["path"]})
 
 
 @pytest.mark.parametrize("setting", [{"held_out_frac": 0.5}, {"near_duplicates": None}])

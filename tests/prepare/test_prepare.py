@@ -96,22 +96,6 @@ def test_done_is_not_done_again(prepared: Any) -> None:
     assert {path: path.stat().st_mtime_ns for path in (prepared.run_dir.path / "prepare").iterdir()} == before
 
 
-def test_a_source_whose_content_changed_is_refused_by_name(prepared: Any) -> None:
-    prepared.do(prepared.lines(*numbered(3)))
-    with pytest.raises(UserError, match=r"made with other settings: prepare\.file\..*a\.jsonl was "):
-        prepared.do(prepared.lines(*numbered(4)))
-
-
-def test_a_dataset_folder_whose_content_changed_is_refused_by_name(prepared: Any) -> None:
-    folder = prepared.folder / "corpus"
-    folder.mkdir()
-    prepared.lines(*numbered(3), name="corpus/train.jsonl")
-    prepared.do({"dataset": str(folder)})
-    prepared.lines(*numbered(4), name="corpus/train.jsonl")
-    with pytest.raises(UserError, match=r"made with other settings: prepare\.folder\..*corpus was "):
-        prepared.do({"dataset": str(folder)})
-
-
 def test_another_chat_template_is_refused_by_name(prepared: Any, other_teacher: Callable[[str], Path]) -> None:
     source = prepared.lines(*numbered(3))
     prepared.do(source)
