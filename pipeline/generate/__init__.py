@@ -67,6 +67,7 @@ def run(config: Config, run_dir: RunDir) -> None:
                 began = time.monotonic()
                 engine = engine or open_teacher(config, teacher, config.generate.k, load_of(config, run_dir, total))
                 dtypes = {engine.dtype, *(earlier.dtypes if earlier else ())}
+                dtypes |= {stage.facts().get("teacher_dtype", "")} if done else set()
                 stage.remember(engine_start_s=round(time.monotonic() - began, 1), teacher_dtype=_common(dtypes))
                 todo = ((name, rows) for name, rows in planned(run_dir, config) if name not in done)
                 stage.remember(**_generate(stage, engine, config, teacher.tokenizer(), todo, total, earlier))
@@ -279,8 +280,9 @@ def _recorded_server(config: Config, run_dir: RunDir, fingerprint: Row) -> Row |
     if "teacher.served" not in made:
         return None
     keys = {"vllm", "teacher.served"}
-    is_changed = any(made.get(key) != value for key, value in fingerprint.items() if key not in keys)
-    if run_dir.fresh == "changed" and is_changed:
+    changed = {key for key, value in fingerprint.items() if key not in keys and made.get(key) != value}
+    grows = changed == {"input.prepare"} and not changed & set(run_dir.accept)  # and will ask the server
+    if grows or (run_dir.fresh == "changed" and changed):
         return None
     named = config.teacher.server.model
     return {**made["teacher.served"], "vllm": made["vllm"]} | ({"model": named} if named else {})

@@ -75,6 +75,8 @@ def _prepare(
         prompts = _Prompts(config, stage, renderer, database)
         if earlier:
             prompts.keep(earlier)
+            if "synthesis" in earlier:
+                say("prepare: the prompts that the teacher wrote stay, and it writes no more of them")
         for row in prompts.of_sources():
             if writes_more:
                 pool.add(row)

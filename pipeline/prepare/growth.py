@@ -19,15 +19,16 @@ PLACE = ("path", "dataset", "subset", "dataset_split")
 
 
 def earlier(config: Config, run_dir: RunDir, fingerprint: Row) -> Row | None:
-    """The manifest of a prepare that these settings can add to; None if it has not finished, nothing that it reads
-    has changed, or anything else has, such as what a source's rows become.
+    """The manifest of a prepare that these settings can add to; None if it has not finished or is to be done afresh,
+    nothing that it reads has changed, or anything else has, such as what a source's rows become.
 
     Raises UserError if it could, but has lost a file or has as many prompts as are wanted.
     """
-    if run_dir.fresh == "always" or not run_dir.is_done("prepare"):
+    if run_dir.fresh != "no" or not run_dir.is_done("prepare"):
         return None
     manifest = run_dir.manifest("prepare")
-    if lost := run_dir.lost_files("prepare") if "parts" in manifest else []:
+    lost = [name for name in run_dir.lost_files("prepare") if name.endswith(".parquet")]
+    if lost and "parts" in manifest:
         raise UserError(
             f"{run_dir.stage_path('prepare') / lost[0]} is missing or cut short, and can't be made anew, as the sources"
             " have grown since: put it back, or do everything again (--fresh)"

@@ -103,6 +103,31 @@ def test_a_try_that_stops_changes_nothing(prepared: Any, monkeypatch: pytest.Mon
     assert not (folder / ".added").exists()
 
 
+def test_a_try_that_stops_between_two_files_is_made_good(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared.do(prepared.lines({"prompt": LETTER}, {"prompt": f"{LETTER}."}, *asked(1, 2)))
+    prepared.do(prepared.lines({"prompt": LETTER}, *asked(1, 2, 3)))
+    more = prepared.lines({"prompt": LETTER}, {"prompt": f"{LETTER}!"}, *asked(1, 2, 3, 4))
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.rundir.Stage.finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepared.do(more)
+    assert prepared.do(more)["prompts"] == 5
+    assert len({row["prompt_id"] for row in prepared.rows()}) == len(prepared.rows()) == 5
+    assert prepared.run_dir.manifest("prepare")["parts"] == [3, 1, 1]
+    verify.run(prepared.run_dir)
+
+
+def test_what_is_done_afresh_does_not_grow(prepared: Any) -> None:
+    prepared.do(prepared.lines(*asked(1, 2, 3)))
+    prepared.run_dir = RunDir(prepared.run_dir.path, fresh="changed")
+    prepared.do(prepared.lines(*asked(5, 1)))
+    assert parts(prepared) == "51"
+
+
 def test_a_prompt_stays_that_its_source_has_lost(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
     prepared.do(prepared.lines(*asked(1, 2, 3)))
     assert prepared.do(prepared.lines(*asked(1, 3, 4)))["prompts"] == 4
