@@ -13,6 +13,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import file_hash
 from pipeline.generate.engine import Answer
+from pipeline.generate.server import Served
 from pipeline.rundir import RunDir
 
 WORDS = ["otters", "bridges", "violins", "glaciers", "taxes", "bakeries", "comets", "looms", "castles", "tides"]
@@ -108,6 +109,31 @@ def test_a_line_that_adds_nothing_asks_nothing(answered: Answered) -> None:
     before = run_dir.output_hash("generate")
     run_dir, asked = answered.do(1, 2, 3, 3)
     assert (asked, run_dir.output_hash("generate")) == ([], before)
+
+
+def test_a_server_is_asked_what_it_is_before_it_adds_to_answers(answered: Answered) -> None:
+    """A finished generate takes what was recorded of its server; one that grows must not."""
+    versions = iter(["0.1", "0.2"])
+
+    class Server(QuickTeacher):
+        def __init__(self, *_: Any) -> None:
+            super().__init__()
+            self.served = Served(next(versions), "small", 100, "")
+
+    def config(*numbers: int) -> Config:
+        plain = answered.config(*numbers)
+        server = plain.teacher.server.model_copy(update={"urls": ("http://127.0.0.1:9",)})
+        return plain.model_copy(update={"teacher": plain.teacher.model_copy(update={"server": server})})
+
+    answered.monkeypatch.setattr(generate, "Server", Server)
+    answered.monkeypatch.setattr(generate, "open_teacher", lambda *_: QuickTeacher())
+    run_dir = RunDir(config(1, 2).run_path)
+    for numbers in ((1, 2), (1, 2)):  # the second time nothing is to do, and no server is asked
+        prepare.run(config(*numbers), run_dir)
+        generate.run(config(*numbers), run_dir)
+    prepare.run(config(1, 2, 3), run_dir)
+    with pytest.raises(UserError, match=r"generate was made with other settings: .*vllm was .0\.1., is .0\.2."):
+        generate.run(config(1, 2, 3), run_dir)
 
 
 def test_a_shard_that_was_altered_is_found_before_it_is_built_on(answered: Answered) -> None:
