@@ -5,6 +5,7 @@ for. A teacher's server may still be starting, and generate waits for it: if non
 """
 
 import os
+from pathlib import Path
 
 from pipeline import config as config_module
 from pipeline import models
@@ -27,6 +28,8 @@ def check(config: Config, run_dir: RunDir) -> None:
         _check_safety(config)
     if _is_needed("generate", run_dir):
         _check_teachers(config)
+        for path in config.generate.reuse:
+            RunDir(Path(path)).check_files("generate")
 
 
 def _is_needed(stage: str, run_dir: RunDir) -> bool:

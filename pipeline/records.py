@@ -10,6 +10,8 @@ Alignment contract. For a response with `prompt_token_ids` (P of them) and `toke
 - Hence the student's hidden state at position P − 1 + t of `prompt_token_ids + token_ids` is matched with row t.
 """
 
+import hashlib
+
 import pyarrow as pa
 
 from pipeline import codec
@@ -134,3 +136,18 @@ RISKS = pa.schema(
 
 ARMS = ("teacher", "student", "sft_only", "untrained", "other")
 STAGES = ("prepare", "generate", "filter", "train", "evaluate", "export")
+
+
+def is_held_out(identifier: str, held_out_frac: float) -> bool:
+    """Whether a prompt is on the held-out side: its own hash decides, so it never changes side as a corpus grows."""
+    return is_drawn("split", identifier, held_out_frac)
+
+
+def is_drawn(salt: str, identifier: str, frac: float) -> bool:
+    """Whether an id is in a share that its own hash decides: one that is stays so if the share grows."""
+    return int(hashlib.sha256(f"{salt} {identifier}".encode()).hexdigest()[:15], 16) < frac * 16**15
+
+
+def split_of(side: str, method: str, held_out_frac: float) -> str:
+    """train or held_out, by the id of its conversation; what the teacher wrote is always to train on."""
+    return "held_out" if method == "source" and is_held_out(side, held_out_frac) else "train"

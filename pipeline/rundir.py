@@ -9,7 +9,7 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,6 +33,9 @@ from pipeline.report.figures import seconds
 
 SCHEMA_VERSION = 1
 NOTHING: dict[str, Any] = {"fingerprint": {}}
+INPUT = "input."  # a fingerprint's key of another stage's output
+GROWN_FROM = "grown_from"  # in a manifest: the output hashes that the stage had before it grew
+ADDED = ".added"  # the folder of what a stage that grows has added so far
 Fresh = Literal["no", "changed", "always"]
 SECTIONS = {  # of the config, that a stage is made with; others: their own
     "prepare": ("teacher", "prepare", "privacy", "safety", "licence_policy"),
@@ -226,12 +229,15 @@ class RunDir:
             if in_one_piece or not committed:
                 _discard(folder)  # not what follows: that is refused by name, where this comes out otherwise
         earlier = _earlier(folder)
+        tries = _tries(folder, earlier)
+        if earlier is not None and self._input_grew(earlier, fingerprint):
+            earlier = self._take_growth(stage, earlier, fingerprint)
         if earlier is not None and self.fresh == "changed" and self._is_other(folder, earlier, fingerprint):
             self.discard_from(stage)
             earlier = None
+        tries = tries if earlier else _tries(folder, None)
         accepted = self._accepted(stage, earlier, fingerprint) if earlier else []
         folder.mkdir(parents=True, exist_ok=True)
-        tries = _tries(folder, earlier)
         made_with = earlier["fingerprint"] if earlier else fingerprint
         opened = Stage(self, stage, folder, made_with, accepted, spent_s=tries["spent_s"], num_tries=tries["num_tries"])
         if earlier is None:
@@ -249,19 +255,75 @@ class RunDir:
             self._reopen(opened, earlier, tries)
         return opened
 
+    def begin_growth(self, stage: str, fingerprint: dict[str, Any]) -> "Stage":
+        """Open a finished stage that takes more. What is added is written to a folder of its own until `Stage.grow`
+        puts it beside what is there, so a try that stops changes nothing."""
+        folder = self.stage_path(stage)
+        earlier = self.manifest(stage)
+        tries = _tries(folder, earlier)
+        added = folder / ADDED
+        _discard(added)
+        added.mkdir()
+        return Stage(
+            self,
+            stage,
+            added,
+            fingerprint,
+            earlier["accepted"],
+            spent_s=tries["spent_s"],
+            num_tries=tries["num_tries"],
+        )
+
+    def _input_grew(self, earlier: dict[str, Any], fingerprint: dict[str, Any]) -> bool:
+        """Whether a stage's inputs are all that changed, and hold what it was made from and more."""
+        changed = changes(earlier["fingerprint"], fingerprint, earlier["accepted"])
+        return (
+            bool(changed)
+            and self.fresh != "always"
+            and all(
+                c["key"].startswith(INPUT)
+                and c["key"] not in self.accept
+                and c["was"] in self.manifest(c["key"].removeprefix(INPUT)).get(GROWN_FROM, ())
+                for c in changed
+            )
+        )
+
+    def _take_growth(self, stage: str, earlier: dict[str, Any], fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+        """What a stage whose input grew goes on from. generate keeps its files; filter is done anew, as it compares
+        responses with each other; of a later stage nothing changes, so it is refused by name."""
+        folder = self.stage_path(stage)
+        if stage == "filter":
+            if not self.is_sure:
+                way = "give --fresh twice (--fresh --fresh) to filter all responses anew"
+                work.check(self.path, [folder], f"{stage} of the responses that were added", way)
+            _discard(folder)
+            return None
+        if stage != "generate":
+            return earlier
+        facts = read_json(folder / "started.json", Started)["facts"]
+        if self.is_done(stage):
+            for record in earlier["files"]:
+                if (folder / record["name"]).exists():  # what is missing is made anew
+                    self._check_file(stage, record)
+            facts = {**facts, GROWN_FROM: [*earlier.get(GROWN_FROM, ()), self.output_hash(stage)]}
+        kept = {"fingerprint": fingerprint, "accepted": earlier["accepted"], "started": now(), "facts": facts}
+        write_json(folder / "started.json", kept)
+        (folder / "manifest.json").unlink(missing_ok=True)
+        return kept
+
     def _is_other(self, folder: Path, earlier: dict[str, Any], fingerprint: dict[str, Any]) -> bool:
         """Whether what is there can't stand for these settings, accepted changes aside."""
-        changed = _changes(earlier["fingerprint"], fingerprint, earlier["accepted"])
-        since = _changes(earlier["fingerprint"], fingerprint, [])
+        changed = changes(earlier["fingerprint"], fingerprint, earlier["accepted"])
+        since = changes(earlier["fingerprint"], fingerprint, [])
         return any(c["key"] not in self.accept for c in changed) or bool(since and not _is_whole(folder))
 
     def _accepted(self, stage: str, earlier: dict[str, Any], fingerprint: dict[str, Any]) -> list[dict[str, Any]]:
         """The changes that were accepted, now or before. Raises UserError for one that was not, or can't be."""
         folder = self.stage_path(stage)
-        changed = _changes(earlier["fingerprint"], fingerprint, earlier["accepted"])
+        changed = changes(earlier["fingerprint"], fingerprint, earlier["accepted"])
         if refused := [c for c in changed if c["key"] not in self.accept]:
             raise UserError(_refusal(self.path, stage, refused, _is_whole(folder)))
-        since = _changes(earlier["fingerprint"], fingerprint, [])
+        since = changes(earlier["fingerprint"], fingerprint, [])
         if since and not _is_whole(folder):
             keys = ", ".join(c["key"] for c in since)
             raise UserError(
@@ -377,6 +439,27 @@ class Stage:
         )
         say(f"{self.name}: {', '.join(f'{key} {value}' for key, value in counts.items())} → {self.path}")
 
+    def grow(self, config: Config, written_anew: Collection[str], counts: dict[str, Any], **facts: Any) -> None:
+        """Put what was added beside what was there, and write the manifest: the stage is complete.
+
+        What is there stays, but for the files `written_anew`, which go if this try wrote none of that name.
+        """
+        folder, added = self.run.stage_path(self.name), sorted(path.name for path in self.path.iterdir())
+        manifest = self.run.manifest(self.name)
+        kept = [record["name"] for record in manifest["files"] if record["name"] not in {*added, *written_anew}]
+        earlier_hashes = [*manifest.get(GROWN_FROM, ()), self.run.output_hash(self.name)]
+        for name in written_anew:
+            (folder / name).unlink(missing_ok=True)
+        for name in added:
+            (self.path / name).replace(folder / name)
+        self.path.rmdir()
+        self.path = folder
+        self.run._write_config(self.name, config)
+        started = read_json(folder / "started.json", Started)
+        write_json(folder / "started.json", {**started, "fingerprint": self.fingerprint})
+        names = sorted([*kept, *added], key=lambda name: (not name.endswith(".parquet"), name))
+        self.finish([folder / name for name in names], counts, **facts, **{GROWN_FROM: earlier_hashes})
+
     def _file_record(self, path: Path) -> dict[str, Any]:
         record: dict[str, Any] = {"name": str(path.relative_to(self.path)), "bytes": path.stat().st_size}
         if path.suffix == ".parquet":
@@ -446,7 +529,8 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any], accepted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def changes(old: dict[str, Any], new: dict[str, Any], accepted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The keys in which two fingerprints differ, each with what it `was` and `is`; but for accepted changes."""
     known = [(a["key"], a["is"]) for a in accepted]
     return [
         {"key": key, "was": old.get(key), "is": new.get(key)}
@@ -467,6 +551,13 @@ def _refusal(path: Path, stage: str, changes: list[dict[str, Any]], is_whole: bo
     ways = [f"give the run a new name (name=...), do {stage} and what follows again (--fresh)"]
     if is_whole:
         ways.append(f"keep its output as it is ({accepts})")
+    if all(c["key"].startswith(INPUT) for c in changes):
+        inputs = " and ".join(c["key"].removeprefix(INPUT) for c in changes)
+        ways[0] = f"do {stage} and what follows again (--fresh)"
+        if stage == "train":
+            go_on = f"generate.reuse={path} student.model={path}/train/student"
+            ways.append(f"go on from its student under a new name (name=... {go_on})")
+        return f"{path}/{stage} was made from what {inputs} wrote before that changed. Either {', or '.join(ways)}"
     return f"{path}/{stage} was made with other settings: {listed}. Either {', or '.join(ways)}"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline import alignment
 from pipeline.console import counted, progress
 from pipeline.errors import UserError
-from pipeline.records import STAGES
+from pipeline.records import STAGES, split_of
 from pipeline.rundir import RunDir, read_planned, read_shards, shard_paths
 
 Row = dict[str, Any]
@@ -35,16 +35,26 @@ def run(run_dir: RunDir) -> list[tuple[str, str]]:
 
 
 def _prompts(run_dir: RunDir) -> str:
-    seen: set[str] = set()
-    for place, row in _rows(run_dir, "prepare", ["prompt_id", "prompt_token_ids"]):
+    manifest, seen = run_dir.manifest("prepare"), set[str]()
+    held_out_frac = manifest["fingerprint"].get("prepare.held_out_frac")
+    columns = ["prompt_id", "prompt_token_ids", "conversation_id", "split", "method"]
+    for place, row in _rows(run_dir, "prepare", columns):
         if row["prompt_id"] in seen:
             raise UserError(f"{place}: prompt {row['prompt_id']} is there twice")
         if not row["prompt_token_ids"]:
             raise UserError(f"{place}: prompt {row['prompt_id']} has no tokens")
+        if held_out_frac is not None and row["split"] != split_of(row["conversation_id"], row["method"], held_out_frac):
+            raise UserError(f"{place}: prompt {row['prompt_id']} is on the other side of the split than its hash says")
         seen.add(row["prompt_id"])
-    if "synthesis" in run_dir.manifest("prepare"):
-        return f"{counted(len(seen), 'prompt')}, each once; {_written(run_dir)}"
-    return f"{counted(len(seen), 'prompt')}, each once"
+    told = f"{counted(len(seen), 'prompt')}, each once"
+    if held_out_frac is not None:
+        told += " and on the side of the split that its hash says"
+    parts = manifest.get("parts", [len(seen)])
+    if sum(parts) != len(seen):
+        raise UserError(f"{run_dir.path}/prepare: {len(seen)} prompts, but the manifest counts {sum(parts)} as it grew")
+    if len(parts) > 1:
+        told += f" ({' + '.join(map(str, parts))} as it grew)"
+    return f"{told}; {_written(run_dir)}" if "synthesis" in manifest else told
 
 
 def _written(run_dir: RunDir) -> str:

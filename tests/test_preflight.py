@@ -185,3 +185,13 @@ def test_no_row_has_more_entries_than_the_codec_can_count(tmp_path: Path) -> Non
 )
 def test_what_a_later_stage_loads_is_looked_for(tmp_path: Path, sections: Settings, said: str) -> None:
     assert said in refusal(tmp_path, **sections)
+
+
+def test_a_run_whose_answers_are_to_be_taken_must_have_them(tmp_path: Path) -> None:
+    make(tmp_path / "other", until="generate")
+    other = RunDir(next((tmp_path / "other").iterdir()))
+    check(tmp_path, generate={"reuse": [str(other.path)]})
+    said = refusal(tmp_path, generate={"reuse": f"{other.path},{tmp_path}/nowhere"})
+    assert f"{tmp_path}/nowhere: generate has not finished" in said
+    next(other.stage_path("generate").glob("*.parquet")).write_bytes(b"cut")
+    assert "damaged" in refusal(tmp_path, generate={"reuse": [str(other.path)]})

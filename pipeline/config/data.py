@@ -233,6 +233,11 @@ class Generate(Section):
     shard_responses: Positive = Field(
         default=256, description="Responses per Parquet file; a crash loses at most the files in flight."
     )
+    reuse: tuple[str, ...] = runtime(
+        (),
+        "Folders of finished runs with the same teacher and settings: a prompt that one of them has answered keeps that"
+        " answer, and only the others are generated.",
+    )
     pilot_prompts: Positive = runtime(50, "Prompts that `retort plan` answers, spread over all.")
     price_per_hour: float | None = runtime(
         None, "Price of the machine per hour, in whatever currency; `retort plan` multiplies it.", ge=0

@@ -24,8 +24,9 @@ from pipeline.console import console, counted, progress, say
 from pipeline.engine_args import LOGPROBS_MODE
 from pipeline.errors import UserError
 from pipeline.files import read_committed
-from pipeline.generate import support
+from pipeline.generate import reuse, support
 from pipeline.generate.engine import Answer, Engine, Request
+from pipeline.generate.reuse import Reuse
 from pipeline.generate.server import Server
 from pipeline.kv_cache import Load
 from pipeline.left_out import LARGE_FRAC
@@ -57,12 +58,19 @@ def run(config: Config, run_dir: RunDir) -> None:
     if done:
         say(f"generate: {len(done)} of {len(names)} shards are there; going on")
     if len(done) < len(names):
-        began = time.monotonic()
-        total = prompts["counts"]["prompts"] * config.generate.num_samples - sum(done.values())
-        engine = engine or open_teacher(config, teacher, config.generate.k, load_of(config, run_dir, total))
-        stage.remember(engine_start_s=round(time.monotonic() - began, 1), teacher_dtype=engine.dtype)
-        todo = ((name, rows) for name, rows in planned(run_dir, config) if name not in done)
-        stage.remember(**_generate(stage, engine, config, teacher.tokenizer(), todo, total))
+        with reuse.opened(config.generate.reuse, stage.path, fingerprint) as earlier:
+            total = prompts["counts"]["prompts"] * config.generate.num_samples - sum(done.values())
+            if earlier:
+                total -= _take(stage, earlier, planned(run_dir, config), done)
+                stage.remember(teacher_dtype=_common(earlier.dtypes))
+            if total:
+                began = time.monotonic()
+                engine = engine or open_teacher(config, teacher, config.generate.k, load_of(config, run_dir, total))
+                dtypes = {engine.dtype, *(earlier.dtypes if earlier else ())}
+                dtypes |= {stage.facts().get("teacher_dtype", "")} if done else set()
+                stage.remember(engine_start_s=round(time.monotonic() - began, 1), teacher_dtype=_common(dtypes))
+                todo = ((name, rows) for name, rows in planned(run_dir, config) if name not in done)
+                stage.remember(**_generate(stage, engine, config, teacher.tokenizer(), todo, total, earlier))
     counts = _counts(stage, names)
     if counts["truncated"] > LARGE_FRAC * counts["responses"] and config.generate.mode == "sample":
         say(
@@ -71,6 +79,11 @@ def run(config: Config, run_dir: RunDir) -> None:
         )
     facts = {"alignment": ALIGNMENT, "k": config.generate.k, "vocab_size": teacher.vocab_size()}
     stage.finish([stage.path / name for name in names], counts, **facts)
+
+
+def _common(dtypes: set[str]) -> str:
+    """The type that the teacher answered in; empty, as of a server that does not tell, if it was several."""
+    return next(iter(dtypes)) if len(dtypes) == 1 else ""
 
 
 def open_teacher(config: Config, teacher: models.Model, k: int, load: Load) -> Engine | Server:
@@ -96,13 +109,18 @@ def response_seed(seed: int, response_id: str) -> int:
 
 
 def planned(run_dir: RunDir, config: Config) -> Iterator[tuple[str, list[Row]]]:
-    """`(file, its responses)`: the same every time, so a shard is done or not done as a whole. One shard at a time."""
+    """`(file, its responses)`: the same every time, so a shard is done or not done as a whole. One shard at a time.
+
+    Prompts that were added when the run grew begin a new shard.
+    """
     columns = ["conversation_id", "split", "category", "prompt_token_ids", "completion_token_ids"]
-    rows = read_planned(run_dir, columns, config.generate.num_samples)
-    for number in itertools.count():
-        if not (shard := list(itertools.islice(rows, config.generate.shard_responses))):
-            return
-        yield f"responses-{number:05d}.parquet", shard
+    rows, number = read_planned(run_dir, columns, config.generate.num_samples), 0
+    prompts = run_dir.manifest("prepare")
+    for num_prompts in prompts.get("parts", [prompts["counts"]["prompts"]]):
+        part = itertools.islice(rows, num_prompts * config.generate.num_samples)
+        while shard := list(itertools.islice(part, config.generate.shard_responses)):
+            yield f"responses-{number:05d}.parquet", shard
+            number += 1
 
 
 def request(row: Row, settings: Generate) -> Request:
@@ -164,6 +182,21 @@ def _survey(stage: Stage, plan: Iterator[tuple[str, list[Row]]]) -> tuple[list[s
     return names, done
 
 
+def _take(stage: Stage, earlier: Reuse, plan: Iterator[tuple[str, list[Row]]], done: dict[str, int]) -> int:
+    """Write the shards whose responses other runs have, all of them, and add them to `done`. Returns how many responses
+    other runs have, those of the other shards too."""
+    num = 0
+    for name, rows in plan:
+        if name not in done:
+            found = [taken for row in rows if (taken := earlier.find(row))]
+            num += len(found)
+            if len(found) == len(rows):
+                stage.commit(pa.Table.from_pylist(found, schema=RESPONSES), name, ZSTD_LEVEL)
+                done[name] = len(rows)
+    say(f"generate: {counted(num, 'answer')} taken from {', '.join(earlier.names)}")
+    return num
+
+
 def _generate(
     stage: Stage,
     engine: Engine | Server,
@@ -171,8 +204,9 @@ def _generate(
     tokenizer: Any,
     todo: Iterator[tuple[str, list[Row]]],
     total: int,
+    earlier: Reuse | None = None,
 ) -> Row:
-    """Answer the `total` rows of `todo`; commit each shard when its last answer is in.
+    """Answer the `total` rows of `todo` that no `earlier` run has answered; commit each shard when its last is in.
 
     Only shards with answers under way are in memory: the engine reads ahead no further than keeps it full.
     """
@@ -181,9 +215,11 @@ def _generate(
 
     def requests() -> Iterator[Request]:
         for name, rows in todo:
-            open_shards[name] = {row["response_id"]: row for row in rows}
-            place.update({row["response_id"]: name for row in rows})
-            yield from (request(row, config.generate) for row in rows)
+            found = {row["response_id"]: earlier.find(row) if earlier else None for row in rows}
+            open_shards[name] = {row["response_id"]: found[row["response_id"]] or row for row in rows}
+            asked = [row for row in rows if not found[row["response_id"]]]
+            place.update({row["response_id"]: name for row in asked})
+            yield from (request(row, config.generate) for row in asked)
 
     num_tokens, began = 0, time.monotonic()
     with progress("answers") as bar:
@@ -244,8 +280,9 @@ def _recorded_server(config: Config, run_dir: RunDir, fingerprint: Row) -> Row |
     if "teacher.served" not in made:
         return None
     keys = {"vllm", "teacher.served"}
-    is_changed = any(made.get(key) != value for key, value in fingerprint.items() if key not in keys)
-    if run_dir.fresh == "changed" and is_changed:
+    changed = {key for key, value in fingerprint.items() if key not in keys and made.get(key) != value}
+    grows = changed == {"input.prepare"} and not changed & set(run_dir.accept)  # and will ask the server
+    if grows or (run_dir.fresh == "changed" and changed):
         return None
     named = config.teacher.server.model
     return {**made["teacher.served"], "vllm": made["vllm"]} | ({"model": named} if named else {})

@@ -31,7 +31,7 @@ from pipeline.console import console, counted, say
 from pipeline.corpora import BadRowError
 from pipeline.errors import UserError
 from pipeline.files import file_hash, folder_hash, text_hash
-from pipeline.prepare import conversations, screening, sources, synthesis
+from pipeline.prepare import comparison, conversations, growth, screening, sources, synthesis
 from pipeline.prepare.comparison import Comparison, text_of
 from pipeline.prepare.conversations import Asked, Renderer
 from pipeline.prepare.instructions import Pool, template_hash
@@ -53,20 +53,35 @@ def run(config: Config, run_dir: RunDir) -> None:
     eval_prompts.check(config, template)
     context = _context_tokens(config, teacher)
     licence = licences.check(config, teacher)
-    has_drafts = any(run_dir.stage_path("prepare").glob("drafts-*.jsonl"))  # dear: gone on from, or refused by name
     fingerprint = _fingerprint(config, teacher, tokenizer, context) | {"teacher.date": day}
+    if earlier := growth.earlier(config, run_dir, fingerprint):
+        stage = run_dir.begin_growth("prepare", fingerprint)
+        _prepare(config, stage, Renderer(config, teacher, template, context), licence, earlier)
+        return
+    has_drafts = any(run_dir.stage_path("prepare").glob("drafts-*.jsonl"))  # dear: gone on from, or refused by name
     stage = run_dir.begin("prepare", config, fingerprint, in_one_piece=not has_drafts)
     if stage.complete:
         return
     if config.prepare.sources == Prepare().sources:
         say(f"prepare: the prompts are the shipped ones, {Prepare().sources[0].path}; name your own in prepare.sources")
-    pool, is_grown = Pool(), config.prepare.synthesis.num_prompts is not None
+    _prepare(config, stage, Renderer(config, teacher, template, context), licence)
+
+
+def _prepare(
+    config: Config, stage: Stage, renderer: Renderer, licence: licences.Found, earlier: dict[str, Any] | None = None
+) -> None:
+    """Write the prompts and the manifest; `earlier` is the manifest of a run that grows."""
+    pool, writes_more = Pool(), config.prepare.synthesis.num_prompts is not None and earlier is None
     with scratch.database(stage.path) as database:
-        prompts = _Prompts(config, stage, Renderer(config, teacher, template, context), database)
+        prompts = _Prompts(config, stage, renderer, database)
+        if earlier:
+            prompts.keep(earlier)
+            if "synthesis" in earlier:
+                say("prepare: the prompts that the teacher wrote stay, and it writes no more of them")
         for row in prompts.of_sources():
-            if is_grown:
+            if writes_more:
                 pool.add(row)
-        facts = prompts.grow(teacher, template, pool) if is_grown else {}
+        facts = prompts.synthesise(renderer.teacher, renderer.template, pool) if writes_more else {}
     counts = prompts.counts
     if counts["prompts"] == counts["held_out"]:
         raise UserError(
@@ -76,12 +91,18 @@ def run(config: Config, run_dir: RunDir) -> None:
     for change, meaning in chat_template.CHANGES.items():
         if counts[change]:
             say(f"prepare: {meaning} ({counted(counts[change], 'prompt')})")
-    facts |= {"chat_template": template.facts(), **prompts.screened.facts(licence)}
-    made = {"counts": counts, "fingerprint": fingerprint, **facts}
+    facts |= {"chat_template": renderer.template.facts(), **prompts.screened.facts(licence)}
+    made = {"counts": counts, "fingerprint": stage.fingerprint, **facts}
     for told in (*left_out.of_sources(made), left_out.of_held_out_prompts(made)):
         if told is not None:
             say(f"prepare: {told}")
-    stage.finish([*prompts.shards.close(), *stage.notes()], dict(counts), **facts)
+    files = prompts.shards.close()
+    if earlier:
+        parts = [*earlier.get("parts", [earlier["counts"]["prompts"]]), prompts.num_new]
+        facts |= {key: earlier[key] for key in ("synthesis",) if key in earlier}
+        stage.grow(config, comparison.NOTES, dict(counts), parts=[num for num in parts if num], **facts)
+    else:
+        stage.finish([*files, *stage.notes()], dict(counts), **facts)
 
 
 class _Prompts:
@@ -90,19 +111,31 @@ class _Prompts:
     def __init__(self, config: Config, stage: Stage, renderer: Renderer, database: sqlite3.Connection) -> None:
         self._config, self._stage, self._renderer = config, stage, renderer
         self.screened = screening.Screening(config)
-        self._skipped, self._num_rows = Skipped(), 0
+        self._skipped, self._num_rows, self.num_new = Skipped(), 0, 0
+        self._earlier = growth.Earlier()
         self._others = Comparison(config, stage, database, self._boilerplate())
         self.shards = _Shards(stage, config.prepare.shard_prompts)
         self.counts: Counter[str] = Counter(
             prompts=0, held_out=0, duplicates=0, near_duplicates=0, contaminated=0, bad_rows=0
         )
 
+    def keep(self, earlier: dict[str, Any]) -> None:
+        """Take the prompts of a run that grows: nothing is written of them, and they count as they did."""
+        for row, asked in growth.kept(self._stage.run, self._renderer.template.tokenizer):
+            self._earlier.add(row)
+            self._others.keep(asked, row["prompt_id"], row["split"] == "held_out")
+            self.screened.columns(asked)
+            self._count(row, asked)
+        self.counts.update({key: earlier["counts"][key] for key in ("synthesised",) if key in earlier["counts"]})
+        self.shards.begin_after(sum(name["name"].endswith(".parquet") for name in earlier["files"]))
+
     def of_sources(self) -> Iterator[dict[str, Any]]:
         """Take those of the sources: the rows, as they are taken. Raises UserError where there is none."""
-        seen: set[str] = set()
+        seen = set(self._earlier.ids)
         held_out_frac, max_prompts = self._config.prepare.held_out_frac, self._config.prepare.max_prompts
         asked_in_turn = self._asked(self._config.prepare.sources, self._refuse)
-        for asked in self.screened.of(asked_in_turn, lambda: max_prompts and max_prompts - len(seen)):
+        new = self._new(asked_in_turn)
+        for asked in self.screened.of(new, lambda: max_prompts and max_prompts - len(seen)):
             identifier = asked.identifier()
             if identifier in seen:
                 self._leave_out(asked.origin, "duplicates")  # the same prompt is taken: nothing is lost
@@ -119,10 +152,18 @@ class _Prompts:
             yield self._take(asked, rendered)
             if len(seen) == max_prompts:
                 break
+        if self._earlier.ids:
+            self._earlier.check(self._stage.run, self.num_new, new)
         if not seen:
             raise UserError(f"prepare: the sources hold no prompt (prepare.sources){self._why_none()}")
         if self.counts["bad_rows"]:
             say(f"prepare: {counted(self.counts['bad_rows'], 'row')} skipped: {self._skipped.told()}")
+
+    def _new(self, conversations: Iterable[Asked]) -> Iterator[Asked]:
+        """Those that the run does not have yet; one that it has and that stands there twice is a duplicate."""
+        for asked in conversations:
+            if not (self._earlier.ids and self._earlier.meets(self.screened.redacted(asked).identifier())):
+                yield asked
 
     def _why_none(self) -> str:
         if not self._num_rows:
@@ -132,7 +173,7 @@ class _Prompts:
         parts = [f"{num} {why.replace('_', ' ')}{told.get(why, '')}" for why, num in self.screened.lost().items()]
         return f": {self._num_rows} rows were read, and left out: {', '.join(parts)}"
 
-    def grow(self, teacher: models.Model, template: ChatTemplate, pool: Pool) -> dict[str, Any]:
+    def synthesise(self, teacher: models.Model, template: ChatTemplate, pool: Pool) -> dict[str, Any]:
         """Add the prompts that the teacher writes. Returns what the manifest says of them."""
         judge = synthesis.Judge(self._config, template.tokenizer, pool, self.screened, self._fault_of_draft)
         files, report = synthesis.grow(self._config, self._stage, teacher, template, pool, judge)
@@ -155,10 +196,14 @@ class _Prompts:
         row = conversations.row(asked, self._config.prepare.held_out_frac)
         row |= {**self.screened.columns(asked), **rendered}
         self.shards.add(row)
+        self.num_new += 1
+        self._count(row, asked)
+        return row
+
+    def _count(self, row: dict[str, Any], asked: Asked) -> None:
         self.counts["prompts"] += 1
         self.counts["held_out"] += row["split"] == "held_out"
         self.counts.update(self._renderer.template.changes(asked.messages))
-        return row
 
     def _boilerplate(self) -> Boilerplate:
         """What many prompts of a source share: the sources are read once more for it, before anything is taken.
@@ -249,6 +294,11 @@ class _Shards:
         self._stage, self._num_rows = stage, num_rows
         self._rows: list[dict[str, Any]] = []
         self._files: list[Path] = []
+        self._num_earlier = 0
+
+    def begin_after(self, num_files: int) -> None:
+        """Number the files from here on: so many are there."""
+        self._num_earlier = num_files
 
     def add(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
@@ -262,7 +312,7 @@ class _Shards:
         return self._files
 
     def _commit(self) -> None:
-        name = f"prompts-{len(self._files):05d}.parquet"
+        name = f"prompts-{self._num_earlier + len(self._files):05d}.parquet"
         self._stage.commit(pa.Table.from_pylist(self._rows, schema=PROMPTS), name)
         self._files.append(self._stage.path / name)
         self._rows = []

@@ -11,7 +11,7 @@ from pipeline.prepare.conversations import Asked
 from pipeline.rundir import Stage
 from pipeline.texts import ask, prompt_text, words
 
-CONTAMINATION, NEAR_DUPLICATES = "contamination.jsonl", "near_duplicates.jsonl"
+CONTAMINATION, NEAR_DUPLICATES = NOTES = "contamination.jsonl", "near_duplicates.jsonl"
 
 
 class Comparison:
@@ -54,6 +54,13 @@ class Comparison:
             self._held_out.add(prompt_id)
         return None
 
+    def keep(self, asked: Asked, prompt_id: str, is_held_out: bool) -> None:
+        """Take a prompt that the run has, whatever it is like."""
+        alone, scored = self._sketches(asked, words(prompt_text(asked.messages)))
+        self._add(prompt_id, alone, scored)
+        if is_held_out:
+            self._held_out.add(prompt_id)
+
     def _sketches(self, asked: Asked, prompt: list[str]) -> tuple[Sketch, Sketch | None]:
         """Of a prompt, given its words, and of the prompt with the answer to be scored."""
         tools = json.dumps(asked.tools, ensure_ascii=False)
@@ -74,10 +81,15 @@ class Comparison:
         twins += [twin for twin in (self._answered.twins(scored) if scored else alike) if twin.is_duplicate]
         if twins:
             return twins[0]
+        self._add(prompt_id, asked, scored)
+        return None
+
+    def _add(self, prompt_id: str, asked: Sketch, scored: Sketch | None) -> None:
+        if self._prompts is None or self._answered is None:
+            return
         self._prompts.add(asked, prompt_id)
         if scored:
             self._answered.add(scored, prompt_id)
-        return None
 
 
 def text_of(asked: Asked) -> Text:

@@ -11,6 +11,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.prepare import sources
 from pipeline.prepare.sources import Message, Messages
+from pipeline.records import is_drawn, split_of
 
 Row = dict[str, Any]
 
@@ -45,7 +46,7 @@ class Asked:
 
     def is_held_out(self, held_out_frac: float) -> bool:
         """What the teacher wrote was made from prompts to train on, and is one."""
-        return self.method == "source" and is_held_out(self.side(), held_out_frac)
+        return split_of(self.side(), self.method, held_out_frac) == "held_out"
 
 
 def prompt_id(messages: Messages, tools: list[Any] | None = None) -> str:
@@ -54,28 +55,19 @@ def prompt_id(messages: Messages, tools: list[Any] | None = None) -> str:
     return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def is_held_out(identifier: str, held_out_frac: float) -> bool:
-    """Whether a prompt is on the held-out side: its own hash decides, so it never changes side as a corpus grows."""
-    return _is_drawn("split", identifier, held_out_frac)
-
-
 def is_taken(asked: Asked, weight: float) -> bool:
     """Whether a prompt is in the share of its source that is taken: one that is stays so if the share grows.
 
     All answers to be scored of a conversation are, or none.
     """
-    return weight == 1 or _is_drawn("weight", asked.side(), weight)
-
-
-def _is_drawn(salt: str, identifier: str, frac: float) -> bool:
-    return int(hashlib.sha256(f"{salt} {identifier}".encode()).hexdigest()[:15], 16) < frac * 16**15
+    return weight == 1 or is_drawn("weight", asked.side(), weight)
 
 
 class Renderer:
     """Conversations as the teacher sees them."""
 
     def __init__(self, config: Config, teacher: models.Model, template: ChatTemplate, context: int) -> None:
-        self._config, self._context, self.template = config, context, template
+        self._config, self._context, self.template, self.teacher = config, context, template, teacher
         self._stop_ids, self._vocab_size = teacher.stop_ids(template.tokenizer), teacher.vocab_size()
 
     def columns(self, asked: Asked) -> Row:
@@ -113,12 +105,39 @@ def row(asked: Asked, held_out_frac: float) -> Row:
         "messages": [_stored(message) for message in asked.messages],
         "tools": None if asked.tools is None else json.dumps(asked.tools, ensure_ascii=False),
         "category": asked.category,
-        "split": "held_out" if asked.is_held_out(held_out_frac) else "train",
+        "split": split_of(asked.side(), asked.method, held_out_frac),
         "source": asked.place,
         "method": asked.method,
         "parents": list(asked.parents),
         "template": asked.template,
     }
+
+
+def of_row(row: Row, completion: str | None = None) -> Asked:
+    """The conversation that a row of PROMPTS was made from; `completion` is the text of the answer to be scored."""
+    place = row["source"]
+    return Asked(
+        place=place,
+        category=row["category"],
+        messages=[_given(message) for message in row["messages"]],
+        tools=None if row["tools"] is None else json.loads(row["tools"]),
+        completion=None if completion is None else {"role": "assistant", "content": completion},
+        origin=place.rpartition(":")[0] if row["method"] == "source" else "",
+        licence=row["licence"],
+        redacted=dict(row["redacted"] or ()),
+        safety=dict(row["safety"] or ()),
+        method=row["method"],
+        parents=tuple(row["parents"]),
+        template=row["template"],
+        conversation_id=row["conversation_id"],
+    )
+
+
+def _given(message: Message) -> Message:
+    """A message of PROMPTS as it was before `_stored`."""
+    given = {key: value for key, value in message.items() if value is not None or key == "content"}
+    calls = given.get("tool_calls")
+    return given if calls is None else {**given, "tool_calls": json.loads(calls)}
 
 
 def _stored(message: Message) -> Message:

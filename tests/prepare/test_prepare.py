@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pipeline import config as config_module
 from pipeline import models, prepare
 from pipeline.errors import UserError
-from pipeline.prepare.conversations import is_held_out, prompt_id
+from pipeline.prepare.conversations import prompt_id
+from pipeline.records import is_held_out
 
 USER = {"role": "user", "content": "Hi"}
 ROOT = Path(prepare.__file__).parent.parent.parent
@@ -94,22 +95,6 @@ def test_done_is_not_done_again(prepared: Any) -> None:
     before = {path: path.stat().st_mtime_ns for path in (prepared.run_dir.path / "prepare").iterdir()}
     prepared.do(source)
     assert {path: path.stat().st_mtime_ns for path in (prepared.run_dir.path / "prepare").iterdir()} == before
-
-
-def test_a_source_whose_content_changed_is_refused_by_name(prepared: Any) -> None:
-    prepared.do(prepared.lines(*numbered(3)))
-    with pytest.raises(UserError, match=r"made with other settings: prepare\.file\..*a\.jsonl was "):
-        prepared.do(prepared.lines(*numbered(4)))
-
-
-def test_a_dataset_folder_whose_content_changed_is_refused_by_name(prepared: Any) -> None:
-    folder = prepared.folder / "corpus"
-    folder.mkdir()
-    prepared.lines(*numbered(3), name="corpus/train.jsonl")
-    prepared.do({"dataset": str(folder)})
-    prepared.lines(*numbered(4), name="corpus/train.jsonl")
-    with pytest.raises(UserError, match=r"made with other settings: prepare\.folder\..*corpus was "):
-        prepared.do({"dataset": str(folder)})
 
 
 def test_another_chat_template_is_refused_by_name(prepared: Any, other_teacher: Callable[[str], Path]) -> None:

@@ -11,7 +11,8 @@ from pipeline import models, prepare
 from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.prepare.conversations import is_held_out, prompt_id
+from pipeline.prepare.conversations import prompt_id
+from pipeline.records import is_held_out
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello."}

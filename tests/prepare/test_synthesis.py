@@ -263,7 +263,8 @@ def test_a_draft_with_the_words_of_a_held_out_prompt_is_dropped(grown: Grown) ->
 def test_verify_proves_that_no_held_out_prompt_was_shown(grown: Grown) -> None:
     grown.do()
     [(_, proved), *_] = verify.run(grown.prepared.run_dir)
-    assert "54 prompts, each once; the teacher wrote 30 of them, all to train on, from none that is held out" in proved
+    assert "54 prompts, each once and on the side of the split that its hash says" in proved
+    assert "the teacher wrote 30 of them, all to train on, from none that is held out" in proved
 
 
 def test_verify_finds_a_prompt_made_from_one_that_is_held_out(grown: Grown, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,112 @@
+"""A finished prepare whose sources have more: the prompts that it has stay, in files that nothing touches, and what is
+new comes after them. So every answer stays as well."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.console import counted, say
+from pipeline.errors import UserError
+from pipeline.prepare import conversations
+from pipeline.prepare.conversations import Asked
+from pipeline.rundir import RunDir, changes, read_shards
+
+Row = dict[str, Any]
+GROWING = ("prepare.sources", "prepare.max_prompts", "prepare.bad_rows")
+CONTENT = ("prepare.file.", "prepare.folder.")  # of fingerprint keys: what a source holds
+AMOUNT = ("limit", "weight")  # of a source: how much of it is taken
+PLACE = ("path", "dataset", "subset", "dataset_split", "revision", "data_files")
+
+
+def earlier(config: Config, run_dir: RunDir, fingerprint: Row) -> Row | None:
+    """The manifest of a prepare that these settings can add to; None if it has not finished or is to be done afresh,
+    nothing that it reads has changed, or anything else has, such as what a source's rows become.
+
+    Raises UserError if it could, but has lost a file or has as many prompts as are wanted.
+    """
+    if run_dir.fresh != "no" or not run_dir.is_done("prepare"):
+        return None
+    manifest = run_dir.manifest("prepare")
+    lost = [name for name in run_dir.lost_files("prepare") if name.endswith(".parquet")]
+    if lost and "parts" in manifest:
+        raise UserError(
+            f"{run_dir.stage_path('prepare') / lost[0]} is missing or cut short, and can't be made anew, as the sources"
+            " have grown since: put it back, or do everything again (--fresh)"
+        )
+    changed = changes(manifest["fingerprint"], fingerprint, manifest["accepted"])
+    templates = {f"prepare.file.{source.template}" for source in config.prepare.sources}
+    can_grow = all(
+        (c["key"] in GROWING or c["key"].startswith(CONTENT)) and c["key"] not in {*templates, *run_dir.accept}
+        for c in changed
+    )
+    was, now = (made.get("prepare.sources", []) for made in (manifest["fingerprint"], fingerprint))
+    if not (changed and can_grow and _are_read_alike(was, now)):
+        return None
+    num, wanted = manifest["counts"]["prompts"], config.prepare.max_prompts
+    if wanted is not None and num >= wanted:
+        accepts = " ".join(f"--accept {c['key']}" for c in changed)
+        raise UserError(
+            f"{run_dir.path}: the sources have changed, and the run has {num} prompts, and prepare.max_prompts is"
+            f" {wanted}: raise it to add more, or keep the prompts as they are ({accepts})"
+        )
+    return manifest
+
+
+def _are_read_alike(was: list[Row], now: list[Row]) -> bool:
+    """Whether each source that there was and still is gives the same prompts for the same rows."""
+    before = {_key(source, PLACE): _key(source) for source in was}
+    return all(before.get(_key(source, PLACE), _key(source)) == _key(source) for source in now)
+
+
+def _key(source: Row, names: tuple[str, ...] | None = None) -> str:
+    chosen = names or tuple(sorted(source.keys() - {*AMOUNT, *PLACE}))
+    return repr([(name, source.get(name)) for name in chosen if source.get(name) is not None])
+
+
+def kept(run_dir: RunDir, tokenizer: Any) -> Iterator[tuple[Row, Asked]]:
+    """The prompts that prepare has: each row of PROMPTS, and the conversation that it was made from."""
+    for table in read_shards(run_dir, "prepare"):
+        for row in table.to_pylist():
+            scored = row["completion_token_ids"]
+            answer = None if scored is None else tokenizer.decode(scored, skip_special_tokens=True)
+            yield row, conversations.of_row(row, answer)
+
+
+class Earlier:
+    """The ids of the prompts that a run has, and which of them its sources still have."""
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+        self._of_sources: set[str] = set()
+        self._unmet: set[str] = set()
+
+    def add(self, row: Row) -> None:
+        self.ids.add(row["prompt_id"])
+        if row["method"] == "source":
+            self._of_sources.add(row["prompt_id"])
+            self._unmet.add(row["prompt_id"])
+
+    def meets(self, identifier: str) -> bool:
+        """Whether a prompt is one that the run has, and is met for the first time."""
+        if identifier not in self._unmet:
+            return False
+        self._unmet.discard(identifier)
+        return True
+
+    def check(self, run_dir: RunDir, num_new: int, unread: Iterator[Asked]) -> None:
+        """Say how the run grew. Raises UserError if the sources look like other ones, not like more of the same.
+
+        What is `unread`, as enough prompts are there, is read only until half of the earlier ones were met.
+        """
+        num, wanted = len(self._of_sources), len(self._of_sources) / 2
+        while len(self._unmet) > wanted and next(unread, None) is not None:
+            pass
+        if len(self._unmet) > wanted:
+            raise UserError(
+                f"{run_dir.path}: prepare.sources lacks {len(self._unmet)} of the {num} prompts that the run has, so it"
+                " looks like other data and not like more of the same. Give the run a new name (name=...), or discard"
+                " what it has (--fresh)"
+            )
+        say(f"prepare: the run grows by {counted(num_new, 'prompt')}; the {len(self.ids)} that it has stay as they are")
+        if self._unmet and next(unread, None) is None:
+            say(f"prepare: the sources lack {len(self._unmet)} of them by now; --fresh would leave those out")
