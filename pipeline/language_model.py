@@ -31,7 +31,7 @@ def load(path: Path, dtype: Any, who: str, **how: Any) -> PreTrainedModel:
     transformers can't build it, weights are missing, or its head is not known here.
     """
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True).to_dict()
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False).to_dict()
         quantised.check_loadable(config, who)
     except (ValueError, OSError) as error:
         raise UserError(f"{who}: can't be loaded as a causal language model: {first_line(error)}") from None

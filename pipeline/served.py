@@ -9,6 +9,8 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 from pipeline import meters
 from pipeline.config import Server
 from pipeline.engine_args import num_gpus
@@ -42,8 +44,16 @@ class Served:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is not None:
-            self._process.kill()
+            self._kill()
         self._process.communicate()
+
+    def _kill(self) -> None:
+        """With the engine's own processes, which would outlive it and keep the GPU's memory."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self._process.kill()
 
     def wait_until_ready(self) -> None:
         """Raises UserError where the engine does not start."""

@@ -1,9 +1,14 @@
 """The sparse head against an independent dense reference in float64."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
 
+from pipeline import head
+from pipeline.errors import UserError
 from pipeline.head import Head, entropy_and_best, support_logprobs
 from pipeline.train.divergences import buckets, forward_kl_nats
 
@@ -181,3 +186,17 @@ def test_autocast_multiplies_in_bfloat16_and_sums_in_float32() -> None:
     rough.label_N.sum().backward()
     assert weight.grad is not None
     assert weight.grad.dtype == torch.float32
+
+
+def test_logits_that_were_rounded_and_are_told_in_float32_are_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of Nemotron-H on a GPU, where our product is not rounded; a scale that is left out is still seen."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 200, bias=False, dtype=torch.bfloat16)
+    model = SimpleNamespace(get_output_embeddings=lambda: layer, config=LlamaConfig())
+    hidden_NH = 8 * torch.randn(32, 64, dtype=torch.bfloat16)
+    monkeypatch.setattr(head, "_product", lambda left, right: left.float() @ right.float())
+    with torch.no_grad():
+        own_NV = layer(hidden_NH).float()
+    head.check_logits(model, own_NV, hidden_NH, "a model")
+    with pytest.raises(UserError, match="not known here"):
+        head.check_logits(model, 1.1 * own_NV, hidden_NH, "a model")

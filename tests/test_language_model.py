@@ -39,6 +39,17 @@ def test_a_head_that_is_not_the_models_own_is_refused(
         language_model.on_meta(families.config_of(name, VOCAB), "evaluate: student")
 
 
+def test_code_in_a_models_folder_is_never_run_nor_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}')
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'has_run')!r}, 'w').close()")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "y")
+    with pytest.raises(UserError, match="can't be loaded as a causal language model"):
+        language_model.load(tmp_path, torch.float32, "evaluate: other")
+    assert not asked
+    assert not (tmp_path / "has_run").exists()
+
+
 def test_a_head_of_two_layers_is_refused_before_the_first_stage_and_as_it_is_loaded(tmp_path: Path) -> None:
     sizes = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     config = AutoConfig.for_model("modernbert-decoder", **sizes, num_attention_heads=2, pad_token_id=0)

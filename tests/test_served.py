@@ -3,11 +3,13 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 from fake_server import KEY, FakeServer, drawn
+from processes import survivors
 
 from pipeline import config as config_module
 from pipeline import served
@@ -76,6 +78,25 @@ def test_it_ends_with_the_block_also_where_that_fails(process: pytest.MonkeyPatc
     with pytest.raises(ZeroDivisionError):
         fail()
     assert not [child for child in psutil.Process(os.getpid()).children() if ECHO in child.cmdline()]
+
+
+def test_the_engines_own_processes_end_with_it_where_the_block_fails(process: pytest.MonkeyPatch) -> None:
+    """On a GPU vLLM's engine is a process below ours, and does not look whether ours is there."""
+    engine = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'])\n"
+    process.setattr(served, "COMMAND", (sys.executable, "-c", engine + ECHO))
+    began, below = time.monotonic(), list[psutil.Process]()
+
+    def fail() -> None:
+        with Served("it", "model", {}, Load()) as model:
+            model.wait_until_ready()
+            below.extend(psutil.Process(model.pid).children())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert len(below) == 1
+    assert not survivors(below, 10)
+    assert time.monotonic() - began < 15  # it holds the pipe of answers, whose end is waited for
 
 
 def test_the_servers_of_the_teacher_answer_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

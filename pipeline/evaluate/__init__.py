@@ -353,7 +353,7 @@ def _arm_engine(arm: str, folder: Path, config: Config, asked: _Asked) -> dict[s
     kept = asked.engine_args
     if arm != "teacher":
         kept = {k: v for k, v in kept.items() if k in {"dtype", "max_model_len", *config.evaluate.engine}}
-        if "max_model_len" in kept:
+        if kept.get("max_model_len"):  # null is the model's own
             kept["max_model_len"] = min(kept["max_model_len"], models.Model(arm, folder).context_tokens())
     return {**kept, "enable_prefix_caching": False}  # a repeated prompt would not be timed
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -201,3 +202,13 @@ def test_another_model_that_transformers_cannot_load_is_left_out_of_fidelity_wit
     evaluate._leave_out_unloadable(folders)
     assert ("other" not in folders) == is_left_out == bool(said)
     assert not said or "its fidelity is not measured" in said[0]
+
+
+def test_a_context_of_null_is_each_models_own(tmp_path: Path) -> None:
+    """The config takes null, and so does vLLM."""
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 512}')
+    config = config_module.validate({"name": "t", "teacher": {"engine": {"max_model_len": None}}}, "test")
+    asked: Any = SimpleNamespace(engine_args=config.teacher.engine)
+    assert evaluate._arm_engine("student", tmp_path, config, asked)["max_model_len"] is None
+    asked.engine_args = {"max_model_len": 2048}
+    assert evaluate._arm_engine("student", tmp_path, config, asked)["max_model_len"] == 512
