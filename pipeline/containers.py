@@ -61,9 +61,11 @@ def files(path: str) -> list[Path]:
 
 
 def _visible(top: Path, pattern: str) -> list[Path]:
-    """The files that a pattern matches, without hidden ones, sorted."""
+    """The files that a pattern matches, sorted; hidden ones, and those in hidden folders, only if it names them."""
+    named = Path(pattern).parts
     found = (path for path in top.glob(pattern) if path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(top).parts))
+    parts = ((path, path.relative_to(top).parts) for path in found)
+    return sorted(path for path, each in parts if not any(p.startswith(".") and p not in named for p in each))
 
 
 def is_saved(folder: Path) -> bool:

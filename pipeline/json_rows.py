@@ -21,7 +21,7 @@ MAX_ROW_CHARACTERS = 1 << 26
 MAX_WHOLE_CHARACTERS = 1 << 20  # of the first object of a file: a longer one is no row, but holds the rows
 OWN_LISTS = ("tools", "functions")  # lists of objects that are a row's own; those of messages are told by their roles
 _SPACE = re.compile(r"[ \t\r\n]*")
-_ENDS = tuple(" \t\r\n,:]}[{")  # what may follow a value; after the 0 of 0.5 more is to be read
+_ENDS = tuple(" \t\r\n,]}")  # what may follow a number; after the 0 of 0.5 more is to be read
 _NAMES = {list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
 
 
@@ -42,9 +42,9 @@ def parsed(text: str | bytes) -> Any:
 
 def as_row(value: Any) -> Row | BadRowError:
     """A value as a row, which is an object."""
-    return (
-        value if isinstance(value, dict) else BadRowError(f"not a JSON object, but {_NAMES.get(type(value), 'null')}")
-    )
+    if isinstance(value, dict):
+        return value
+    return BadRowError(f"not a JSON object, but {_NAMES.get(type(value), 'null')}")
 
 
 def read(path: Path, stream: TextIO) -> Iterator[Row | BadRowError]:
@@ -95,7 +95,7 @@ class _Text:
             told, place = "a number without an end", self._at
             try:
                 value, end = JSON.raw_decode(self._buffer, self._at)
-                if self._is_whole or self._buffer[end : end + 1] in _ENDS:
+                if self._is_whole or self._buffer[end - 1] in '}]"' or self._buffer[end : end + 1] in _ENDS:
                     self._at = end
                     return value
             except json.JSONDecodeError as error:

@@ -8,11 +8,14 @@ What is called an output here is what a model wrote; whoever trains on it makes 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import httpx
 import yaml
 from huggingface_hub import RepoCard, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from pipeline import models
 from pipeline.config import Config, Source
@@ -342,10 +345,15 @@ def _card_of(source: Source) -> Path:
     here = Path(source.path or source.dataset or "")
     if source.path is not None or here.is_dir():
         return (here if here.is_dir() else here.parent) / "README.md"
+    return _card_on_hub(str(here), source.revision)
+
+
+@cache
+def _card_on_hub(dataset: str, revision: str | None) -> Path:
     try:
-        return Path(hf_hub_download(str(here), "README.md", repo_type="dataset", revision=source.revision))
-    except Exception:  # no card, no dataset or no network: whoever reads the rows tells which
-        return here / "README.md"
+        return Path(hf_hub_download(dataset, "README.md", repo_type="dataset", revision=revision))
+    except (OSError, ValueError, HfHubHTTPError, httpx.HTTPError):  # whoever reads the rows tells what is not there
+        return Path(dataset) / "README.md"
 
 
 def check_source(name: str, licence: str | None, policy: str) -> None:

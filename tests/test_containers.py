@@ -272,6 +272,12 @@ def test_a_pattern_is_the_files_that_match(
     assert files(pattern) == [Path(name) for name in names]
 
 
+def test_a_pattern_may_name_what_is_hidden_or_above(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder / "a")
+    assert files("../*.jsonl") == [Path("../b.jsonl")]
+    assert files("../.git/*.jsonl") == [Path("../.git/x.jsonl")]
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path: Path) -> None:
     path = write(tmp_path / "a[1].jsonl", '{"prompt": "Hi"}')
     write(tmp_path / "a1.jsonl", '{"prompt": "Ho"}')
@@ -303,7 +309,8 @@ def test_what_save_to_disk_wrote_is_read_by_its_split(key: str, tmp_path: Path) 
     DatasetDict({"train": one, "test": one.select([3, 5])}).save_to_disk(tmp_path / "both")
 
     def prompts(name: str, **settings: Any) -> list[str]:
-        return [row["prompt"] for row in rows(Source(**{key: str(tmp_path / name)}, **settings))]
+        source = Source.model_validate({key: str(tmp_path / name), **settings})
+        return [row["prompt"] for row in rows(source)]
 
     assert prompts("one") == prompts("both") == [f"{n}" for n in range(20)]
     assert prompts("one", limit=2) == ["0", "1"]
@@ -312,7 +319,8 @@ def test_what_save_to_disk_wrote_is_read_by_its_split(key: str, tmp_path: Path) 
     assert prompts("both", dataset_split="test+train[18:]") == ["3", "5", "18", "19"]
     with pytest.raises(UserError, match=r"both: can't be read \(Unknown split \"valid\". Should be one of"):
         prompts("both", dataset_split="valid")
-    assert [place for place, _ in read(Source(**{key: str(tmp_path / "one")}, limit=1))] == [f"{tmp_path}/one:0"]
+    source = Source.model_validate({key: str(tmp_path / "one"), "limit": 1})
+    assert [place for place, _ in read(source)] == [f"{tmp_path}/one:0"]
 
 
 def test_all_files_of_what_save_to_disk_wrote_belong_to_it(tmp_path: Path) -> None:
@@ -322,9 +330,7 @@ def test_all_files_of_what_save_to_disk_wrote_belong_to_it(tmp_path: Path) -> No
 
 
 def test_a_part_of_a_split_of_a_dataset_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write(tmp_path / "corpus/train.jsonl", "".join(json.dumps({"prompt": f"{n}"}) + "\n" for n in range(10)))
     write(tmp_path / "corpus/other.jsonl", json.dumps({"prompt": "other"}))
     source = Source(dataset=str(tmp_path / "corpus"), dataset_split="train[20%:40%]", data_files=("train.jsonl",))

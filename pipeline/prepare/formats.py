@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pipeline.config import Source
 from pipeline.console import counted
 from pipeline.corpora import UNREAD, BadRowError, Row
-from pipeline.prepare.messages import as_context, from_text, is_blank, messages_in, role_of, transcript
+from pipeline.prepare.messages import as_context, from_text, is_blank, messages_in, role_of, to_be_answered, transcript
 from pipeline.prompt_templates import hint, listed
 
 CHATS = {"messages": "OpenAI messages", "conversations": "ShareGPT", "conversation": "ShareGPT"}
@@ -226,7 +226,7 @@ def _answered(row: Row, what: str, read: tuple[str, ...], asked: Any, answers: t
     if not answers:
         return Taken(what, read, asked)
     name, answer = answer_of(row, answers)
-    return Taken(what, (*read, name), [*as_context(asked), *answer])
+    return Taken(what, (*read, name), [*to_be_answered(as_context(asked)), *answer])
 
 
 def _whole_pair(row: Row, is_scored: bool, answers: tuple[str, ...]) -> Taken | None:
@@ -234,6 +234,9 @@ def _whole_pair(row: Row, is_scored: bool, answers: tuple[str, ...]) -> Taken | 
     chosen = transcript(row.get("chosen")) or messages_in(row.get("chosen"))
     if chosen is None or not any(role_of(each) == "user" for each in chosen):
         return None
+    before = messages_in(row.get("prompt")) or []
+    if chosen[: len(before)] != before:
+        return _answered(row, "of preference pairs", ("prompt", "chosen"), [*as_context(before), *chosen], answers)
     return _answered(row, "of preference pairs", ("chosen",), chosen, answers)
 
 
@@ -263,13 +266,10 @@ def _asked(row: Row, name: str) -> tuple[list[Any], tuple[str, ...]]:
         raise BadRowError(f"column {choices!r} belongs to the question: write a `template` that lists what is in it")
     about = next((each for each in CONTEXTS if _is_there(row, each)), None)
     read = (name,) if about is None else (name, about)
-    said = []
+    asked = {"role": "user", "content": "\n\n".join(_text(row, each) for each in read)}
     if name == "instruction" and _is_there(row, "history"):
-        read, said = (*read, "history"), _history(row["history"])
-    return [
-        *said,
-        {"role": "user", "content": "\n\n".join(_text(row, each) for each in read if each != "history")},
-    ], read
+        return [*_history(row["history"]), asked], (*read, "history")
+    return [asked], read
 
 
 def _history(value: Any) -> list[Any]:
@@ -277,11 +277,8 @@ def _history(value: Any) -> list[Any]:
     pairs = from_text(value, "column 'history'") or []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise BadRowError("column 'history' is no list of pairs, each a question and its answer")
-    return [
-        {"role": role, "content": text}
-        for pair in pairs
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
 
 
 def _are_turns(value: Any) -> bool:

@@ -56,9 +56,9 @@ def messages_in(value: Any) -> list[Any] | None:
     return value if all(isinstance(each, dict) and {"role", "from"} & each.keys() for each in value) else None
 
 
-def role_of(message: dict[str, Any]) -> str:
-    """The role of a message as OpenAI names it, or as it stands if OpenAI has none."""
-    named = message.get("role") or message.get("from")
+def role_of(message: Any) -> str:
+    """The role of a message as OpenAI names it, or as it stands if OpenAI has none; empty if it is no message."""
+    named = message.get("role") or message.get("from") if isinstance(message, dict) else None
     name = named.strip().lower() if isinstance(named, str) else ""
     return NAMES.get(name, name)
 
@@ -79,6 +79,12 @@ def transcript(value: Any) -> list[Message] | None:
 def as_context(messages: Any) -> list[Any]:
     """Messages whose answers are not to be scored: those of a prompt whose answer stands in a column of its own."""
     return [{**each, "weight": 0} if isinstance(each, dict) else each for each in _listed_messages(messages)]
+
+
+def to_be_answered(messages: list[Any]) -> list[Any]:
+    """A conversation without the answers at its end."""
+    ends = (n for n in range(len(messages), 0, -1) if role_of(messages[n - 1]) != "assistant")
+    return messages[: next(ends, 0)]
 
 
 def from_text(value: Any, what: str, wanted: str = "") -> Any:

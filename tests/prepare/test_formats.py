@@ -262,8 +262,8 @@ def _with_ids(message: Row) -> Row:
 
 
 def test_pairs_are_split_as_trl_splits_them() -> None:
-    pair = {"chosen": [USER, ANSWER], "rejected": [USER, LAST]}
-    split = data_utils.extract_prompt(pair)
+    pair: Any = {"chosen": [USER, ANSWER], "rejected": [USER, LAST]}
+    split: Any = data_utils.extract_prompt(pair)
     assert split == {"prompt": [USER], "chosen": [ANSWER], "rejected": [LAST]}
     assert meaning(split) == meaning(pair)
     assert pairs(split) == pairs(pair)
@@ -330,6 +330,12 @@ def test_a_part_that_is_no_text_is_refused_by_its_type() -> None:
 def test_the_answers_in_a_prompt_of_its_own_are_context() -> None:
     assert len(pairs({"messages": [USER, ANSWER, MORE, LAST]})) == 2
     assert len(pairs({"prompt": [USER, ANSWER, MORE], "completion": [LAST]})) == 1
+
+
+def test_a_chosen_conversation_may_go_on_from_a_prompt() -> None:
+    assert pairs({"prompt": [USER, ANSWER], "chosen": [MORE, LAST]}) == [([USER, ANSWER, MORE], LAST)]
+    whole = [USER, ANSWER, MORE, LAST]
+    assert pairs({"prompt": [USER], "chosen": whole}) == pairs({"chosen": whole})
 
 
 def test_a_column_that_the_source_names_wins() -> None:
