@@ -8,6 +8,7 @@ from typing import Any
 from pipeline import corpora, prompt_templates
 from pipeline.config import Config, Source
 from pipeline.corpora import BadRowError, Row, utf8
+from pipeline.errors import UserError
 from pipeline.prepare import formats
 from pipeline.prepare.formats import Taken, Tally
 from pipeline.prepare.messages import a, canonical, check_encodable, from_text
@@ -40,17 +41,18 @@ def columns_of(source: Source, template: PromptTemplate | None, is_scored: bool)
 def previews(config: Config) -> Iterator[str]:
     """A line for each source on this machine, with what its first row is taken for, and one for its template.
 
-    Raises UserError if a source can't be read.
+    Raises UserError if a source can't be read, and for a first row at which prepare would stop.
     """
     for source in config.prepare.sources:
         template = load_template(source.template)
         if template is not None:
             yield f"{template.path}: the columns that it uses: {listed(sorted(template.variables))}"
         if source.path is not None or Path(source.dataset or "").is_dir():
-            yield _preview(source, template, config.generate.mode == "score")
+            yield _preview(source, template, config)
 
 
-def _preview(source: Source, template: PromptTemplate | None, is_scored: bool) -> str:
+def _preview(source: Source, template: PromptTemplate | None, config: Config) -> str:
+    is_scored = config.generate.mode == "score"
     first = source.model_copy(update={"limit": 1})
     for place, row in corpora.read(first, columns_of(source, template, is_scored)):
         try:
@@ -60,6 +62,8 @@ def _preview(source: Source, template: PromptTemplate | None, is_scored: bool) -
             (pairs_of if is_scored else prompt_of)(row, source, template, tally)
             return f"{place}: {next(tally.told())}"
         except BadRowError as problem:
+            if config.prepare.bad_rows == "error":
+                raise UserError(f"{place}: {problem} (prepare.bad_rows=skip goes on without such rows)") from None
             return f"{place}: {problem}"
     return f"{source.path or source.dataset}: there is no row in it"
 

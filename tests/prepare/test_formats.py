@@ -456,9 +456,8 @@ def test_check_says_what_the_first_row_of_each_source_is_taken_for(prepared: Any
     other = prepared.lines({"body_text": "Hi"}, name="b.jsonl")
     asked = prepared.lines({"a": "x", "b": "y"}, name="c.jsonl") | {"template": str(prepared.folder / "ask.jinja")}
     empty, hub = prepared.file("d.txt", "\n"), {"dataset": "org/set"}
-    told = [
-        line.replace(f"{prepared.folder}/", "") for line in previews(prepared.config(chats, other, asked, empty, hub))
-    ]
+    config = prepared.config(chats, other, asked, empty, hub, bad_rows="skip")
+    told = [line.replace(f"{prepared.folder}/", "") for line in previews(config)]
     assert told[0] == "a.jsonl:1: 1 row of ShareGPT (conversations)"
     assert told[1].startswith("b.jsonl:1: no prompt is found in it")
     assert told[2:] == [
@@ -466,3 +465,5 @@ def test_check_says_what_the_first_row_of_each_source_is_taken_for(prepared: Any
         "c.jsonl:1: 1 row by the source's template (ask.jinja)",
         "d.txt: there is no row in it",
     ]
+    with pytest.raises(UserError, match=r"b\.jsonl:1: no prompt is found in it .*\(prepare\.bad_rows=skip goes on"):
+        list(previews(prepared.config(other)))
