@@ -114,6 +114,7 @@ class _Prompts:
         self._skipped, self._num_rows, self.num_new = Skipped(), 0, 0
         self._earlier = growth.Earlier()
         self._others = Comparison(config, stage, database, self._boilerplate())
+        self._read: list[tuple[str, sources.Tally, Unseen]] = []  # what the rows of each source were taken for
         self.shards = _Shards(stage, config.prepare.shard_prompts)
         self.counts: Counter[str] = Counter(
             prompts=0, held_out=0, duplicates=0, near_duplicates=0, contaminated=0, bad_rows=0
@@ -158,6 +159,9 @@ class _Prompts:
             raise UserError(f"prepare: the sources hold no prompt (prepare.sources){self._why_none()}")
         if self.counts["bad_rows"]:
             say(f"prepare: {counted(self.counts['bad_rows'], 'row')} skipped: {self._skipped.told()}")
+        for origin, tally, unseen in self._read:
+            for line in (*tally.told(), *unseen.told()):
+                say(f"prepare: {origin}: {line}")
 
     def _new(self, conversations: Iterable[Asked]) -> Iterator[Asked]:
         """Those that the run does not have yet; one that it has and that stands there twice is a duplicate."""
@@ -235,6 +239,8 @@ class _Prompts:
             digest = template_hash(template.text) if template else None
             is_scored = self._config.generate.mode == "score"
             unseen = Unseen(source, is_scored)
+            if not is_survey:
+                self._read.append((screening.origin_of(source), tally, unseen))
             for place, row in corpora.read(source, sources.columns_of(source, template, is_scored)):
                 self._num_rows += not is_survey
                 try:
@@ -255,8 +261,6 @@ class _Prompts:
                     asked = Asked(place, category, messages, tools, completion, *given, template=digest)
                     if tally.draw(conversations.is_taken(asked, source.weight)):
                         yield asked
-            for line in (*tally.told(), *unseen.told()) if not is_survey else ():
-                say(f"prepare: {screening.origin_of(source)}: {line}")
 
     def _refuse(self, origin: str, place: str, problem: str, asked: Asked | None = None) -> None:
         self._check_strict(origin, place, problem)

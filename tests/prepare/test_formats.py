@@ -436,6 +436,11 @@ def test_prepare_says_in_one_line_what_it_took_a_file_for(prepared: Any, capsys:
     ]
 
 
+def test_it_says_so_too_if_no_more_prompts_are_wanted(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared.do(prepared.lines(*({"question": f"What of {n}?"} for n in range(9))), max_prompts=2)
+    assert re.search(r"a\.jsonl: \d rows? of questions and answers \(question\)", capsys.readouterr().err)
+
+
 def test_a_row_of_no_known_format_is_told_with_the_line_that_maps_it(prepared: Any) -> None:
     source = prepared.lines({"prompt": "Hi"}, {"body_text": "Some words", "id": 5})
     with pytest.raises(UserError) as caught:
