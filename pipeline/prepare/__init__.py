@@ -112,7 +112,7 @@ class _Prompts:
         self._config, self._stage, self._renderer = config, stage, renderer
         self.screened = screening.Screening(config)
         self._skipped, self._num_rows, self.num_new = Skipped(), 0, 0
-        self._earlier = growth.Earlier()
+        self._known, self._grows = growth.Known(database), False
         self._others = Comparison(config, stage, database, self._boilerplate())
         self._read: list[tuple[str, sources.Tally, Unseen]] = []  # what the rows of each source were taken for
         self.shards = _Shards(stage, config.prepare.shard_prompts)
@@ -123,22 +123,22 @@ class _Prompts:
     def keep(self, earlier: dict[str, Any]) -> None:
         """Take the prompts of a run that grows: nothing is written of them, and they count as they did."""
         for row, asked in growth.kept(self._stage.run, self._renderer.template.tokenizer):
-            self._earlier.add(row)
+            self._known.add_earlier(row)
             self._others.keep(asked, row["prompt_id"], row["split"] == "held_out")
             self.screened.columns(asked)
             self._count(row, asked)
         self.counts.update({key: earlier["counts"][key] for key in ("synthesised",) if key in earlier["counts"]})
+        self._grows = True
         self.shards.begin_after(sum(name["name"].endswith(".parquet") for name in earlier["files"]))
 
     def of_sources(self) -> Iterator[dict[str, Any]]:
         """Take those of the sources: the rows, as they are taken. Raises UserError where there is none."""
-        seen = set(self._earlier.ids)
         held_out_frac, max_prompts = self._config.prepare.held_out_frac, self._config.prepare.max_prompts
         asked_in_turn = self._asked(self._config.prepare.sources, self._refuse)
         new = self._new(asked_in_turn)
-        for asked in self.screened.of(new, lambda: max_prompts and max_prompts - len(seen)):
+        for asked in self.screened.of(new, lambda: max_prompts and max_prompts - len(self._known)):
             identifier = asked.identifier()
-            if identifier in seen:
+            if identifier in self._known:
                 self._leave_out(asked.origin, "duplicates")  # the same prompt is taken: nothing is lost
                 continue
             try:
@@ -149,13 +149,12 @@ class _Prompts:
             if fault := self._others.fault(asked, asked.is_held_out(held_out_frac)):
                 self._leave_out(asked.origin, fault, asked)
                 continue
-            seen.add(identifier)
+            self._known.add(identifier)
             yield self._take(asked, rendered)
-            if len(seen) == max_prompts:
+            if len(self._known) == max_prompts:
                 break
-        if self._earlier.ids:
-            self._earlier.check(self._stage.run, self.num_new, new)
-        if not seen:
+        self._known.check(self._stage.run, new)
+        if not self._known:
             raise UserError(f"prepare: the sources hold no prompt (prepare.sources){self._why_none()}")
         if self.counts["bad_rows"]:
             say(f"prepare: {counted(self.counts['bad_rows'], 'row')} skipped: {self._skipped.told()}")
@@ -166,7 +165,7 @@ class _Prompts:
     def _new(self, conversations: Iterable[Asked]) -> Iterator[Asked]:
         """Those that the run does not have yet; one that it has and that stands there twice is a duplicate."""
         for asked in conversations:
-            if not (self._earlier.ids and self._earlier.meets(self.screened.redacted(asked).identifier())):
+            if not (self._grows and self._known.meets(self.screened.redacted(asked).identifier())):
                 yield asked
 
     def _why_none(self) -> str:

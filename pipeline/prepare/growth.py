@@ -1,6 +1,7 @@
 """A finished prepare whose sources have more: the prompts that it has stay, in files that nothing touches, and what is
 new comes after them. So every answer stays as well."""
 
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,41 +73,58 @@ def kept(run_dir: RunDir, tokenizer: Any) -> Iterator[tuple[Row, Asked]]:
             yield row, conversations.of_row(row, answer)
 
 
-class Earlier:
-    """The ids of the prompts that a run has, and which of them its sources still have."""
+class Known:
+    """The ids of the prompts that a run has, on disk; and which of those that it had before its sources still have."""
 
-    def __init__(self) -> None:
-        self.ids: set[str] = set()
-        self._of_sources: set[str] = set()
-        self._unmet: set[str] = set()
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        database.execute("CREATE TABLE known (id TEXT PRIMARY KEY, is_unmet INT) WITHOUT ROWID")
+        self._num = self._num_earlier = self._num_of_sources = self._num_unmet = 0
 
-    def add(self, row: Row) -> None:
-        self.ids.add(row["prompt_id"])
-        if row["method"] == "source":
-            self._of_sources.add(row["prompt_id"])
-            self._unmet.add(row["prompt_id"])
+    def __len__(self) -> int:
+        return self._num
+
+    def __contains__(self, identifier: str) -> bool:
+        return self._database.execute("SELECT 1 FROM known WHERE id = ?", (identifier,)).fetchone() is not None
+
+    def add(self, identifier: str, is_unmet: bool = False) -> None:
+        self._database.execute("INSERT INTO known VALUES (?, ?)", (identifier, is_unmet))
+        self._num += 1
+
+    def add_earlier(self, row: Row) -> None:
+        """A prompt that the run had before it grew, as a row of PROMPTS."""
+        is_of_sources = row["method"] == "source"
+        self.add(row["prompt_id"], is_unmet=is_of_sources)
+        self._num_earlier += 1
+        self._num_of_sources += is_of_sources
+        self._num_unmet += is_of_sources
 
     def meets(self, identifier: str) -> bool:
-        """Whether a prompt is one that the run has, and is met for the first time."""
-        if identifier not in self._unmet:
+        """Whether a prompt is one that the run had, and is met for the first time."""
+        if not self._num_unmet:
             return False
-        self._unmet.discard(identifier)
-        return True
+        update = "UPDATE known SET is_unmet = 0 WHERE id = ? AND is_unmet"
+        is_met = self._database.execute(update, (identifier,)).rowcount == 1
+        self._num_unmet -= is_met
+        return is_met
 
-    def check(self, run_dir: RunDir, num_new: int, unread: Iterator[Asked]) -> None:
-        """Say how the run grew. Raises UserError if the sources look like other ones, not like more of the same.
+    def check(self, run_dir: RunDir, unread: Iterator[Asked]) -> None:
+        """Say how a run grew, if it did. Raises UserError if the sources look like other data, not like more of it.
 
         What is `unread`, as enough prompts are there, is read only until half of the earlier ones were met.
         """
-        num, wanted = len(self._of_sources), len(self._of_sources) / 2
-        while len(self._unmet) > wanted and next(unread, None) is not None:
+        if not self._num_earlier:
+            return
+        num, enough = self._num_of_sources, self._num_of_sources / 2
+        while self._num_unmet > enough and next(unread, None) is not None:
             pass
-        if len(self._unmet) > wanted:
+        if self._num_unmet > enough:
             raise UserError(
-                f"{run_dir.path}: prepare.sources lacks {len(self._unmet)} of the {num} prompts that the run has, so it"
+                f"{run_dir.path}: prepare.sources lacks {self._num_unmet} of the {num} prompts that the run has, so it"
                 " looks like other data and not like more of the same. Give the run a new name (name=...), or discard"
                 " what it has (--fresh)"
             )
-        say(f"prepare: the run grows by {counted(num_new, 'prompt')}; the {len(self.ids)} that it has stay as they are")
-        if self._unmet and next(unread, None) is None:
-            say(f"prepare: the sources lack {len(self._unmet)} of them by now; --fresh would leave those out")
+        new = counted(self._num - self._num_earlier, "prompt")
+        say(f"prepare: the run grows by {new}; the {self._num_earlier} that it has stay as they are")
+        if self._num_unmet and next(unread, None) is None:
+            say(f"prepare: the sources lack {self._num_unmet} of them by now; --fresh would leave those out")
