@@ -122,7 +122,7 @@ class _Prompts:
 
     def keep(self, earlier: dict[str, Any]) -> None:
         """Take the prompts of a run that grows: nothing is written of them, and they count as they did."""
-        for row, asked in growth.kept(self._stage.run, self._renderer.template.tokenizer):
+        for row, asked in growth.kept(self._config, self._stage.run, self._renderer.template.tokenizer):
             self._known.add_earlier(row)
             self._others.keep(asked, row["prompt_id"], row["split"] == "held_out")
             self.screened.columns(asked)

@@ -3,13 +3,16 @@ new comes after them. So every answer stays as well."""
 
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from pipeline import corpora
 from pipeline.config import Config
 from pipeline.console import counted, say
 from pipeline.errors import UserError
 from pipeline.prepare import conversations
 from pipeline.prepare.conversations import Asked
+from pipeline.prepare.screening import origin_of
 from pipeline.rundir import RunDir, changes, read_shards
 
 Row = dict[str, Any]
@@ -64,13 +67,16 @@ def _key(source: Row, names: tuple[str, ...] | None = None) -> str:
     return repr([(name, source.get(name)) for name in chosen if source.get(name) is not None])
 
 
-def kept(run_dir: RunDir, tokenizer: Any) -> Iterator[tuple[Row, Asked]]:
+def kept(config: Config, run_dir: RunDir, tokenizer: Any) -> Iterator[tuple[Row, Asked]]:
     """The prompts that prepare has: each row of PROMPTS, and the conversation that it was made from."""
+    sources = config.prepare.sources
+    origins = {str(file): origin_of(source) for source in sources for file in corpora.files_of(source)}
     for table in read_shards(run_dir, "prepare"):
         for row in table.to_pylist():
             scored = row["completion_token_ids"]
             answer = None if scored is None else tokenizer.decode(scored, skip_special_tokens=True)
-            yield row, conversations.of_row(row, answer)
+            asked = conversations.of_row(row, answer)
+            yield row, replace(asked, origin=origins.get(asked.origin, asked.origin))  # a folder's files are one source
 
 
 class Known:

@@ -66,6 +66,29 @@ def test_a_dataset_folder_grows_too(prepared: Any) -> None:
     assert parts(prepared) == "123"
 
 
+def test_the_files_of_a_folder_stay_one_source(prepared: Any) -> None:
+    (prepared.folder / "rows").mkdir()
+    source = {"path": str(prepared.folder / "rows")}
+    prepared.lines(*asked(1, 2), name="rows/a.jsonl")
+    prepared.do(source)
+    prepared.lines(*asked(3), name="rows/b.jsonl")
+    prepared.do(source)
+    assert parts(prepared) == "123"
+    [licensed] = prepared.run_dir.manifest("prepare")["licences"]["sources"]
+    assert (licensed["source"], licensed["prompts"]) == (source["path"], 3)
+
+
+@pytest.mark.parametrize(("less", "more"), [({"limit": 2}, {"limit": 4}), ({"weight": 0.4}, {"weight": 0.9})])
+def test_more_of_a_source_is_taken_and_what_was_taken_stays(
+    prepared: Any, less: dict[str, float], more: dict[str, float]
+) -> None:
+    source = prepared.lines(*asked(*range(10)))
+    num = prepared.do(source | less)["prompts"]
+    before = parts(prepared)
+    assert prepared.do(source | more)["prompts"] > num > 0
+    assert parts(prepared).startswith(before)
+
+
 def test_a_run_that_has_grown_is_done_already(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
     prepared.do(prepared.lines(*asked(1, 2)))
     more = prepared.lines(*asked(1, 2, 3))
