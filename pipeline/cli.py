@@ -220,7 +220,7 @@ def _ask_about_corpus(run_dir: RunDir) -> None:
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to write; here if none is named.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; here if none is named.")] = Path(),
 ) -> None:
     """Write a commented config and a few example prompts to start from; overwrites nothing.
 

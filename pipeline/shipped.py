@@ -3,12 +3,13 @@
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
+FOLDERS = ("prompts", "configs")  # what a config or a command may name; DATA's other files are nobody's to name
 
 
 def find(path: str | Path) -> Path:
-    """Where a file or folder is that somebody named: from where they stand, or else the shipped one of that name, such
-    as prompts/tasks.jsonl. The path itself if there is none."""
+    """Where a file is that somebody named: from where they stand, or else the shipped one of that name, such as
+    prompts/tasks.jsonl. The path itself if there is none."""
     here = Path(path)
     shipped = DATA / here
-    is_named_so = not here.is_absolute() and ".." not in here.parts and len(here.parts) > 1
-    return shipped if is_named_so and not here.exists() and shipped.exists() else here
+    is_named_so = len(here.parts) > 1 and here.parts[0] in FOLDERS and ".." not in here.parts
+    return shipped if is_named_so and not here.exists() and shipped.is_file() else here

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from pipeline import config as config_module
-from pipeline import shipped, start
+from pipeline import contamination, shipped, start
+from pipeline.config import Prepare, Risks
+from pipeline.config.judge import Judge
 from pipeline.errors import UserError
+from pipeline.evaluate import risks
+from pipeline.judge import questions
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,19 +30,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source)
     for name in ("pipeline", "prompts", "configs"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(out),
-        str(source),
-    ]
-    subprocess.run(build, check=True, capture_output=True)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "-w", str(out), str(source)], check=True, capture_output=True)
     with zipfile.ZipFile(next(out.glob("*.whl"))) as archive:
         archive.extractall(out / "site")
     return out / "site"
@@ -46,7 +39,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def retort(wheel: Path, folder: Path, *arguments: str) -> str:
     """What the command prints, run from the wheel's files in this folder."""
-    code = "import sys, pipeline; assert 'site' in pipeline.__file__; from pipeline.__main__ import main; main()"
+    its_own = f"import pipeline; assert pipeline.__file__.startswith({str(wheel)!r}), pipeline.__file__"
+    code = f"{its_own}; from pipeline.__main__ import main; main()"
     environment = {**os.environ, "PYTHONPATH": str(wheel), "HOME": str(folder)}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -93,14 +87,30 @@ def test_a_file_of_ones_own_goes_before_the_shipped_one(tmp_path: Path, monkeypa
     assert shipped.find("prompts/tasks.jsonl") == shipped.DATA / "prompts/tasks.jsonl"
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts/tasks.jsonl").write_text("")
-    for own in (
-        "prompts/tasks.jsonl",
-        "prompts/none.jsonl",
-        "prompts/../start/retort.yaml",
-        "start",
-        "/prompts/tasks.jsonl",
-    ):
-        assert shipped.find(own) == Path(own)
+    own = ["prompts/tasks.jsonl", "prompts/none.jsonl", "/prompts/risks.jsonl", "configs"]
+    for path in [*own, "start/retort.yaml", "prompts/../start/retort.yaml"]:  # nor are files for init to be named
+        assert shipped.find(path) == Path(path)
+
+
+def test_a_fingerprint_is_the_same_wherever_a_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for folder in (ROOT, tmp_path):
+        monkeypatch.chdir(folder)
+        sets = contamination.content_hashes(Prepare().decontaminate, "prepare.decontaminate")
+        seen.append((sets, risks.fingerprint(Risks()), questions.template_hashes(Judge())))
+    assert seen[0] == seen[1]
+    assert set(seen[0][0]) == {f"prompts/{name}.jsonl" for name in ("chat_eval", "tasks", "risks")}
+
+
+@pytest.mark.parametrize("path", sorted(path.name for path in (ROOT / "configs").iterdir()))
+def test_a_shipped_config_and_its_files_are_found_from_anywhere(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = ["prepare.synthesis.num_prompts=1", "evaluate.judge.url=http://127.0.0.1:1", "evaluate.judge.model=it"]
+    config = config_module.load(Path("configs") / path, overrides)
+    config_module.check_files(config)
+    assert config_module.load(ROOT / "configs" / path, overrides) == config
 
 
 def test_the_config_to_start_from_names_settings_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
