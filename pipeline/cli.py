@@ -458,6 +458,7 @@ def _one(stage: str, config: Path, overrides: list[str] | None, fresh: int, acce
     run_dir = RunDir(loaded.run_path, "always" if fresh else "no", tuple(accept or []), fresh > 1)
     run_dir.check_accept([stage])
     _check_earlier(stage, loaded)
+    target.check_overrides(stage, loaded)
     _do(stage, loaded.config, run_dir)
 
 

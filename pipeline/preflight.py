@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import config as config_module
 from pipeline import models
-from pipeline.config import Config, Grader
+from pipeline.config import Config, Grader, output_settings
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.rundir import RunDir
@@ -19,7 +19,7 @@ def check(config: Config, run_dir: RunDir) -> None:
     """Raises UserError for the first mistake. Servers that only finished stages needed are not asked."""
     config_module.check_files(config)
     models.check_settings(config)
-    if _is_needed("evaluate", run_dir):
+    if _is_needed("evaluate", run_dir) or _has_changed(config, run_dir):
         _check_harness(config)
         _check_judge(config.evaluate.judge, "or evaluate without: evaluate.judge.url=null evaluate.judge.model=null")
     if _is_needed("filter", run_dir) and config.filter.selection.best_by == "judge":
@@ -34,6 +34,13 @@ def check(config: Config, run_dir: RunDir) -> None:
 
 def _is_needed(stage: str, run_dir: RunDir) -> bool:
     return run_dir.fresh != "no" or not run_dir.is_done(stage)
+
+
+def _has_changed(config: Config, run_dir: RunDir) -> bool:
+    """Whether evaluate was done without the judge, or with other benchmark tasks."""
+    made, now = run_dir.begun_with("evaluate"), output_settings(config.evaluate)
+    is_unjudged = made.get("evaluate.judge", now["judge"]) is None and config.evaluate.judge.url is not None
+    return is_unjudged or made.get("evaluate.harness", now["harness"])["tasks"] != now["harness"]["tasks"]
 
 
 def _check_harness(config: Config) -> None:

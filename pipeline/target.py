@@ -5,12 +5,14 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import config as config_module
 from pipeline import shipped
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.rundir import RunDir
+from pipeline.records import STAGES
+from pipeline.rundir import NOTHING, RunDir
 
 OVERRIDE = re.compile(r"\s*[A-Za-z_][\w.\[\]-]*\s*=")
 ELSEWHERE = re.compile(r"\s*(?:name|runs_dir)\s*=")  # an override that names another run than the folder given
@@ -39,6 +41,33 @@ def load(path: Path, overrides: Sequence[str] | None) -> Target:
     if folder is None or any(map(ELSEWHERE.match, overrides)):
         folder = config.run_path
     return Target((str(path), *overrides), config, folder)
+
+
+def check_overrides(stage: str, target: Target) -> None:
+    """Raises UserError for a setting on the command line that an earlier stage was done with another value of: this
+    stage would take no notice."""
+    run_dir, given = RunDir(target.run_path), [word.partition("=")[0].strip() for word in target.given[1:]]
+    for earlier in STAGES[: STAGES.index(stage)]:
+        manifest = run_dir.manifest(earlier) if run_dir.is_done(earlier) else NOTHING
+        sections = (earlier, "student") if earlier == "train" else (earlier,)
+        for key, was in manifest["fingerprint"].items():
+            is_given = any(f"{word}.".startswith(f"{key}.") or key.startswith(f"{word}.") for word in given)
+            if not is_given or key.partition(".")[0] not in sections:
+                continue
+            now = _value(target.config, key)
+            if now != was and (key, now) not in [(a["key"], a["is"]) for a in manifest["accepted"]]:
+                again = target.command(f"{earlier} --fresh")
+                raise UserError(
+                    f"{target.run_path}: {earlier} was done with another {key} ({was}, not {now}), and {stage} works"
+                    f" with what it wrote; do it again ({again}), or give the run a new name (name=...)"
+                )
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def existing(path: Path, overrides: Sequence[str] | None = None) -> RunDir:

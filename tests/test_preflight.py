@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from pipeline import benchmarks, cli, models, preflight
 from pipeline import config as config_module
 from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
 from pipeline.rundir import RunDir
 
 SILENT = "http://127.0.0.1:9"  # discard: nothing listens there
@@ -92,6 +93,15 @@ def test_a_judge_without_its_key_is_told_with_the_variable(tmp_path: Path, monke
 def test_a_finished_evaluation_needs_no_judge(tmp_path: Path) -> None:
     make(tmp_path)
     check(tmp_path, evaluate=judged(SILENT), filter=selected(SILENT), teacher={"model": "demo"})
+
+
+def test_a_finished_evaluation_that_had_no_judge_does_not_hide_one_that_is_down(tmp_path: Path) -> None:
+    path = make(tmp_path).stage_path("evaluate") / "manifest.json"
+    manifest = read_json(path)
+    write_json(path, {**manifest, "fingerprint": {**manifest["fingerprint"], "evaluate.judge": None}})
+    check(tmp_path, teacher={"model": "demo"})
+    line = refusal(tmp_path, evaluate=judged(SILENT), teacher={"model": "demo"})
+    assert f"evaluate.judge.url {SILENT}: the judge does not answer" in line
 
 
 def test_a_guard_that_is_down_or_another_is_told(tmp_path: Path) -> None:

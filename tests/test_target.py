@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from pipeline import cli, target
 from pipeline import config as config_module
 from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
 from pipeline.records import STAGES
 from pipeline.rundir import RunDir
 
@@ -190,3 +191,36 @@ def test_the_command_to_paste_is_of_the_copy(copy: Path) -> None:
     command = RunDir(copy).command("filter", "--fresh").split()
     assert command == ["retort", "filter", f"{copy}/config.yaml", "--fresh"]
     assert is_named_by(copy, command[2])
+
+
+def made_with(folder: Path, stage: str, **settings: Any) -> None:
+    """Let a stage of the run have been done with these settings."""
+    path = folder / stage / "manifest.json"
+    manifest = read_json(path)
+    manifest["fingerprint"] |= {key.replace("__", "."): value for key, value in settings.items()}
+    write_json(path, manifest)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.epochs=2", "train was done with another train.epochs (1.0, not 2.0)"),
+        ("train.lora.r=8", "train was done with another train.lora (None, not {'r': 8"),
+        ("student.num_layers=3", "train was done with another student.num_layers (None, not 3)"),
+    ],
+)
+def test_a_setting_of_an_earlier_stage_is_not_ignored(original: Path, override: str, told: str) -> None:
+    made_with(original, "train", train__epochs=1.0, train__lora=None, student__num_layers=None)
+    said = str(invoke("evaluate", original, override).exception)
+    assert told in said
+    assert f"do it again (retort train --fresh {original} {override}), or give the run a new name" in said
+
+
+def test_a_setting_that_an_earlier_stage_was_done_with_is_taken(original: Path) -> None:
+    made_with(original, "train", train__epochs=1.0)
+    for word in ("train.epochs=1", "evaluate.chat_items=3", "generate.price_per_hour=2"):
+        target.check_overrides("evaluate", target.load(original, [word]))
+    manifest = read_json(original / "train/manifest.json")
+    manifest["accepted"] = [{"key": "train.epochs", "was": 1.0, "is": 2.0}]
+    write_json(original / "train/manifest.json", manifest)
+    target.check_overrides("evaluate", target.load(original, ["train.epochs=2"]))

@@ -23,7 +23,7 @@ RATES = {  # what each share counts, in words
 }
 GAPS = {
     "pair_length_gap_frac": "the difference in length of a pair's answers",
-    "pair_valence_gap": "that in kindness",
+    "pair_valence_gap": "the difference in kindness between them",
     "pair_valence_shift": "kindness to the first group",
 }
 MEASURES = (*RATES, *GAPS, TRAINED, HELD_OUT)
@@ -75,7 +75,7 @@ def _rates_sentence(student: Figures, teacher: Figures) -> str:
         (
             f"Risks: it was shown that the student {'; '.join(shown)}. "
             if shown
-            else "Risks: in none was the student shown to differ from its teacher. "
+            else "Risks: in no rate was the student shown to differ from its teacher. "
         )
         + (
             f"No difference was shown in how often it {'; '.join(open_)}: so few probes, judged by rule, can't show"
@@ -88,7 +88,7 @@ def _rates_sentence(student: Figures, teacher: Figures) -> str:
 
 
 def _gaps_sentence(student: Figures) -> str:
-    """What of pairs differs from the teacher's by its interval or by its test, where they may say otherwise."""
+    """What of pairs differs from the teacher's by its interval or by its test, which may disagree."""
     told = []
     for gap, meaning in GAPS.items():
         difference, p = (student.get(f"{gap}_{what}") for what in ("difference", "p"))
@@ -97,7 +97,8 @@ def _gaps_sentence(student: Figures) -> str:
         if difference["low"] > 0 or difference["high"] < 0 or p["value"] < SIGNIFICANCE:
             interval = f"{difference['value']:+.2g}, {difference['low']:.2g} to {difference['high']:.2g}"
             told.append(f"{meaning} ({interval}; sign test p = {p['value']:.2g})")
-    return f" By its interval or its test this differs from the teacher's: {'; '.join(told)}." if told else ""
+    said = "Between the two answers of a pair it differs from the teacher by the interval or by the test"
+    return f" {said}, which may disagree on so few pairs: {'; '.join(told)}." if told else ""
 
 
 def _memory(student: Figures) -> str:
