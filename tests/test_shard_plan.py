@@ -19,8 +19,9 @@ def config_with(num_samples: int, shard_responses: int) -> Config:
     return validate({"name": "t", "generate": {"num_samples": num_samples, "shard_responses": shard_responses}}, "test")
 
 
-def plan(config: Config, run_dir: RunDir, prompts_per_file: list[int]) -> Plan:
-    """The plan over prompts p0, p1, ... that lie in files of these lengths."""
+def plan(config: Config, run_dir: RunDir, prompts_per_file: list[int], parts: list[int] | None = None) -> Plan:
+    """The plan over prompts p0, p1, ... that lie in files of these lengths; of a run that grew, `parts` at a time."""
+    manifest = {"counts": {"prompts": sum(prompts_per_file)}, **({"parts": parts} if parts else {})}
     ends = [sum(prompts_per_file[: i + 1]) for i in range(len(prompts_per_file))]
     files = [range(end - length, end) for end, length in zip(ends, prompts_per_file, strict=True)]
     tables = [
@@ -28,6 +29,7 @@ def plan(config: Config, run_dir: RunDir, prompts_per_file: list[int]) -> Plan:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rundir, "read_shards", lambda *_: iter(tables))
+        patch.setattr(RunDir, "manifest", lambda *_: manifest)
         return dict(generate.planned(run_dir, config))
 
 
@@ -64,6 +66,20 @@ def test_every_shard_but_the_last_is_full_and_none_is_empty(
 def test_how_prompts_lie_in_files_does_not_change_the_plan(tmp_path: Any) -> None:
     config = config_with(2, 3)
     assert plan(config, RunDir(tmp_path), [5, 0, 2]) == plan(config, RunDir(tmp_path), [7])
+
+
+@quick
+@plans
+def test_what_is_planned_before_a_run_grows_stays_as_it_is(
+    prompts_per_file: list[int], num_samples: int, shard_responses: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config, run_dir = config_with(num_samples, shard_responses), RunDir(tmp_path_factory.getbasetemp())
+    parts = [num for num in prompts_per_file if num]
+    whole = plan(config, run_dir, prompts_per_file, parts)
+    before = plan(config, run_dir, parts[:-1], parts[:-1])
+    assert {name: whole[name] for name in before} == before
+    ids = [row["response_id"] for name in sorted(whole) for row in whole[name]]
+    assert ids == [f"p{i}-{sample}" for i in range(sum(parts)) for sample in range(num_samples)]
 
 
 def test_a_response_has_its_own_seed_whatever_is_beside_it() -> None:

@@ -166,7 +166,7 @@ def test_other_answers_make_the_decisions_out_of_date(filtered: Filtered) -> Non
     stage = filtered.run_dir.path / "generate"
     (stage / "manifest.json").unlink()
     filtered.captured([response("a-0", "beta")])
-    with pytest.raises(UserError, match=r"input\.generate was "):
+    with pytest.raises(UserError, match=r"filter was made from what generate wrote before that changed"):
         filtered.do()
 
 
