@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import importlib.metadata
+import itertools
 import os
 import platform
 import shutil
@@ -64,9 +65,12 @@ def num_cores() -> int:
 
 
 def num_gpus() -> int:
-    """GPUs of this machine that its programs may use."""
+    """GPUs of this machine that its programs may use: of a list, those before a name that is none, as CUDA reads it."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return len(_gpus()) if chosen is None else min(len(_gpus()), len([each for each in chosen.split(",") if each]))
+    if chosen is None:
+        return len(_gpus())
+    names = (each.strip() for each in chosen.split(","))
+    return min(len(_gpus()), len(list(itertools.takewhile(lambda name: name not in ("", "-1"), names))))
 
 
 def stage_environment() -> dict[str, str]:

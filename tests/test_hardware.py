@@ -271,6 +271,17 @@ def test_the_installed_vllm_is_named_with_its_build(
     assert hardware.vllm_version() == said
 
 
+@pytest.mark.parametrize(
+    ("listed", "num"), [(None, 2), ("", 0), ("-1", 0), ("1", 1), ("0, 1", 2), ("0,-1,1", 1), ("0,1,2", 2)]
+)
+def test_gpus_are_counted_as_cuda_shows_them(monkeypatch: pytest.MonkeyPatch, listed: str | None, num: int) -> None:
+    monkeypatch.setattr(hardware, "_gpus", lambda: ["NVIDIA H100, 81559 MiB"] * 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if listed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert hardware.num_gpus() == num
+
+
 def test_the_machine_is_described_with_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], 0, stdout="NVIDIA H100, 81559 MiB\nNVIDIA H100, 81559 MiB\n")
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/nvidia-smi")
