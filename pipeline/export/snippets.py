@@ -40,7 +40,7 @@ def of_corpus(folder: str, split: str, with_logprobs: bool) -> str:
     """How to load the exported corpus, and to decode its log-probs if they are there."""
     load = f"""from datasets import load_dataset
 
-folder = "{folder}"  # the path of this folder, or its name on the hub
+folder = "{folder}"  # the path of this folder (`datasets` does not take "."), or its name on the hub
 row = load_dataset(folder, split="{split}")[0]
 print(row["messages"])"""
     if not with_logprobs:
