@@ -33,10 +33,11 @@ def load(path: Path, limit: int | None) -> list[Item]:
 
 def load_as(kind: type[ItemType], path: Path, limit: int | None, what: str, setting: str) -> list[ItemType]:
     """The items of a set of this kind, which errors call a `what` set."""
-    if not shipped.find(path).is_file():
+    found = shipped.find(path)
+    if not found.is_file():
         raise UserError(f"{path}: no such {what} set ({setting}; null for none)")
     items: list[ItemType] = []
-    for number, line in enumerate(json_lines(shipped.find(path)), 1):
+    for number, line in enumerate(json_lines(found), 1):
         if not line.strip():
             continue
         try:

@@ -12,7 +12,7 @@ from pipeline import shipped
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.records import STAGES
-from pipeline.rundir import NOTHING, RunDir
+from pipeline.rundir import RunDir, changes
 
 OVERRIDE = re.compile(r"\s*[A-Za-z_][\w.\[\]-]*\s*=")
 ELSEWHERE = re.compile(r"\s*(?:name|runs_dir)\s*=")  # an override that names another run than the folder given
@@ -48,19 +48,23 @@ def check_overrides(stage: str, target: Target) -> None:
     stage would take no notice."""
     run_dir, given = RunDir(target.run_path), [word.partition("=")[0].strip() for word in target.given[1:]]
     for earlier in STAGES[: STAGES.index(stage)]:
-        manifest = run_dir.manifest(earlier) if run_dir.is_done(earlier) else NOTHING
+        if not run_dir.is_done(earlier):
+            continue
+        manifest = run_dir.manifest(earlier)
         sections = (earlier, "student") if earlier == "train" else (earlier,)
-        for key, was in manifest["fingerprint"].items():
-            is_given = any(f"{word}.".startswith(f"{key}.") or key.startswith(f"{word}.") for word in given)
-            if not is_given or key.partition(".")[0] not in sections:
-                continue
-            now = _value(target.config, key)
-            if now != was and (key, now) not in [(a["key"], a["is"]) for a in manifest["accepted"]]:
-                again = target.command(f"{earlier} --fresh")
-                raise UserError(
-                    f"{target.run_path}: {earlier} was done with another {key} ({was}, not {now}), and {stage} works"
-                    f" with what it wrote; do it again ({again}), or give the run a new name (name=...)"
-                )
+        made = {
+            key: was
+            for key, was in manifest["fingerprint"].items()
+            if key.partition(".")[0] in sections
+            and any(f"{word}.".startswith(f"{key}.") or key.startswith(f"{word}.") for word in given)
+        }
+        for change in changes(made, {key: _value(target.config, key) for key in made}, manifest["accepted"]):
+            again = target.command(f"{earlier} --fresh")
+            raise UserError(
+                f"{target.run_path}: {earlier} was done with another {change['key']} ({change['was']}, not"
+                f" {change['is']}), and {stage} works with what it wrote; do it again ({again}), or give the run a new"
+                " name (name=...)"
+            )
 
 
 def _value(config: Config, key: str) -> Any:

@@ -98,7 +98,8 @@ def _prepare(
             say(f"prepare: {told}")
     files = prompts.shards.close()
     if earlier:
-        parts = [*earlier.get("parts", [earlier["counts"]["prompts"]]), prompts.num_new]
+        num = earlier["counts"]["prompts"]
+        parts = [*earlier.get("parts", [num]), counts["prompts"] - num]
         facts |= {key: earlier[key] for key in ("synthesis",) if key in earlier}
         stage.grow(config, comparison.NOTES, dict(counts), parts=[num for num in parts if num], **facts)
     else:
@@ -111,8 +112,8 @@ class _Prompts:
     def __init__(self, config: Config, stage: Stage, renderer: Renderer, database: sqlite3.Connection) -> None:
         self._config, self._stage, self._renderer = config, stage, renderer
         self.screened = screening.Screening(config)
-        self._skipped, self._num_rows, self.num_new = Skipped(), 0, 0
-        self._known, self._grows = growth.Known(database), False
+        self._skipped, self._num_rows = Skipped(), 0
+        self._known = growth.Known(database)
         self._others = Comparison(config, stage, database, self._boilerplate())
         self._read: list[tuple[str, sources.Tally, Unseen]] = []  # what the rows of each source were taken for
         self.shards = _Shards(stage, config.prepare.shard_prompts)
@@ -128,7 +129,6 @@ class _Prompts:
             self.screened.columns(asked)
             self._count(row, asked)
         self.counts.update({key: earlier["counts"][key] for key in ("synthesised",) if key in earlier["counts"]})
-        self._grows = True
         self.shards.begin_after(sum(name["name"].endswith(".parquet") for name in earlier["files"]))
 
     def of_sources(self) -> Iterator[dict[str, Any]]:
@@ -165,7 +165,7 @@ class _Prompts:
     def _new(self, conversations: Iterable[Asked]) -> Iterator[Asked]:
         """Those that the run does not have yet; one that it has and that stands there twice is a duplicate."""
         for asked in conversations:
-            if not (self._grows and self._known.meets(self.screened.redacted(asked).identifier())):
+            if not (self._known.num_unmet and self._known.meets(self.screened.redacted(asked).identifier())):
                 yield asked
 
     def _why_none(self) -> str:
@@ -199,7 +199,6 @@ class _Prompts:
         row = conversations.row(asked, self._config.prepare.held_out_frac)
         row |= {**self.screened.columns(asked), **rendered}
         self.shards.add(row)
-        self.num_new += 1
         self._count(row, asked)
         return row
 

@@ -85,7 +85,7 @@ class Known:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
         database.execute("CREATE TABLE known (id TEXT PRIMARY KEY, is_unmet INT) WITHOUT ROWID")
-        self._num = self._num_earlier = self._num_of_sources = self._num_unmet = 0
+        self._num = self._num_earlier = self._num_of_sources = self.num_unmet = 0
 
     def __len__(self) -> int:
         return self._num
@@ -103,15 +103,13 @@ class Known:
         self.add(row["prompt_id"], is_unmet=is_of_sources)
         self._num_earlier += 1
         self._num_of_sources += is_of_sources
-        self._num_unmet += is_of_sources
+        self.num_unmet += is_of_sources
 
     def meets(self, identifier: str) -> bool:
         """Whether a prompt is one that the run had, and is met for the first time."""
-        if not self._num_unmet:
-            return False
         update = "UPDATE known SET is_unmet = 0 WHERE id = ? AND is_unmet"
         is_met = self._database.execute(update, (identifier,)).rowcount == 1
-        self._num_unmet -= is_met
+        self.num_unmet -= is_met
         return is_met
 
     def check(self, run_dir: RunDir, unread: Iterator[Asked]) -> None:
@@ -122,15 +120,15 @@ class Known:
         if not self._num_earlier:
             return
         num, enough = self._num_of_sources, self._num_of_sources / 2
-        while self._num_unmet > enough and next(unread, None) is not None:
+        while self.num_unmet > enough and next(unread, None) is not None:
             pass
-        if self._num_unmet > enough:
+        if self.num_unmet > enough:
             raise UserError(
-                f"{run_dir.path}: prepare.sources lacks {self._num_unmet} of the {num} prompts that the run has, so it"
+                f"{run_dir.path}: prepare.sources lacks {self.num_unmet} of the {num} prompts that the run has, so it"
                 " looks like other data and not like more of the same. Give the run a new name (name=...), or discard"
                 " what it has (--fresh)"
             )
         new = counted(self._num - self._num_earlier, "prompt")
         say(f"prepare: the run grows by {new}; the {self._num_earlier} that it has stay as they are")
-        if self._num_unmet and next(unread, None) is None:
-            say(f"prepare: the sources lack {self._num_unmet} of them by now; --fresh would leave those out")
+        if self.num_unmet and next(unread, None) is None:
+            say(f"prepare: the sources lack {self.num_unmet} of them by now; --fresh would leave those out")

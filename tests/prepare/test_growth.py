@@ -19,6 +19,10 @@ def asked(*numbers: int) -> list[dict[str, Any]]:
     return [{"prompt": f"Tell me about {TOPICS[n % 10]}, part {n}."} for n in numbers]
 
 
+def killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def hashes(prepared: Any) -> dict[str, str]:
     return {path.name: file_hash(path) for path in sorted((prepared.run_dir.path / "prepare").glob("*.parquet"))}
 
@@ -112,10 +116,6 @@ def test_a_try_that_stops_changes_nothing(prepared: Any, monkeypatch: pytest.Mon
     folder = prepared.run_dir.path / "prepare"
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     more = prepared.lines({"prompt": LETTER}, {"prompt": f"{LETTER}!"}, *asked(1, 2, 3))
-
-    def killed(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.rundir.Stage.grow", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -130,10 +130,6 @@ def test_a_try_that_stops_between_two_files_is_made_good(prepared: Any, monkeypa
     prepared.do(prepared.lines({"prompt": LETTER}, {"prompt": f"{LETTER}."}, *asked(1, 2)))
     prepared.do(prepared.lines({"prompt": LETTER}, *asked(1, 2, 3)))
     more = prepared.lines({"prompt": LETTER}, {"prompt": f"{LETTER}!"}, *asked(1, 2, 3, 4))
-
-    def killed(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.rundir.Stage.finish", killed)
         with pytest.raises(KeyboardInterrupt):
