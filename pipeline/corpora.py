@@ -132,7 +132,7 @@ def _lines(path: Path) -> Iterator[str | bytes]:
         with path.open(encoding=encoding, newline="\n") as stream:
             yield from stream
     except UnicodeError as error:
-        raise UserError(f"{path}: not the {encoding.upper()} that its first bytes announce ({error})") from None
+        raise UserError(f"{path}: can't be read as {encoding.upper()}, as its first bytes say ({error})") from None
 
 
 def _parquet(path: Path, columns: Collection[str] | None) -> Iterator[Placed]:
@@ -208,8 +208,8 @@ def _csv(path: Path, columns: Collection[str] | None) -> Iterator[Placed]:
 def _csv_row(header: list[str], cells: list[str]) -> Row | BadRowError:
     if any(cells[len(header) :]):
         return BadRowError(
-            f"it has {len(cells)} cells, and the header names {len(header)} columns: a text that holds the delimiter"
-            " must stand in double quotes"
+            f"it has {len(cells)} cells, but the header names {len(header)} columns: put a text that holds the"
+            " delimiter in double quotes"
         )
     values: list[str | None] = [None if cell in NOT_A_NUMBER else cell for cell in cells]
     values += [None] * (len(header) - len(values))

@@ -54,7 +54,7 @@ def pairs_of(row: Row, source: Source, template: PromptTemplate | None) -> list[
     if template is not None or row.get(source.messages) is None:
         if row.get(source.completion) is None:
             raise BadRowError(
-                f"no answer to be scored: there is nothing in column {source.completion!r}"
+                f"no answer to be scored: nothing in column {source.completion!r}"
                 + ("" if source.completion in row else f" (the row has: {listed(row)}){hint(source.completion, row)}")
             )
         given = [*given, {"role": "assistant", "content": row[source.completion]}]
@@ -81,7 +81,7 @@ def tools_of(row: Row, source: Source) -> list[Any] | None:
     given = row.get(source.tools)
     tools = _parsed(given, f"column {source.tools!r}") or None
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise BadRowError(f"column {source.tools!r} is no list of tools")
+        raise BadRowError(f"column {source.tools!r} is not a list of tools")
     _check_encodable(tools)
     return tools if tools is None or isinstance(given, str) else _without_nulls(_as_json(tools))
 
@@ -127,19 +127,19 @@ def _conversation(row: Row, source: Source, template: PromptTemplate | None) -> 
 
 def _check_messages(messages: Any) -> None:
     if not isinstance(messages, list) or not messages:
-        raise BadRowError("messages is no list of {role, content}")
+        raise BadRowError("messages is not a list of {role, content}")
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise BadRowError(f"a message's role must be one of {', '.join(ROLES)}")
         role, content = message["role"], message.get("content")
         if content is not None and not isinstance(content, str):
-            raise BadRowError(f"{_a(role)} message's content is no text (its type: {type(content).__name__})")
+            raise BadRowError(f"{_a(role)} message's content is not text (its type: {type(content).__name__})")
         may_be_empty = message.get("tool_calls") if role == "assistant" else role == "tool" and content is not None
         if not may_be_empty and (content is None or not content.strip()):
             raise BadRowError(f"empty {'answer' if role == 'assistant' else 'prompt'}: {_a(role)} message has no text")
         for key in OPTIONAL.get(role, ()):
             if key != "tool_calls" and not isinstance(message.get(key), str | None):
-                raise BadRowError(f"{_a(role)} message's {key} is no text (its type: {type(message[key]).__name__})")
+                raise BadRowError(f"{_a(role)} message's {key} is not text (its type: {type(message[key]).__name__})")
             _check_encodable(message.get(key))
         _check_encodable(content)
 
@@ -166,12 +166,12 @@ def _tool_calls(value: Any) -> list[Any]:
     """OpenAI's tool calls, their arguments as objects: OpenAI has them as JSON text, templates write them as JSON."""
     calls = _parsed(value, "tool_calls") if isinstance(value, str) else _as_json(value)
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise BadRowError("an assistant message's tool_calls is no list of calls")
+        raise BadRowError("an assistant message's tool_calls is not a list of calls")
     parsed = []
     for call in calls:
         function = call.get("function") or call
         if not isinstance(function, dict):
-            raise BadRowError("a tool call's function is no object")
+            raise BadRowError("a tool call's function is not an object")
         given = function.get("arguments") or {}
         arguments = _parsed(given, "the arguments of a tool call")
         arguments = {} if arguments is None else arguments
@@ -192,7 +192,7 @@ def _parsed(value: Any, what: str, wanted: str = "") -> Any:
     try:
         found = corpora.plain(corpora.parsed(value)) if value.strip() else None
     except BadRowError:
-        raise BadRowError(f"{what} is no JSON {wanted}".rstrip()) from None
+        raise BadRowError(f"{what} is not {f'a JSON {wanted}' if wanted else 'JSON'}") from None
     _check_encodable(found)
     return found
 

@@ -254,7 +254,8 @@ def test_a_source_of_which_every_row_is_skipped_says_why(prepared: Any) -> None:
         prepared.do(prepared.lines(*rows), bad_rows="skip")
     line = str(caught.value).replace(f"{prepared.folder}/", "")
     assert (
-        ": 6 rows were read, and left out: 6 bad rows (2 × empty prompt: a user message has no text (a.jsonl:1)" in line
+        ": 6 rows were read, and all left out: 6 bad rows (2 × empty prompt: a user message has no text (a.jsonl:1)"
+        in line
     )
     assert "(a.jsonl:3); 1 × no column 'messages' or 'prompt'" in line
     assert line.endswith("(a.jsonl:5); 1 × other reasons)")
