@@ -16,52 +16,54 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="Settings, e.g. train.learning_rate=1e-5. With the folder of a run they are set over its own; with name="
-        " or runs_dir= that is another run with its settings.",
+        help="Settings, e.g. train.learning_rate=1e-5. With a run's folder, they replace that run's settings; name= or"
+        " runs_dir= starts another run with the same settings.",
     ),
 ]
 RunPath = Annotated[
     Path,
-    typer.Argument(metavar="RUN|CONFIG", help="Folder of a run, e.g. runs/quickstart; or the config that it is of."),
+    typer.Argument(metavar="RUN|CONFIG", help="Folder of a run, e.g. runs/quickstart; or the config it was made with."),
 ]
 RunOverrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="After a config: those that tell which run it is, e.g. name=trial."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="After a config: overrides that tell which run it is, e.g. name=trial."
+    ),
 ]
 ShowRest = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]... [ID]",
-        help="Id of a response or a prompt, or how one begins; without it, the first answer that was kept.",
+        help="Id of a response or a prompt, or the start of one; default: the first answer that was kept.",
     ),
 ]
 Runs = Annotated[
     list[str],
     typer.Argument(
         metavar="RUN|CONFIG...",
-        help="Folders of evaluated runs, or the configs that they are of, each with its KEY=VALUE behind it.",
+        help="Folders of evaluated runs, or their configs, each followed by its KEY=VALUE.",
     ),
 ]
 _FRESH: Any = partial(typer.Option, "--fresh", count=True, metavar="", show_default=False)
-FreshStage = Annotated[int, _FRESH(help=f"Discard this stage and those after it, and do them again. {TWICE}")]
+FreshStage = Annotated[int, _FRESH(help=f"Discard this stage and all stages after it, and do them again. {TWICE}")]
 FreshRun = Annotated[
-    int, _FRESH(help=f"Discard each stage whose settings changed, with those after it, and redo. {TWICE}")
+    int, _FRESH(help=f"Discard and redo each stage whose settings changed, and all stages after it. {TWICE}")
 ]
 FreshCorpus = Annotated[
     int,
-    typer.Option(
-        "--fresh", count=True, metavar="", show_default=False, help=f"Replace the corpus that is there. {TWICE}"
-    ),
+    typer.Option("--fresh", count=True, metavar="", show_default=False, help=f"Replace the existing corpus. {TWICE}"),
 ]
 Accept = Annotated[
     list[str] | None,
-    typer.Option("--accept", metavar="KEY", help="Keep a stage's output though this setting changed; recorded."),
+    typer.Option(
+        "--accept", metavar="KEY", help="Keep a stage's output although this setting changed; the manifest records it."
+    ),
 ]
 Explain = Annotated[
     str,
     typer.Option(
         "--explain",
         metavar="ID",
-        help="Decide nothing; say why an answer was kept or dropped. Id of a response or a prompt, or how one begins.",
+        help="Only say why an answer was kept or dropped. Id of a response or a prompt, or the start of one.",
     ),
 ]

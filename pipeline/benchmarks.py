@@ -10,7 +10,7 @@ from pipeline.config import Harness
 from pipeline.errors import UserError
 from pipeline.files import first_line
 
-INSTALL = "it is not installed; pip install 'retort-distill[harness]', or evaluate.harness.tasks=[]"
+INSTALL = "it is not installed; pip install 'retort-distill[harness]', or set evaluate.harness.tasks=[]"
 
 
 def module(name: str) -> Any:
@@ -36,7 +36,7 @@ def check(settings: Harness) -> None:
         nearest = _nearest(unknown[0], manager.all_tasks)
         raise UserError(
             f"evaluate.harness.tasks: lm-evaluation-harness has no task {unknown[0]}{nearest};"
-            " `lm-eval ls tasks` lists them, evaluate.harness.folder adds your own"
+            " `lm-eval ls tasks` lists its tasks, and evaluate.harness.folder adds your own"
         )
 
 

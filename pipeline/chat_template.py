@@ -22,8 +22,8 @@ Messages = list[Message]
 CLOCK = "strftime_now"  # the function by which a template asks for today's date
 MOVED, MERGED = "system_in_user_turn", "turns_merged"
 CHANGES = {  # to conversations, by the names under which they are counted
-    MOVED: "the teacher's chat template takes no such system message; its text stands before the next user message",
-    MERGED: "the teacher's chat template wants user and assistant to take turns; messages of one role are joined",
+    MOVED: "the teacher's chat template does not take some system messages; their text joins the next user message",
+    MERGED: "the teacher's chat template wants user and assistant to take turns; a role's messages in a row are joined",
 }
 GAP = "\n\n"  # between texts that become one message
 # what no template holds: the texts of the conversations on which templates are tried
@@ -92,7 +92,7 @@ class ChatTemplate:
         messages.append({"role": "user", "content": USER})
         text, found, _ = self.apply(messages, add_generation_prompt=False, tokenize=False).partition(USER)
         if not found or not text:
-            raise UserError("the teacher's chat template opens no user turn that a model could go on with (magpie)")
+            raise UserError("the teacher's chat template opens no user turn that a model could complete (magpie)")
         return self._cut(text)
 
     def render_completion(
@@ -108,9 +108,9 @@ class ChatTemplate:
         if not whole.startswith(prompt):
             shared = next((n for n, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
             raise UserError(
-                "the teacher's chat template does not write this answer where it has the teacher begin its own: it"
-                f" opens the turn with {prompt[shared:][:30]!r}, and writes {whole[shared:][:30]!r} in its place"
-                " (see teacher.chat_template_kwargs, where it is the reasoning that it opens or leaves out)"
+                "the teacher's chat template does not write this answer as the teacher would begin its own: it opens"
+                f" the turn with {prompt[shared:][:30]!r}, but writes {whole[shared:][:30]!r} before this answer (if"
+                " that is about reasoning, see teacher.chat_template_kwargs)"
             )
         prompt_ids, whole_ids = self._cut(prompt), self._cut(whole)
         if whole_ids[: len(prompt_ids)] == prompt_ids:
@@ -134,7 +134,7 @@ class ChatTemplate:
         """
         if tools and not self.shape.shows_tools:
             raise UserError(
-                "the teacher's chat template leaves out the tools that it may call: leave such rows out, or choose a"
+                "the teacher's chat template leaves out the tools that it may call: remove such rows, or choose a"
                 " teacher that uses tools"
             )
         shaped = self.shaped(messages)
@@ -144,8 +144,7 @@ class ChatTemplate:
             raise UserError(f"the teacher's chat template refuses a prompt: {first_line(error)}") from None
         if lost:
             raise UserError(
-                f"the teacher's chat template leaves out {lost}: leave such rows out, or choose a teacher that uses"
-                " tools"
+                f"the teacher's chat template leaves out {lost}: remove such rows, or choose a teacher that uses tools"
             )
         return written
 

@@ -44,7 +44,7 @@ def check(name: str, folder: Path) -> None:
                 f"model {name}: {folder} holds adapters (adapter_config.json), not a model; merge them into their base"
                 " model (PEFT: merge_and_unload, then save_pretrained) and give that folder"
             )
-        raise UserError(f"model {name}: {folder} has no config.json, so is no transformers model")
+        raise UserError(f"model {name}: {folder} has no config.json, so it is not a transformers model")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"model {name}: {folder} has no .safetensors weights (pickled weights are not loaded)")
     index = folder / INDEX

@@ -57,8 +57,8 @@ app = typer.Typer(
     help=(
         "Distil a large chat model into a small one: prepare → generate → filter → train → evaluate → export.\n\n"
         "Begin with `retort run configs/quickstart.yaml`. Settings are changed as `section.key=value` after the"
-        " config; `retort check CONFIG` lists them all with their meaning. Each verb takes a config, or the folder of a"
-        " run that is there."
+        " config; `retort check CONFIG` lists them all with their meaning. Each verb takes a config, or the folder of"
+        " an existing run."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -306,7 +306,7 @@ def show(run: RunPath, rest: ShowRest = None) -> None:
     overrides = [word for word in rest or [] if target.is_override(word)]
     ids = [word for word in rest or [] if word not in overrides]
     if len(ids) > 1:
-        raise UserError(f"one example at a time: {ids[0]}, or {ids[1]}")
+        raise UserError(f"show takes one id at a time: give {ids[0]} or {ids[1]}")
     sys.stdout.write(example.describe(target.existing(run, overrides), ids[0] if ids else None))
 
 
@@ -444,12 +444,13 @@ def _check_held_out(run_dir: RunDir, stage: str) -> None:
     manifest = run_dir.manifest(stage)
     counts = manifest["counts"]
     if stage == "prepare" and not counts["held_out"]:
-        told, others = left_out.of_held_out_prompts(manifest), f" (a corpus alone: {run_dir.command('generate')})"
+        told = left_out.of_held_out_prompts(manifest)
+        others = f" (to make only a corpus: {run_dir.command('generate')})"
     elif stage == "filter" and counts["kept"] == counts["kept_train"]:
         told, others = left_out.of_held_out_answers(manifest), ""
     else:
         return
-    raise UserError(f"{run_dir.path}: {told}. Then run with --fresh, which does again what changed{others}")
+    raise UserError(f"{run_dir.path}: {told}. Then run with --fresh, which redoes what changed{others}")
 
 
 def _one(stage: str, config: Path, overrides: list[str] | None, fresh: int, accept: list[str] | None) -> None:

@@ -167,7 +167,7 @@ def _fault(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if isinstance(error, json.JSONDecodeError):
-        return f"no JSON from line {error.lineno} on"
+        return f"not valid JSON from line {error.lineno} on"
     return "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "not whole"
 
 

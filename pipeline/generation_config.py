@@ -25,7 +25,7 @@ def read(name: str, folder: Path) -> dict[str, Any] | None:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(told, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         _config(told)
     except (ValueError, TypeError, AttributeError, OSError) as error:
         hint = "correct it, or fetch the model again"
@@ -105,4 +105,4 @@ def _check_ids(name: str, path: Path, ids: Any) -> None:
     """Raises UserError for end-of-turn tokens that are no token ids."""
     for token in ids if isinstance(ids, list) else [ids]:
         if token is not None and (not isinstance(token, int) or isinstance(token, bool)):
-            raise UserError(f"model {name}: {path}: eos_token_id holds {token!r}, which is no token id; correct it")
+            raise UserError(f"model {name}: {path}: eos_token_id holds {token!r}, which is not a token id; correct it")

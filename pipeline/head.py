@@ -51,7 +51,7 @@ def head_of(model: Any) -> Head:
     if hasattr(layer, "base_layer") or hasattr(layer, "modules_to_save"):
         raise UserError("train.lora: adapters on the output layer are not supported; leave it out of target_modules")
     if getattr(layer, "weight", None) is None:
-        raise UserError(f"{config.model_type} models have no output layer that is known here; {ADVICE}")
+        raise UserError(f"{config.model_type} models have no output layer that Retort knows; {ADVICE}")
     with align_module_device(layer):
         weight_VH, bias_V = _whole(layer.weight), _whole(getattr(layer, "bias", None))
     return Head(weight_VH, bias_V, _scale(config), _first_of(config, CAPS))
@@ -90,7 +90,7 @@ def prove(model: Any, who: str) -> None:
 
 def unknown(model: Any, who: str) -> str:
     """The beginning of a message."""
-    return f"{who}: {model.config.model_type} models make their logits in a way that is not known here"
+    return f"{who}: {model.config.model_type} models make their logits in a way that Retort does not know"
 
 
 def check_logits(model: Any, own_NV: Tensor, hidden_NH: Tensor, who: str) -> None:

@@ -100,8 +100,8 @@ def size(path: str, settings: dict[str, Any], load: Load) -> Cache | None:
     need, free = _need(path, settings, load), hardware.available_bytes(one_node=True)
     if need.weights_bytes + need.least_bytes > free:
         raise UserError(
-            f"{VARIABLE}: {_gib(need.least_bytes)} are needed for the KV cache of one request of {need.least_tokens}"
-            f" tokens, beside {_gib(need.weights_bytes)} of weights ({path}); {_gib(free)} are free: {_way_out()}"
+            f"{VARIABLE}: the KV cache of one request of {need.least_tokens} tokens needs {_gib(need.least_bytes)}, and"
+            f" the weights ({path}) need {_gib(need.weights_bytes)}, but only {_gib(free)} are free: {_way_out()}"
         )
     room = (load.memory_bytes or free) - need.weights_bytes - need.process_bytes
     if load.memory_bytes is None:
@@ -141,10 +141,10 @@ def start(settings: dict[str, Any], load: Load, start_with: Callable[[dict[str, 
             refused = str(error)
     if cache is None or own_bytes():
         own = VARIABLE if cache else f"teacher.engine.{SETTING}"
-        raise UserError(f"{own}: it asks for more than there is ({refused}); set less, or leave it out")
+        raise UserError(f"{own} asks for more memory than is free ({refused}); set it lower, or remove it")
     raise UserError(
-        f"{VARIABLE}: {_gib(cache.least_bytes)} are needed for the KV cache of one request of {cache.least_tokens}"
-        f" tokens, and {refused}: {_way_out()}"
+        f"{VARIABLE}: the KV cache of one request of {cache.least_tokens} tokens needs {_gib(cache.least_bytes)}, but"
+        f" {refused}: {_way_out()}"
     )
 
 
@@ -159,7 +159,7 @@ def check_context(max_model_len: int, settings: dict[str, Any], load: Load) -> N
     if max_model_len < wanted and settings.get("max_model_len") == -1:
         setting = VARIABLE if hardware.is_cpu() else f"teacher.engine.{GPU_SETTING}"
         raise UserError(
-            f"{setting}: the KV cache holds {max_model_len} tokens, and the longest request has {wanted}: {_way_out()}"
+            f"{setting}: the KV cache holds {max_model_len} tokens, but the longest request has {wanted}: {_way_out()}"
         )
 
 
@@ -191,8 +191,8 @@ def gpu_shares(weights: list[int], own: list[float | None], free: int, total: in
     each = (rest - sum(sharing)) / max(1, len(sharing))
     if sharing and each <= 0:
         raise UserError(
-            f"evaluate.interleave_speed=true holds {len(weights)} models on one GPU at once, and their weights do not"
-            f" fit the {_gib(free)} that are free: set it to false, or give {GPU_SETTING} in evaluate.engine"
+            f"evaluate.interleave_speed=true holds {len(weights)} models on one GPU at once, but their weights do not"
+            f" fit the {_gib(free)} that are free: set it to false, or set {GPU_SETTING} in evaluate.engine"
         )
     return [(size + each) / total if part is None else part for size, part in zip(weights, own, strict=True)]
 

@@ -53,7 +53,7 @@ def _load(path: Path, dtype: Any, who: str, **how: Any) -> PreTrainedModel:
     except (RuntimeError, AttributeError, ImportError) as error:  # of layers that a method's packages made
         if method is None:
             raise
-        raise UserError(f"{who}: transformers can't compute with {method} weights here: {first_line(error)}") from None
+        raise UserError(f"{who}: transformers can't run {method} weights here: {first_line(error)}") from None
     return model.eval()
 
 
@@ -81,7 +81,7 @@ def config_alone(config: Any, who: str) -> Any:
     elif type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"{who}: a {config.model_type} is more than a language model, and transformers has no class for its"
-            " language model alone; choose a model of text"
+            " language model alone; choose a text-only model"
         )
     text = copy.deepcopy(text)
     text.tie_word_embeddings = getattr(config, "tie_word_embeddings", text.tie_word_embeddings)
@@ -102,7 +102,7 @@ def on_meta(config: Any, who: str) -> PreTrainedModel:
     except UserError:
         raise
     except Exception as error:  # each architecture checks in ways of its own
-        raise UserError(f"{who}: no causal language model can be made of it: {first_line(error)}") from None
+        raise UserError(f"{who}: it can't be built as a causal language model: {first_line(error)}") from None
     _prove_shape(model, who)
     return model
 
@@ -166,7 +166,7 @@ def _alone(whole: Any, who: str) -> Any:
     name = next((name for name, child in model.named_children() if child is head.decoder_of(model)), None)
     layer = whole.get_output_embeddings() or whole.get_decoder().get_output_embeddings()
     if name is None or layer is None:
-        raise UserError(f"{who}: the language model of a {whole.config.model_type} can't be taken out of it here")
+        raise UserError(f"{who}: Retort can't separate the language model from the rest of a {whole.config.model_type}")
     setattr(model, name, head.decoder_of(whole))
     model.set_output_embeddings(layer)
     model.generation_config = whole.generation_config

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.console import counted
 
-LARGE_FRAC = 0.2  # of the rows or answers: so many are not left out without a word
+LARGE_FRAC = 0.2  # of the rows or answers: a stage says so if it leaves out more
 MIN_HELD_OUT = 20  # of fewer prompts an interval says little
 NUM_REMEDIES = 3
 MAX_ADVISED_FRAC = 0.5  # of the prompts to be held out
@@ -75,9 +75,9 @@ PROMPTS = {
 }
 # What keeps the answers that a rule drops, where that is more than a rule turned off.
 REMEDIES = {
-    "empty": "the teacher says nothing: is its chat template right, or does it reason up to generate.max_tokens?",
+    "empty": "the teacher says nothing; check its chat template, and if reasoning fills generate.max_tokens",
     "truncated": "raise generate.max_tokens, or filter.drop_truncated=false keeps them",
-    "contaminated": "filter/contamination.jsonl lists the items; name none of their sets in decontaminate",
+    "contaminated": "filter/contamination.jsonl lists the items; to keep them, remove their sets from decontaminate",
     "pii": "privacy.answers=mask keeps them",
     "unsafe": "safety.max_answer_score=null keeps them",
 }
@@ -111,7 +111,7 @@ def of_held_out_prompts(manifest: Mapping[str, Any]) -> str | None:
     told += f", and intervals need about {MIN_HELD_OUT}"
     if lost:
         listed = (f"{n} as {PROMPTS[why][0]} ({PROMPTS[why][1]})" for why, n in _most(lost))
-        told += f"; left out were {'; '.join(listed)}"
+        told += f"; prepare left out {'; '.join(listed)}"
     if held_out + sum(lost.values()) < MIN_HELD_OUT:
         told += f"; {_more_held_out(num + sum(lost.values()), frac)}"
     return told
@@ -126,18 +126,16 @@ def of_held_out_answers(manifest: Mapping[str, Any]) -> str | None:
         return "no held-out answer was kept; `retort report` shows what each rule drops"
     if not held_out["responses"]:
         return (
-            "no held-out answer was kept, for no prompt was held out; raise prepare.held_out_frac, or give more prompts"
+            "no held-out answer was kept, because no prompt was held out; raise prepare.held_out_frac, or give"
+            " more prompts"
         )
-    reasons, of = held_out["dropped"], f"of {held_out['responses']}"
+    reasons, of = held_out["dropped"], f"of {counted(held_out['responses'], 'held-out answer')}"
     if not kept:
-        return f"no held-out answer was kept {of} ({dropped(reasons)}); {remedies(reasons)}"
+        return f"none {of} was kept ({dropped(reasons)}); {remedies(reasons)}"
     if sum(reasons.values()) <= LARGE_FRAC * held_out["responses"]:
         return None
     are = "are" if kept > 1 else "is"
-    return (
-        f"{counted(kept, 'held-out answer')} {of} {are} kept, and intervals need about {MIN_HELD_OUT}"
-        f" ({dropped(reasons)}); {remedies(reasons)}"
-    )
+    return f"{kept} {of} {are} kept, and intervals need about {MIN_HELD_OUT} ({dropped(reasons)}); {remedies(reasons)}"
 
 
 def of_rule(reason: str, num: int, num_all: int, example: str, run: str) -> str:
@@ -174,7 +172,7 @@ def _more_held_out(num: int, frac: float | None) -> str:
     if wanted <= MAX_ADVISED_FRAC:
         return f"raise prepare.held_out_frac from {frac:g} to {wanted:g}, or give more prompts"
     usual = frac or 0.1
-    return f"give more prompts, some {math.ceil(MIN_HELD_OUT / usual)} at prepare.held_out_frac={usual:g}"
+    return f"give more prompts, about {math.ceil(MIN_HELD_OUT / usual)} at prepare.held_out_frac={usual:g}"
 
 
 def _most(reasons: Mapping[str, int]) -> list[tuple[str, int]]:

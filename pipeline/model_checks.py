@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.rundir import RunDir
 
 LAYER = re.compile(r"\.(\d+)\.")  # in a tensor's name: model.layers.7.mlp.up_proj.weight
-WITHOUT = "without evaluate: `retort prepare`, `generate`, `filter`, `train` and `export`, one by one"
+WITHOUT = "skip evaluate: run `retort prepare`, `generate`, `filter`, `train` and `export` one by one"
 
 
 def check(config: Config) -> None:
@@ -40,7 +40,7 @@ def check_runs_in_transformers(teacher: models.Model) -> None:
     except UserError as error:
         raise UserError(
             f"{error}. vLLM serves them, but evaluate and train.targets=live run the teacher by transformers. Install"
-            f" what it asks for, choose a teacher in another format, or go {WITHOUT}"
+            f" what it asks for, choose a teacher in another format, or {WITHOUT}"
         ) from None
 
 
@@ -103,7 +103,7 @@ def _say_what_differs(config: Config, teacher: models.Model) -> None:
     if made_by_vllm and quantised.method_of(teacher.config()) is None:
         say(
             f"teacher.engine.quantization={made_by_vllm}: vLLM rounds the weights as it loads them, and the student"
-            " learns from those; evaluate's fidelity is measured against the weights as they are stored"
+            " learns from the rounded ones; evaluate measures fidelity against the weights as they are stored"
         )
 
 
@@ -118,18 +118,18 @@ def _check_memory(config: Config, teacher: models.Model) -> None:
     on_gpus = 0 if hardware.is_cpu() else meters.gpu_total_bytes() or 0
     told = (
         f"evaluate holds the teacher {teacher.name} ({_gb(of_teacher)} in {dtype}) and its students in memory at once:"
-        f" {_gb(needed)} and more"
+        f" at least {_gb(needed)}"
     )
     if needed > on_gpus + hardware.total_bytes() + hardware.swap_bytes():
-        has = f"{_gb(on_gpus)} on its GPUs and {_gb(hardware.total_bytes())} beside them" if on_gpus else ""
+        has = f"{_gb(on_gpus)} on its GPUs and {_gb(hardware.total_bytes())} of main memory" if on_gpus else ""
         raise UserError(
-            f"{told}; this machine has {has or _gb(hardware.total_bytes())}. Take a larger one or a smaller teacher, or"
-            f" go {WITHOUT}"
+            f"{told}; this machine has {has or _gb(hardware.total_bytes())}. Take a larger machine or a smaller"
+            f" teacher, or {WITHOUT}"
         )
     if on_gpus and needed > on_gpus:
         say(f"{told}; the GPUs have {_gb(on_gpus)}, so the rest is kept in main memory, which is slow")
     elif not on_gpus and needed > hardware.available_bytes():
-        say(f"{told}; {_gb(hardware.available_bytes())} are free now: end other programs before evaluate begins")
+        say(f"{told}; {_gb(hardware.available_bytes())} are free now: close other programs before evaluate begins")
 
 
 def _dtype(config: Config, teacher: models.Model) -> str:

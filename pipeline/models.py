@@ -51,7 +51,7 @@ class Model:
         except (ValueError, OSError) as error:
             raise UserError(f"model {self.name}: {self.path}/config.json is damaged: {first_line(error)}") from None
         if not isinstance(config, dict):
-            raise UserError(f"model {self.name}: {self.path}/config.json is no JSON object")
+            raise UserError(f"model {self.name}: {self.path}/config.json is not a JSON object")
         return config
 
     def transformers_config(self) -> Any:
@@ -92,7 +92,7 @@ class Model:
         if not any(path.is_file() for pattern in TOKENIZER_FILES for path in self.path.glob(pattern)):
             raise UserError(
                 f"model {self.name}: its tokenizer can't be loaded: {self.path} has no tokenizer file (tokenizer.json,"
-                " tokenizer.model, vocab.json, ...); copy those of the model that it was made of"
+                " tokenizer.model, vocab.json, ...); copy them from the model that it was made of"
             )
 
     def context_tokens(self) -> int:
@@ -371,13 +371,13 @@ def check_trainable(settings: Student, origin: Model) -> None:
         return
     if settings.model:
         raise UserError(
-            f"student.model {origin.name}: its weights are in few bits ({method}), which can't be trained; give the"
-            " model that it was quantised from"
+            f"student.model {origin.name}: its weights are quantised ({method}) and can't be trained; give the model"
+            " that it was quantised from"
         )
     raise UserError(
-        f"student: the weights of the teacher {origin.name} are in few bits ({method}), and no student can be made of"
-        " them; give student.model a model with plain weights and the same tokenizer, such as the one that the teacher"
-        " was quantised from, or student.config"
+        f"student: the weights of the teacher {origin.name} are quantised ({method}), and no student can be made of"
+        " them; set student.model to an unquantised model with the same tokenizer, such as the one that the teacher was"
+        " quantised from, or set student.config"
     )
 
 
@@ -438,7 +438,7 @@ def random_config(name: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each architecture checks in ways of its own
-        raise UserError(f"{path}: no causal language model can be made of it: {first_line(error)}") from None
+        raise UserError(f"{path}: it can't be built as a causal language model: {first_line(error)}") from None
     on_meta(config, str(path))
     return config_alone(config, str(path))
 
@@ -502,7 +502,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"model {name}: neither a local folder nor to be had from the hub ({first_line(error)});"
+            f"model {name}: not a local folder, and can't be fetched from the hub ({first_line(error)});"
             " gated models need HF_TOKEN in the environment"
         ) from None
 

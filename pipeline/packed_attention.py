@@ -43,7 +43,7 @@ def use(model: PreTrainedModel, dtype: str) -> None:
     if others := set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS:
         raise _refusal(config, f"it has layers of {min(others)}, which carry a state from one answer to the next")
     if model._is_stateful or not model._can_set_attn_implementation():
-        raise _refusal(config, "its layers can't be told where an answer ends")
+        raise _refusal(config, "there is no way to tell its layers where an answer ends")
     previous = config._attn_implementation
     _set_attention(model, NAME)
     try:
@@ -81,7 +81,7 @@ def documents_attention(
     """
     for name, what in (("softcap", "capped attention scores"), ("s_aux", "attention sinks")):
         if kwargs.get(name) is not None:
-            raise _refusal(module.config, f"{what} are not to be had in this attention")
+            raise _refusal(module.config, f"attention to packed answers does not support {what}")
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query_BHTD, key_BHTD, value_BHTD, attention_mask, **kwargs)
     lengths = cu_seq_lens_q.diff().tolist()
@@ -137,7 +137,7 @@ def _check_apart(model: PreTrainedModel) -> None:
         )
     model.train(was_training)
     if not (first - other).abs().max() <= TOLERANCE * first.abs().max():
-        raise _refusal(model.config, "its answers were seen to change one another in a pack")
+        raise _refusal(model.config, "in a trial, answers in one pack changed one another")
 
 
 def _refusal(config: Any, why: str) -> UserError:

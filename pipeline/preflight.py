@@ -67,7 +67,7 @@ def _check_judge(settings: Grader, without: str) -> None:
     except SilentError as silent:
         raise UserError(
             f"{place}.url {settings.url}: the judge does not answer ({silent}); start it, {without}. If it"
-            f" can't run beside the earlier stages, do them one by one, and start it before `retort {stage}`"
+            f" can't run beside the earlier stages, run them one by one, and start it before `retort {stage}`"
         ) from None
     except KeyRefusedError as refused:
         raise UserError(
@@ -119,7 +119,7 @@ def _check_teachers(config: Config) -> None:
             continue
         except KeyRefusedError as refused:
             raise UserError(
-                f"{url}: refuses the key ({refused}); set {KEY} in the environment to the server's"
+                f"{url}: the server refuses the key ({refused}); set {KEY} in the environment to its key"
             ) from None
         if settings.model is not None and settings.model not in names:
             raise UserError(f"teacher.server.model: {url} serves no {settings.model}, only {_listed(names)}")

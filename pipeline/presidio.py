@@ -93,7 +93,7 @@ def _pipeline(name: str) -> Any:
     except Exception as error:  # each part of a pipeline checks in ways of its own
         raise UserError(
             f"privacy.presidio.model {name}: no spaCy pipeline can be loaded from it ({first_line(error)}); name a"
-            " folder, an installed package, or blank:en, which tells no names"
+            " folder, an installed package, or blank:en, which finds no names"
         ) from None
     Language.component("words_as_lemmas", func=_words_as_lemmas)
     nlp.add_pipe("words_as_lemmas", last=True)

@@ -49,10 +49,10 @@ class Null(Undefined):
         return "null"
 
     def __int__(self) -> int:
-        raise TypeError("a null is no number")  # as None does: the filters `int` and `float` have a default for it
+        raise TypeError("a null is not a number")  # as None does: the filters `int` and `float` have a default for it
 
     def __float__(self) -> float:
-        raise TypeError("a null is no number")
+        raise TypeError("a null is not a number")
 
 
 class Missing(StrictUndefined):
@@ -154,7 +154,7 @@ def _shown(value: Any) -> Any:
     if is_null(value):
         return ""
     if isinstance(value, bytes):
-        raise ValueError("binary data is no text")
+        raise ValueError("binary data is not text")
     return json.dumps(value, ensure_ascii=False, default=_json) if isinstance(value, list | tuple | dict) else value
 
 

@@ -52,7 +52,7 @@ def keep_layers(model: PreTrainedModel, indices: list[int]) -> PreTrainedModel:
     config: Any = copy.deepcopy(model.config)
     text = config.get_text_config(decoder=True)
     if shared := getattr(text, "num_kv_shared_layers", 0):
-        raise UserError(f"student: the last {shared} layers of this {text.model_type} use the keys of others: keep all")
+        raise UserError(f"student: the last {shared} layers of this {text.model_type} use other layers' keys: keep all")
     kept = torch.nn.ModuleList([whole[i] for i in indices])
     setattr(decoder, _layers_name(model), kept)
     _keep_in_config(text, indices, len(whole))
@@ -114,7 +114,7 @@ def _layers_name(model: PreTrainedModel) -> str:
     for name, module in decoder.named_children():
         if isinstance(module, torch.nn.ModuleList) and len(module) == of:
             return name
-    raise UserError(f"student: {model.config.model_type} models can't be pruned here: their layers are not found")
+    raise UserError(f"student: {model.config.model_type} models can't be pruned: Retort does not find their layers")
 
 
 def _shapes(model: Any) -> dict[str, torch.Size]:

@@ -204,7 +204,7 @@ class RunDir:
                 continue
             nearest = [] if key in all_settings else difflib.get_close_matches(key, sorted(known), n=1)
             alike = [name for name in known if name.partition(".")[0] == key.partition(".")[0]]
-            listed = f"there are {', '.join(sorted({_setting(name) for name in alike or known}))}"
+            listed = f"choose from {', '.join(sorted({_setting(name) for name in alike or known}))}"
             meant = f"did you mean {nearest[0]}?" if nearest else listed
             raise UserError(f"--accept {key}: no such setting of {', '.join(stages)}; {meant}")
 
@@ -346,8 +346,8 @@ class RunDir:
         folders = [folder for folder in folders if folder.is_dir()]  # one is there whole, or not at all
         if folders and not self.is_sure and manifest["elapsed_s"] > work.LITTLE_S:
             raise UnsureError(
-                f"{stage.path / lost[0]} is missing: making it anew would discard {folders[0]} and repeat what took"
-                f" {seconds(manifest['elapsed_s'])}",
+                f"{stage.path / lost[0]} is missing: making it again would discard {folders[0]} and repeat"
+                f" {seconds(manifest['elapsed_s'])} of work",
                 f"put the file back, or delete {folders[0]} yourself",
             )
         for folder in folders:

@@ -137,7 +137,7 @@ class Cost(Section):
     peak_rss_bytes: OneFigure = _of("peak memory of the engine's processes, added up")
     gpu_memory_bytes: OneFigure = _of("what the GPUs hold more than before, vLLM's cache included")
     cpu_energy_j_per_token: OneFigure = _of("RAPL, the whole machine's")
-    gpu_energy_j_per_token: OneFigure = _of("NVML, all GPUs', those too that it does not use")
+    gpu_energy_j_per_token: OneFigure = _of("NVML, of all GPUs, including those that it does not use")
     num_gpus: OneFigure = _of("GPUs that it was served on (evaluate.engine, teacher.engine); not on a CPU")
     cost_per_million_output_tokens: OneFigure = _of(
         "at evaluate.price_per_hour and full load, on every GPU of the machine"
@@ -254,16 +254,16 @@ class Verdict(Section):
     claims: list[Claim] = Field(description="the verdict in words")
     retained_quality: OneFigure = _of("task_pass_frac, student ÷ teacher")
     gap_closed: OneFigure = _of("task_pass_frac, (student − untrained) ÷ (teacher − untrained)")
-    speed_over_teacher: OneFigure = _of("output_tokens_per_s, for each GPU where there are GPUs, student ÷ teacher")
+    speed_over_teacher: OneFigure = _of("output_tokens_per_s (per GPU, if there are GPUs), student ÷ teacher")
     parameters_over_teacher: OneFigure = _of("num_parameters, student ÷ teacher")
     self_preference_frac_over_sft_only: OneFigure = _of("answers likelier to the teacher; of manner, no win-rate")
     self_preference_nats_over_sft_only: OneFigure = _of("by how much likelier, a token")
     judge_grade_less_teachers: OneFigure = _of("the student's grade less the teacher's")
     distillation_s: OneFigure = _of("time of the run, all tries of every stage; with `low` and no `high`: at least")
     distillation_cost: OneFigure = _of("the same at evaluate.price_per_hour")
-    machine_gpus: OneFigure = _of("GPUs of the machine, of whose hours and price all costs are; not on a CPU")
+    machine_gpus: OneFigure = _of("GPUs of the machine whose hours and price all costs count; not on a CPU")
     break_even_output_tokens: OneFigure = _of(
-        "after so many output tokens the student, on every GPU of the machine, has saved that time; null: never;"
+        "output tokens after which the student, on every GPU of the machine, has saved that time; null: never;"
         " without high: in some round never"
     )
 

@@ -85,7 +85,7 @@ class Served:
         if not line:
             code = self._process.wait()
             if code == -signal.SIGKILL:
-                raise UserError(f"the vLLM process of {self.name} was killed, as the system does when memory runs out")
+                raise UserError(f"the vLLM process of {self.name} was killed, probably because memory ran out")
             raise UserError(f"the vLLM process of {self.name} ended with code {code}; see its messages above")
         reply = json.loads(line)
         if "error" in reply:

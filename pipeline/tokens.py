@@ -52,16 +52,16 @@ def difference(teacher: Any, student: Any) -> str | None:
         if theirs.get(token) == token_id:
             continue
         if token in theirs:
-            return f"the token {token!r} is {token_id} in the teacher's and {theirs[token]} in its own"
+            return f"the token {token!r} has the id {token_id} in the teacher's and {theirs[token]} in its own"
         if token_id in names:
             return f"the id {token_id} is {token!r} in the teacher's and {names[token_id]!r} in its own"
         if token_id not in unused:
             return f"it lacks the teacher's token {token!r}"
     if _merges(whole) != _merges(other_whole):
-        return "it joins pieces of words in another order"
+        return "it merges pieces of words in another order"
     for text in TEXTS if whole and other_whole else ():
         if teacher(text, add_special_tokens=False).input_ids != student(text, add_special_tokens=False).input_ids:
-            return f"it cuts texts in another way, such as {text[:20]!r}"
+            return f"it splits texts in another way, such as {text[:20]!r}"
     return None
 
 
@@ -94,9 +94,9 @@ def check_same_tokenizer(teacher: Any, student: Any, name: str) -> None:
         raise UserError(
             f"student.model {name}: its tokenizer differs from the teacher's ({found}), and log-probs can't be compared"
             " across tokenizers: choose a student of the same family, or prune the teacher (student.keep_layers or"
-            " num_layers). The answers' text teaches any student (sequence-level SFT): without student.model, do"
-            " `retort prepare`, `generate` and `filter`, then `retort export corpus RUN`, and train on its messages,"
-            f" as with `trl sft --model_name_or_path {name} --dataset_name RUN/corpus`"
+            " num_layers). Any student can learn from the answers' text (sequence-level SFT): without student.model,"
+            " run `retort prepare`, `generate` and `filter`, then `retort export corpus RUN`, and train on its"
+            f" messages, for instance with `trl sft --model_name_or_path {name} --dataset_name RUN/corpus`"
         )
     if student.chat_template and not renders_alike(teacher, student):  # a base model is given the teacher's
         raise UserError(

@@ -30,7 +30,7 @@ FILES = ("tokenizer.json", "tokenizer_config.json")
 def main() -> None:
     families = sys.argv[1:] or list(HASHES)
     if unknown := [family for family in families if family not in HASHES]:
-        sys.exit(f"fetch_tokenizers: there is no {unknown[0]!r}; choose from {', '.join(HASHES)}")
+        sys.exit(f"fetch_tokenizers: unknown family {unknown[0]!r}; choose from {', '.join(HASHES)}")
     for family in families:
         print(fetched(family))
 

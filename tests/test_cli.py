@@ -83,7 +83,7 @@ def test_a_mistyped_key() -> None:
 
 
 def test_a_malformed_override() -> None:
-    assert "'epochs' is no override: write section.key=value" in error_line("train", QUICKSTART, "epochs")
+    assert "'epochs' is not an override: write section.key=value" in error_line("train", QUICKSTART, "epochs")
 
 
 def test_several_values_out_of_range() -> None:
@@ -526,7 +526,7 @@ def test_a_run_whose_filter_keeps_no_held_out_answer_stops_there_with_the_rules(
     monkeypatch.setattr(cli, "_in_child", in_child)
     told = str(invoke("run", QUICKSTART, f"runs_dir={tmp_path}", "name=small").exception)
     assert ran == ["prepare", "generate", "filter"]
-    assert "no held-out answer was kept of 20 (dropped: truncated 19, echo 1)" in told
+    assert "none of 20 held-out answers was kept (dropped: truncated 19, echo 1)" in told
     assert (
         "raise generate.max_tokens, or filter.drop_truncated=false keeps them; echo: filter.max_echo_frac=null" in told
     )

@@ -59,7 +59,9 @@ def config_with(**sections: object) -> Config:
 
 def test_a_judge_without_chat_answers_to_read_is_refused() -> None:
     judge = {"url": "http://127.0.0.1:8001", "model": "judge"}
-    with pytest.raises(UserError, match=r"evaluate: judge\.url: a judge reads the chat answers, and there are none"):
+    with pytest.raises(
+        UserError, match=r"evaluate: judge\.url: a judge needs chat answers, and chat_set=null gives none"
+    ):
         validate({"name": "x", "evaluate": {"chat_set": None, "judge": judge}}, "test")
 
 
@@ -161,7 +163,7 @@ def test_an_override_changes_one_of_two_places_that_share_a_value(load: Load) ->
 def test_a_file_whose_name_no_run_can_have_is_told_so(tmp_path: Path) -> None:
     path = tmp_path / "my run.yaml"
     path.write_text("")
-    with pytest.raises(UserError, match=r"my run\.yaml: no run can be called 'my run', as the file is; add name="):
+    with pytest.raises(UserError, match=r"my run\.yaml: a run can't be called 'my run', like the file; add name="):
         config_module.load(path)
     assert config_module.load(path, ["name=trial"]).name == "trial"
 
@@ -229,8 +231,8 @@ def test_a_missing_file_is_named_with_where_others_are(tmp_path: Path) -> None:
         ("prepare.sources={path: a.jsonl}", "prepare.sources: must be a list, such as [{path: a.jsonl}]"),
         ("filter.decontaminate={path: a}", "filter.decontaminate: must be a list, such as [{path: a.jsonl}]"),
         ("train.report_to={}", "train.report_to: must be a list, such as [a, b]"),
-        ("train.lora.target_modules=[]", "train.lora.target_modules: none: name the modules that get adapters"),
-        ("train.lora.target_modules='(q'", "train.lora.target_modules: no regular expression: missing )"),
+        ("train.lora.target_modules=[]", "train.lora.target_modules: is empty: name the modules to adapt"),
+        ("train.lora.target_modules='(q'", "train.lora.target_modules: not a valid regular expression: missing )"),
         ("train.lora.dropout=1", "train.lora.dropout: must be below 1 (given 1)"),
         ("train.launch=--a 'b", "train.launch: must be a list, such as [a, b]"),
         ("train.report_to=[wanb]", "train.report_to.0: must be one of tensorboard, wandb, mlflow"),
@@ -323,7 +325,7 @@ def test_an_override_inside_a_list_is_refused_or_done_but_never_crashes(load: Lo
         ("a: [1", ", line 1: a `[` is not closed, or a comma is missing"),
         ("teacher:\n  engine: {a: 1,\n  b: 2\ntrain: {}", ", line 4: a `{` is not closed"),
         ("teacher:\n\tmodel: demo", ", line 2: a tab in the indentation; YAML allows only spaces there"),
-        ("name: a\nname: b", ", line 2: the key name is given twice; keep one"),
+        ("name: a\nname: b", ", line 2: the key name is given twice; keep only one"),
         ("teacher: {model: a, model: b}", ", line 1: the key model is given twice"),
         ("- a\n- b", ": a config is a mapping of sections"),
         ('name: "a\ntrain: {}', ", line 2: a quote is not closed"),
@@ -335,7 +337,7 @@ def test_an_override_inside_a_list_is_refused_or_done_but_never_crashes(load: Lo
         ("name: *a", ", line 1: `name: *a`: `*` and `&` mark references in YAML; put the text in quotes"),
         ("name: !a b", ", line 1: `name: !a b`: `!` marks a tag in YAML; put the text in quotes"),
         ("name: !!python/object:os.system a", ", line 1: `name: !!python/object:os.system a`: `!` marks a tag in YAML"),
-        ("name: a\n---\nname: b", ", line 2: a second document begins (`---`); a config is a single one"),
+        ("name: a\n---\nname: b", ", line 2: a second document begins (`---`); a config must be a single document"),
         ("? [a]\n: b", ", line 1: `? [a]`: a key must be a word, without brackets"),
         ("name: a\x01", ", line 1: YAML can't hold the character U+0001; remove it"),
         ("a: &a [*a]", ": a reference (`*`) refers to itself; write the value out"),
@@ -371,8 +373,8 @@ def test_malformed_yaml_is_told_in_our_words_with_its_file_and_line(load: Load, 
         ),
         ("train.epochs=http://me:secret@host:1", "(given 'http://…@host:1')"),
         ("teacher.server.urls=http://me:secret@host:1", "no name or password in a URL"),
-        ("a..b=3", "'a..b=3' is no override: write section.key=value"),
-        ("=3", "'=3' is no override: write section.key=value"),
+        ("a..b=3", "'a..b=3' is not an override: write section.key=value"),
+        ("=3", "'=3' is not an override: write section.key=value"),
         ("prepare.sources=[{path:", "is not closed, or a comma is missing; put the whole override in quotes"),
     ],
 )

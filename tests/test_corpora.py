@@ -146,7 +146,7 @@ def test_a_header_of_one_column_may_hold_no_delimiter(tmp_path: Path) -> None:
 def test_a_csv_row_with_a_comma_outside_quotes_is_not_cut_in_silence(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "prompt\nHello, world\nHi,\n")
     bad, good = rows(path)
-    assert "it has 2 cells, and the header names 1 columns" in str(bad)
+    assert "it has 2 cells, but the header names 1 columns" in str(bad)
     assert good == {"prompt": "Hi"}  # what is more is empty
 
 

@@ -31,8 +31,8 @@ NEVER_PACKED = {
     "gpt-oss": "attention sinks",
     "llama4-text": "it has layers of chunked_attention",
     "llama4": "it has layers of chunked_attention",
-    "stablelm": "its answers were seen to change one another",  # transformers' does not hand on where they end
-    "nemotron": "its answers were seen to change one another",
+    "stablelm": "answers in one pack changed one another",  # transformers' does not hand on where they end
+    "nemotron": "answers in one pack changed one another",
 }
 NEVER_PRUNED: dict[str, str] = {}
 

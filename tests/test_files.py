@@ -86,7 +86,7 @@ def test_a_committed_file_that_cannot_be_read_is_named(tmp_path: Path, data: byt
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b'{"a": 1,\n', "no JSON from line 2 on"),
+        (b'{"a": 1,\n', "not valid JSON from line 2 on"),
         (b"\xff\xfe", "not UTF-8 text"),
         (b"{}", "has no fingerprint"),
         (b'{"fingerprint": 3, "accepted": []}', "fingerprint is not what was written there"),

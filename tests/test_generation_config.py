@@ -71,11 +71,11 @@ def test_what_contradicts_itself_is_mended_or_left_out(
     [
         ("", "can't be used: Expecting value"),
         ("{oops", "can't be used: Expecting property name"),
-        ([1], "can't be used: it is no JSON object"),
+        ([1], "can't be used: it is not a JSON object"),
         ({"cache_implementation": "none such"}, "can't be used: Invalid `cache_implementation`"),
         ({"max_new_tokens": 0}, "can't be used: `max_new_tokens` must be greater than 0"),
-        ({"eos_token_id": "2"}, "eos_token_id holds '2', which is no token id"),
-        ({"eos_token_id": [1, True]}, "eos_token_id holds True, which is no token id"),
+        ({"eos_token_id": "2"}, "eos_token_id holds '2', which is not a token id"),
+        ({"eos_token_id": [1, True]}, "eos_token_id holds True, which is not a token id"),
     ],
 )
 def test_a_file_that_nothing_can_load_is_one_line(tmp_path: Path, told: Any, said: str) -> None:

@@ -175,7 +175,7 @@ def test_a_model_that_no_memory_holds_is_refused_with_what_is_there_and_needed(m
     with pytest.raises(UserError) as caught:
         sized(model, Load(100, 4096))
     said = str(caught.value)
-    assert said.startswith("VLLM_CPU_KVCACHE_SPACE: 1.0 MiB are needed for the KV cache of one request of 4096 tokens")
+    assert said.startswith("VLLM_CPU_KVCACHE_SPACE: the KV cache of one request of 4096 tokens needs 1.0 MiB, and")
     assert "1.0 MiB are free" in said
     assert "\n" not in said
 
@@ -243,7 +243,7 @@ def test_the_smallest_cache_is_one_requests_and_its_refusal_one_line(model: str,
         start(model, machine, Load(128, 128))
     assert machine.asked[-1] == 2 * BLOCK
     said = str(caught.value)
-    assert said.startswith("VLLM_CPU_KVCACHE_SPACE: 0.1 MiB are needed for the KV cache of one request of 128 tokens,")
+    assert said.startswith("VLLM_CPU_KVCACHE_SPACE: the KV cache of one request of 128 tokens needs 0.1 MiB, but")
     assert "vLLM finds 5.75 of 7.59 GiB free on memory node 0" in said
     assert "\n" not in said
 
@@ -251,8 +251,8 @@ def test_the_smallest_cache_is_one_requests_and_its_refusal_one_line(model: str,
 @pytest.mark.parametrize(
     ("variable", "settings", "said"),
     [
-        ("9", {}, "VLLM_CPU_KVCACHE_SPACE: it asks for more than there is"),
-        ("", {kv_cache.SETTING: 9 * GIB}, "teacher.engine.kv_cache_memory_bytes: it asks for more than there is"),
+        ("9", {}, "VLLM_CPU_KVCACHE_SPACE asks for more memory than is free"),
+        ("", {kv_cache.SETTING: 9 * GIB}, "teacher.engine.kv_cache_memory_bytes asks for more memory than is free"),
     ],
 )
 def test_the_users_own_size_is_asked_for_once(
@@ -354,6 +354,6 @@ def test_a_cache_that_holds_no_whole_request_is_told(model: str, holds: int, is_
     if is_enough:
         kv_cache.check_context(holds, settings, Load(1, 200))
     else:
-        with pytest.raises(UserError, match="holds 100 tokens, and the longest request has 200"):
+        with pytest.raises(UserError, match="holds 100 tokens, but the longest request has 200"):
             kv_cache.check_context(holds, settings, Load(1, 200))
     kv_cache.check_context(holds, {**settings, "max_model_len": holds}, Load(1, 200))  # the user's own limit

@@ -32,7 +32,7 @@ def test_a_head_that_is_not_the_models_own_is_refused(
     families.make(name, tmp_path, VOCAB)
     language_model.load(tmp_path, dtype, "evaluate: student")
     monkeypatch.setattr(head, forgotten, ())
-    said = r"evaluate: student: \w+ models make their logits in a way that is not known here \(off by [\d.]+\)"
+    said = r"evaluate: student: \w+ models make their logits in a way that Retort does not know \(off by [\d.]+\)"
     with pytest.raises(UserError, match=said):
         language_model.load(tmp_path, dtype, "evaluate: student")
     with pytest.raises(UserError, match=said):
@@ -81,7 +81,7 @@ def test_layers_that_can_not_be_left_out_are_named_before_the_first_stage(tmp_pa
 def test_layers_that_use_the_keys_of_others_are_kept_with_them(tmp_path: Path) -> None:
     families.config_of("gemma4-text", VOCAB, num_kv_shared_layers=1).save_pretrained(tmp_path)
     model_checks.check(config_of(tmp_path))
-    with pytest.raises(UserError, match="the last 1 layers of this gemma4_text use the keys of others: keep all"):
+    with pytest.raises(UserError, match="the last 1 layers of this gemma4_text use other layers' keys: keep all"):
         model_checks.check(config_of(tmp_path, num_layers=2))
 
 

@@ -65,7 +65,7 @@ def test_what_no_machine_of_this_size_can_hold_is_refused_before_the_first_stage
         check(folder)
     message = str(caught.value)
     assert f"evaluate holds the teacher {folder} (0.0 GB in float32) and its students in memory at once" in message
-    assert "Take a larger one or a smaller teacher, or go without evaluate: `retort prepare`, `generate`" in message
+    assert "Take a larger machine or a smaller teacher, or skip evaluate: run `retort prepare`, `generate`" in message
     machine(monkeypatch, total=needed - 1, swap=1)
     check(folder)
     with pytest.raises(UserError, match="in memory at once"):
@@ -95,12 +95,12 @@ def test_what_may_fit_is_said_and_not_refused(folder: Path, monkeypatch: pytest.
     assert said == []
     machine(monkeypatch, total=1e9, free=1000)
     check(folder)
-    assert said.pop().endswith("0.0 GB are free now: end other programs before evaluate begins")
+    assert said.pop().endswith("0.0 GB are free now: close other programs before evaluate begins")
     machine(monkeypatch, total=1e9, gpus=1000)
     check(folder)
     assert said.pop().endswith("the GPUs have 0.0 GB, so the rest is kept in main memory, which is slow")
     machine(monkeypatch, total=1000, gpus=1000)
-    with pytest.raises(UserError, match=r"this machine has 0\.0 GB on its GPUs and 0\.0 GB beside them"):
+    with pytest.raises(UserError, match=r"this machine has 0\.0 GB on its GPUs and 0\.0 GB of main memory"):
         check(folder)
 
 
@@ -113,7 +113,7 @@ def test_an_evaluated_run_is_asked_for_nothing(folder: Path, monkeypatch: pytest
 def test_weights_that_vllm_rounds_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     machine(monkeypatch, total=1e9)
     check(folder, teacher={"model": str(folder), "engine": {"quantization": "fp8"}})
-    assert "evaluate's fidelity is measured against the weights as they are stored" in said[0]
+    assert "evaluate measures fidelity against the weights as they are stored" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_a_path_without_a_folder_is_never_looked_for_on_the_hub(name: str, monke
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
-    assert "has no config.json, so is no transformers model" in refused(str(tmp_path))
+    assert "has no config.json, so it is not a transformers model" in refused(str(tmp_path))
 
 
 def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_model_that_the_hub_does_not_give_is_one_line_with_what_may_be_missing
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     message = refused("org/model")
-    assert "model org/model: neither a local folder nor to be had from the hub" in message
+    assert "model org/model: not a local folder, and can't be fetched from the hub" in message
     assert "HF_TOKEN" in message
 
 
@@ -129,7 +129,7 @@ def test_the_teacher_of_a_run_is_the_one_that_gave_its_answers(tmp_path: Path) -
     ("text", "said"),
     [
         ('{"vocab_size":', "config.json is damaged"),
-        ("[]", "no JSON object"),
+        ("[]", "not a JSON object"),
         ('{"vocab_size": "x"}', "no number vocab"),
     ],
 )

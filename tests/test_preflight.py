@@ -126,7 +126,7 @@ def test_a_teachers_server_with_another_key_or_model_is_refused(
 ) -> None:
     with FakeServer() as server:
         line = refusal(tmp_path, teacher=served(server.url))
-        assert f"{server.url}: refuses the key (HTTP 401); set RETORT_SERVER_KEY in the environment" in line
+        assert f"{server.url}: the server refuses the key (HTTP 401); set RETORT_SERVER_KEY in the environment" in line
     monkeypatch.setenv("RETORT_SERVER_KEY", SERVER_KEY)
     with FakeServer(models=["fake"]) as server:
         line = refusal(tmp_path, teacher=served(server.url, model="other"))

@@ -70,7 +70,7 @@ def test_what_a_template_needs_of_a_null_is_an_error(load: Load, text: str) -> N
 
 
 def test_binary_data_is_no_text(load: Load) -> None:
-    with pytest.raises(FillError, match="binary data is no text"):
+    with pytest.raises(FillError, match="binary data is not text"):
         load("{{ x }}").fill({"x": b"\xff"})
 
 

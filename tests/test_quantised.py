@@ -104,7 +104,7 @@ def test_a_teacher_that_transformers_cannot_load_is_told_before_anything_runs(
     message = str(caught.value)
     assert f"transformers can't load {method} weights on this machine" in message
     assert said in message
-    assert "go without evaluate: `retort prepare`, `generate`, `filter`, `train` and `export`, one by one" in message
+    assert "or skip evaluate: run `retort prepare`, `generate`, `filter`, `train` and `export` one by one" in message
     assert "\n" not in message
     with pytest.raises(UserError, match=f"train: teacher: transformers can't load {method}"):
         language_model.load(teacher, "float32", "train: teacher")
@@ -117,8 +117,8 @@ def test_no_student_is_made_of_weights_in_few_bits(tmp_path: Path, method: str, 
     of_teacher = {"teacher": {"model": str(folder)}, "student": change}
     of_student = {"teacher": {"model": str(plain)}, "student": {"model": str(folder), **change}}
     for chosen, said in (
-        (of_teacher, f"the weights of the teacher {folder} are in few bits ({method}), and no student can be made"),
-        (of_student, f"student.model {folder}: its weights are in few bits ({method}), which can't be trained"),
+        (of_teacher, f"the weights of the teacher {folder} are quantised ({method}), and no student can be made"),
+        (of_student, f"student.model {folder}: its weights are quantised ({method}) and can't be trained"),
     ):
         config = validate({"name": "t", "runs_dir": str(tmp_path), "generate": {"k": 8}, **chosen}, "test")
         with pytest.raises(UserError) as caught:

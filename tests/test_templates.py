@@ -193,7 +193,7 @@ def test_reasoning_is_written_where_the_teacher_begins_and_found_again(family: A
     messages, answer = [SYSTEM, USER, ANSWER, MORE], {**ANSWER, "reasoning_content": "They greet."}
     stop_ids = frozenset([family.eos_token_id])
     if not enable_thinking:  # its opened turn has an empty block
-        with pytest.raises(UserError, match="does not write this answer where"):
+        with pytest.raises(UserError, match="does not write this answer as the teacher would"):
             template.render_completion(messages, answer, None, stop_ids)
         answer = ANSWER
     prompt, ids = template.render(messages), template.render_completion(messages, answer, None, stop_ids)
@@ -371,7 +371,7 @@ def test_a_student_with_the_teachers_tokenizer_and_template_passes() -> None:
     [
         (WORDS[:-1], "it lacks the teacher's token 'Hello'"),
         ((*WORDS[:-1], "Hallo"), "the id 9 is 'Hello' in the teacher's and 'Hallo' in its own"),
-        ((*WORDS[:-2], "Hello", "Hi"), "the token 'Hi' is 8 in the teacher's and 9 in its own"),
+        ((*WORDS[:-2], "Hello", "Hi"), "the token 'Hi' has the id 8 in the teacher's and 9 in its own"),
     ],
     ids=["one less", "another", "other ids"],
 )
@@ -389,7 +389,7 @@ def test_a_student_that_cuts_text_in_another_way_is_refused() -> None:
     other = tokenizer(("<unk>", *"abcdefghijklmnopqrstuvwxyz", "It", "s", "'", "12345.67"))
     whole = tokenizer(("<unk>", *"abcdefghijklmnopqrstuvwxyz", "It", "s", "'", "12345.67"))
     other.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    assert "it cuts texts in another way" in str(tokens.difference(whole, other))
+    assert "it splits texts in another way" in str(tokens.difference(whole, other))
 
 
 def test_pieces_that_are_joined_in_another_order_are_another_tokenizer() -> None:
@@ -402,7 +402,7 @@ def test_pieces_that_are_joined_in_another_order_are_another_tokenizer() -> None
         for merges in ([("a", "b"), ("b", "c")], [("b", "c"), ("a", "b")])
     )
     assert first.get_vocab() == second.get_vocab()
-    assert tokens.difference(first, second) == "it joins pieces of words in another order"
+    assert tokens.difference(first, second) == "it merges pieces of words in another order"
 
 
 @pytest.mark.parametrize(

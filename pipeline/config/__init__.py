@@ -166,11 +166,11 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
         if path.is_dir():
             raise UserError(no_run(path))
         if not path.is_file():
-            raise UserError(f"{path}: no such config file, nor a run's folder; the shipped configs are in configs/")
+            raise UserError(f"{path}: no such config file or run folder; the shipped configs are in configs/")
     data = reading.read(path if folder is None else folder / "config.yaml", overrides, defaults, Config)
     if "name" not in data:
         if not re.fullmatch(NAME, path.stem):
-            raise UserError(f"{path}: no run can be called {path.stem!r}, as the file is; add name=...")
+            raise UserError(f"{path}: a run can't be called {path.stem!r}, like the file; add name=...")
         data["name"] = path.stem
     return validate(data, str(path))
 
@@ -190,8 +190,9 @@ def run_folder(path: Path) -> Path | None:
 def no_run(folder: Path) -> str:
     """What to say of a folder that was given as a run and is none."""
     if (folder / "config.yaml").is_file():
-        return f"{folder}: no run here (Retort has not written its config.yaml); give {folder / 'config.yaml'} itself"
-    return f"{folder}: no run here (no config.yaml); runs are in the config's runs_dir, by name"
+        path = folder / "config.yaml"
+        return f"{folder}: no run here (Retort did not write its config.yaml); to use that as a config, give {path}"
+    return f"{folder}: no run here (no config.yaml); each run is in the config's runs_dir, under its name"
 
 
 def _is_run(folder: Path) -> bool:

@@ -75,8 +75,8 @@ class Source(Origin):
     )
     template: str | None = Field(
         default=None,
-        description="Jinja file whose text becomes the user message. Its variables are the row's columns, and `row` for"
-        " those whose name is none: row['the text']. A null is written as nothing.",
+        description="Jinja file whose text becomes the user message. Its variables are the row's columns; `row` holds"
+        " those whose names can't be variables: row['the text']. A null is written as nothing.",
     )
     system: str | None = Field(default=None, description="System message put before each prompt that has none.")
     limit: Positive | None = Field(default=None, description="Read at most this many rows.")
@@ -136,7 +136,7 @@ class Synthesis(Section):
     )
     templates: str = Field(
         default="prompts/templates",
-        description="Folder of Jinja files with what the teacher is asked, by method. Their variables: magpie has"
+        description="Folder of Jinja files with what the teacher is asked, one for each method. Variables: magpie has"
         " `category`, self_instruct `category` and `examples`, deepen, widen and constrain `prompt`, documents"
         " `passage`.",
     )
@@ -184,8 +184,8 @@ class Prepare(Section):
     near_duplicates: NearDuplicates | None = Field(
         default=0.72,
         description="A prompt this similar to an earlier one (Jaccard of 5-grams of words, without those that many"
-        " prompts share) is left out and listed in near_duplicates.jsonl, so none is nearly on both sides of the split;"
-        " null: only exact copies are.",
+        " prompts share) is left out and listed in near_duplicates.jsonl, so near copies are never on both sides of the"
+        " split; null: only exact copies are left out.",
     )
     max_prompts: Positive | None = Field(default=None, description="Take the sources' first so many distinct prompts.")
     synthesis: Synthesis = Field(default=Synthesis(), description="Prompts that the teacher writes.")
@@ -212,7 +212,7 @@ class Generate(Section):
     max_tokens: Positive = Field(default=512, description="Longest answer, tokens.")
     k: Positive = Field(
         default=64,
-        description="Log-probs asked of the teacher per token: its K best.",
+        description="How many log-probs the teacher gives per token: its K best.",
         le=65_535,  # entries of a row that pipeline/codec.py can count
     )
     support: Literal["top", "nucleus", "drawn", "sampled"] = Field(

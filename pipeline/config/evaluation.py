@@ -89,8 +89,8 @@ class Evaluate(Section):
     speed_rounds: Positive = Field(default=3, description="Rounds of the speed test.")
     interleave_speed: bool | None = Field(
         default=None,
-        description="Hold teacher and student at once and time them in turn (A-B-B-A); null: yes on a CPU whose"
-        " memory holds them, no on a GPU.",
+        description="Hold teacher and student at once and time them in turn (A-B-B-A); null: yes on a CPU if"
+        " its memory holds them, no on a GPU.",
     )
     price_per_hour: float | None = Field(
         default=None,
@@ -106,7 +106,7 @@ class Evaluate(Section):
     @model_validator(mode="after")
     def _something_to_judge(self) -> "Evaluate":
         if self.judge.url is not None and self.chat_set is None:
-            raise ValueError("judge.url: a judge reads the chat answers, and there are none with chat_set=null")
+            raise ValueError("judge.url: a judge needs chat answers, and chat_set=null gives none; set one of the two")
         return self
 
 

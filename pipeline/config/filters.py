@@ -103,7 +103,7 @@ class Filter(Section):
     )
     max_sentence_repeats: Positive | None = Field(
         default=3,
-        description="Most times the same sentence may stand in a row, or what a loop repeats, such as `ha`"
+        description="How often one sentence, or the unit of a loop such as `ha`, may stand in a row"
         " (×2 in answers with code or maths, ×3 in lists).",
     )
     max_paragraph_repeats: Positive | None = Field(

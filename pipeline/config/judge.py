@@ -25,8 +25,9 @@ class Grader(Section):
     )
     templates: str = Field(
         default="prompts/judge",
-        description="Folder with what it is asked: single.jinja, and pairwise.jinja if answers are compared. Variables:"
-        " `system`, `tools`, `question`, `reference`, and `given`, or `first` and `second`: `history` and `answer`.",
+        description="Folder with the judge's prompts: single.jinja, and pairwise.jinja if answers are compared. Both"
+        " have `system`, `tools`, `question` and `reference`; single has `given`, pairwise `first` and `second`, each"
+        " with `history` and `answer`.",
     )
     max_tokens: Positive = Field(default=512, description="Longest reply of the judge, tokens; the cost cap counts it.")
     request: dict[str, Any] = Field(

@@ -93,7 +93,7 @@ def _unknown(location: list[str], section: type[BaseModel], names: list[str]) ->
     nearest = difflib.get_close_matches(location[-1], list(section.model_fields), n=1, cutoff=0.5)
     elsewhere = [name for name in names if name.rpartition(".")[2] == location[-1]]
     meant = elsewhere or [".".join([*location[:-1], nearest[0]]) for _ in nearest]
-    told = f"did you mean {' or '.join(meant)}?" if meant else f"known here: {', '.join(section.model_fields)}"
+    told = f"did you mean {' or '.join(meant)}?" if meant else f"the keys here are {', '.join(section.model_fields)}"
     return f"unknown key {'.'.join(location)}; {told}"
 
 

@@ -168,7 +168,7 @@ def _put(tree: dict[str, Any], override: str) -> None:
     name, is_set, text = override.partition("=")
     parts = re.sub(r"\[(\d+)\]", r".\1", name.strip()).split(".")
     if not is_set or not all(re.fullmatch(r"[\w-]+", part) for part in parts):
-        raise UserError(f"{override!r} is no override: {EXAMPLE}")
+        raise UserError(f"{override!r} is not an override: {EXAMPLE}")
     value = parse(text, f"override {override!r}", is_override=True)
     node: Any = tree
     for place, part in enumerate(parts):
@@ -206,7 +206,7 @@ def _what_is_wrong(error: yaml.MarkedYAMLError, text: str) -> str:
     if "\\t" in problem or (mark and "\t" in lines[min(mark.line, len(lines) - 1)][: mark.column + 1]):
         return "a tab in the indentation; YAML allows only spaces there"
     if "cannot start any token" in problem:
-        return f"`{shown}`: put the text in quotes; it begins with a mark that YAML keeps for itself"
+        return f"`{shown}`: put the text in quotes; it begins with a character that YAML reserves"
     if "flow sequence" in context or "flow mapping" in context or "'<stream end>'" in problem:
         return f"a `{'[' if 'sequence' in context else '{'}` is not closed, or a comma is missing{opened}"
     if "quoted scalar" in context:
@@ -216,9 +216,9 @@ def _what_is_wrong(error: yaml.MarkedYAMLError, text: str) -> str:
             return f"`{shown}`: put the text in quotes; it holds a `: `"
         return f"`{shown}` is not indented like the lines around it, or the line before it lacks a colon"
     if "could not find expected ':'" in problem:
-        return "the line before it is no `key: value`; its colon is missing"
+        return "the line before it is not `key: value`; add the missing colon"
     if problem.startswith("duplicate key"):
-        return f"{problem.replace('duplicate key', 'the key')} is given twice; keep one"
+        return f"{problem.replace('duplicate key', 'the key')} is given twice; keep only one"
     if "block end" in problem or "block sequence" in context or "block mapping" in context:
         return f"`{shown}` is not indented like the lines around it; the keys of one section start in the same column"
     if "alias" in problem or "alias" in context or "anchor" in context:
@@ -226,7 +226,7 @@ def _what_is_wrong(error: yaml.MarkedYAMLError, text: str) -> str:
     if "tag" in problem or "tag" in context:
         return f"`{shown}`: `!` marks a tag in YAML; put the text in quotes"
     if "single document" in context:
-        return "a second document begins (`---`); a config is a single one"
+        return "a second document begins (`---`); a config must be a single document"
     if "unhashable" in problem:
         return f"`{shown}`: a key must be a word, without brackets"
     return f"malformed YAML{f' at `{shown}`' if shown else ''} ({problem or context})"

@@ -27,8 +27,8 @@ class Lora(Section):
     dropout: Fraction = Field(default=0.0, description="Dropout inside the adapters, 0-1.", lt=1)
     target_modules: str | tuple[str, ...] = Field(
         default="all-linear",
-        description="Modules adapted: their names, such as [q_proj, v_proj]; a regular expression that whole names"
-        " match; or all-linear.",
+        description="Modules to adapt: names, such as [q_proj, v_proj]; a regular expression that matches whole"
+        " names; or all-linear.",
     )
     bits: Literal[4, 8] | None = Field(
         default=None, description="QLoRA: the frozen weights in this many bits (bitsandbytes); null: as they are."
@@ -41,12 +41,12 @@ class Lora(Section):
         if isinstance(value, str) and value != ALL_LINEAR and re.fullmatch(r"[\w\s.,-]*", value):
             value = tuple(name for part in value.split(",") if (name := part.strip()))
         if not value or not all(value):
-            raise ValueError("none: name the modules that get adapters, such as [q_proj, v_proj], or give all-linear")
+            raise ValueError("is empty: name the modules to adapt, such as [q_proj, v_proj], or give all-linear")
         if isinstance(value, str):
             try:
                 re.compile(value)
             except re.error as error:
-                raise ValueError(f"no regular expression: {error}") from None
+                raise ValueError(f"not a valid regular expression: {error}") from None
         return value
 
 

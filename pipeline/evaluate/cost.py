@@ -103,7 +103,7 @@ def sentence(arms: dict[str, dict[str, dict[str, Figure | None]]], compared: Map
             f", at a price of {least}{priced['value']:.3g}; a million output tokens cost {student} (teacher: {teacher})"
         )
     return f"{told}. {_pays(compared[BREAK_EVEN], least)}" + (
-        " Costs and tokens are of a machine that serves the arm on all of its GPUs." if _gpus(compared) else ""
+        " Costs and tokens assume a machine that serves the arm on all of its GPUs." if _gpus(compared) else ""
     )
 
 

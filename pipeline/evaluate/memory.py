@@ -42,7 +42,7 @@ def are_up_together(engines: Engines, load: Load, settings: Evaluate) -> bool:
         return bool(settings.interleave_speed)
     fits = kv_cache.shares(_settings(engines), load) is not None
     if not fits:
-        say("evaluate: the memory does not hold all arms at once, so each is measured alone")
+        say("evaluate: memory does not hold all arms at once, so each is measured alone")
     return fits
 
 
@@ -59,8 +59,8 @@ def shared_out(engines: Engines, load: Load) -> dict[str, tuple[dict[str, Any], 
     if shares is None:
         free_gib = hardware.available_bytes() / hardware.GIB
         raise UserError(
-            f"evaluate.interleave_speed=true holds {len(engines)} models at once, and the {free_gib:.1f} GiB of memory"
-            " that are free do not hold them: set it to false, or free some"
+            f"evaluate.interleave_speed=true needs {len(engines)} models in memory at once, but they do not fit"
+            f" the {free_gib:.1f} GiB that are free: set it to false, or free some memory"
         )
     given = zip(engines.items(), shares, strict=True)
     return {arm: (args, Load(load.num_requests, load.tokens, share)) for (arm, (_, args)), share in given}

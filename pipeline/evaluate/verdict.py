@@ -65,8 +65,8 @@ def _fidelity(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) ->
     ]
     if num < MIN_HELD_OUT:
         told.append(
-            f"That is too few held-out prompts to go by: intervals need about {MIN_HELD_OUT}, and of other prompts"
-            " every figure on them may be another. Raise prepare.held_out_frac, or give more prompts."
+            f"That is too few held-out prompts to rely on: intervals need about {MIN_HELD_OUT}, and other prompts"
+            " may give quite different figures. Raise prepare.held_out_frac, or give more prompts."
         )
     for other, name in OTHERS.items():
         if f"kl_over_{other}" in comparisons:
@@ -86,12 +86,12 @@ def _tasks(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> li
     student, teacher = (arms[arm]["quality"]["task_pass_frac"] for arm in ("student", "teacher"))
     retained = comparisons.get("retained_quality")
     told = [
-        f"Of {counted(student['num'], 'task')} that a program checks the student does all that is asked in"
-        f" {_percent(student)}, the teacher in {_percent(teacher)}: "
+        f"A program checks {counted(student['num'], 'task')}. The student does all that is asked in {_percent(student)}"
+        f" of them, the teacher in {_percent(teacher)}: "
         + (
             f"it retains {_percent(retained)} of the teacher's quality by this measure."
             if retained
-            else "how much it retains is not defined, for the teacher was not shown to do any."
+            else "how much it retains is not defined, because the teacher was not shown to do any."
         )
     ]
     if "gap_closed" in comparisons:
@@ -130,7 +130,7 @@ def _speed(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> li
     student, teacher = (num_gpus(arms[arm]) for arm in ("student", "teacher"))
     each, where = "", ""
     if student and teacher:
-        each, where = " and GPU", f"; it ran on {_counted(student)}, the teacher on {_counted(teacher)}"
+        each, where = " per GPU", f"; it ran on {_counted(student)}, the teacher on {_counted(teacher)}"
     told = f"Served by vLLM it writes {speed['value']:.2f}× as many tokens a second{each} as the teacher"
     if speed["low"] is not None and speed["high"] is not None:
         rounds = counted(speed["num"], "round")

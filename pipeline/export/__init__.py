@@ -91,7 +91,7 @@ A student of {teacher}, distilled with Retort.
 
 - Started from: {start}
 - Learnt from: {counted(trained["counts"]["rows"], "answer")} of the teacher,
-  {trained["counts"]["answer_tokens"]} tokens, with the {generated["k"]} best log-probs behind each
+  {trained["counts"]["answer_tokens"]} tokens, each with its {generated["k"]} best log-probs
 - Loss: {loss}
 - Teacher weights: `{generated["fingerprint"]["teacher.weights"]}`
 - Weights here: {dtype}; {_sampling(generated["fingerprint"])}

@@ -90,7 +90,7 @@ def push(folder: Path, repo: str, endpoint: str | None = None) -> str:
         )
     except (HfHubHTTPError, ValueError, OSError) as error:
         raise UserError(
-            f"{repo}: the hub refuses it ({first_line(error)}); HF_TOKEN must allow writing there"
+            f"{repo}: the hub refuses the upload ({first_line(error)}); HF_TOKEN must allow writing there"
         ) from None
     return str(url)
 
@@ -153,7 +153,7 @@ def card(
 
 {origin} {models.described(made["teacher.model"])}, captured with Retort through {made["vllm"]}.
 
-- Splits: {", ".join(f"{split} {num}" for split, num in counts.items())} answers. A prompt is on one side alone.
+- Splits: {", ".join(f"{split} {num}" for split, num in counts.items())} answers. Each prompt is in one split only.
 - Prompts: {_origin(run_dir.manifest("prepare"))}
 - Teacher: {made["teacher.model"]}, revision {revision}, weights `{made["teacher.weights"]}`
 - Sampling: {"none, the answers are not the teacher's" if is_scored else sampling}
@@ -161,8 +161,8 @@ def card(
 {licence}
 ## What was left out
 
-Of {filtered["counts"]["responses"]} answers {filtered["counts"]["kept"]} were kept. Each counts against the first rule
-that dropped it.
+{filtered["counts"]["kept"]} of {filtered["counts"]["responses"]} answers were kept. Each dropped answer
+is counted under the first rule that dropped it.
 
 | rule | dropped | setting |
 |---|---|---|

@@ -57,5 +57,6 @@ ids, logprobs, log_tail = decode(row["logprobs"])  # (N, K), (N, K), (N,): natur
 ```
 
 Row t is the teacher's distribution from which `token_ids[t]` was drawn, given `prompt_token_ids + token_ids[:t]`,
-at temperature 1 and before top-p and top-k; what `decode` reads is laid out in the docstring of `pipeline/codec.py`.
+at temperature 1 and before top-p and top-k. The docstring of `pipeline/codec.py` describes the format that `decode`
+reads.
 """

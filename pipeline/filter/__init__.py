@@ -147,7 +147,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     _cap_refusals(stage, tally, settings)
     if not tally.counts["kept_train"]:
         raise UserError(
-            f"filter: of {counted(tally.counts['responses'], 'answer')} none is kept to train on"
+            f"filter: none of {counted(tally.counts['responses'], 'answer')} is kept to train on"
             f" ({left_out.dropped(tally.first)}). {left_out.remedies(tally.first)}"
         )
     held_out = {"responses": tally.num_held_out, "dropped": {why: n for why, n in tally.held_out.items() if n}}

@@ -119,8 +119,8 @@ def _student(run_dir: RunDir, name: str) -> models.Model:
         )
     if found := tokens.difference(models.teacher_of(run_dir).tokenizer(), student.tokenizer()):
         raise UserError(
-            f"filter.learnability.student {name}: its tokens are not the teacher's ({found}); choose a student of the"
-            " teacher's family"
+            f"filter.learnability.student {name}: its tokens differ from the teacher's ({found}); choose a student of"
+            " the teacher's family"
         )
     return student
 

@@ -75,7 +75,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     if counts["truncated"] > LARGE_FRAC * counts["responses"] and config.generate.mode == "sample":
         say(
             f"generate: {counts['truncated']} of {counted(counts['responses'], 'answer')} are cut off at"
-            f" generate.max_tokens={config.generate.max_tokens}; filter.drop_truncated says whether they are dropped"
+            f" generate.max_tokens={config.generate.max_tokens}; filter.drop_truncated decides whether they are dropped"
         )
     facts = {"alignment": ALIGNMENT, "k": config.generate.k, "vocab_size": teacher.vocab_size()}
     stage.finish([stage.path / name for name in names], counts, **facts)

@@ -174,7 +174,7 @@ class _Prompts:
             return f": there is no row in {', '.join(origins)}"
         told = {"bad_rows": f" ({self._skipped.told()})"}
         parts = [f"{num} {why.replace('_', ' ')}{told.get(why, '')}" for why, num in self.screened.lost().items()]
-        return f": {self._num_rows} rows were read, and left out: {', '.join(parts)}"
+        return f": {self._num_rows} rows were read, and all left out: {', '.join(parts)}"
 
     def synthesise(self, teacher: models.Model, template: ChatTemplate, pool: Pool) -> dict[str, Any]:
         """Add the prompts that the teacher writes. Returns what the manifest says of them."""

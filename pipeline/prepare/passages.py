@@ -56,7 +56,7 @@ def read(documents: tuple[Source, ...], bad_rows: str, settings: Privacy, licenc
                     found.append(Passage(f"{place}, passage {number}", passage, origin, licence, personal))
     if not found:
         told = f"; {len(skipped)} rows were skipped, the first {skipped[0]}" if skipped else ""
-        raise UserError(f"prepare.synthesis.documents: they hold no passage of at least {MIN_WORDS} words{told}")
+        raise UserError(f"prepare.synthesis.documents hold no passage of at least {MIN_WORDS} words{told}")
     return found
 
 

@@ -212,12 +212,12 @@ def _tool_calls(value: Any) -> list[Any]:
     """OpenAI's tool calls, their arguments as objects: OpenAI has them as JSON text, templates write them as JSON."""
     calls = from_text(value, "tool_calls") if isinstance(value, str) else _as_json(value)
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise BadRowError("an assistant message's tool_calls is no list of calls")
+        raise BadRowError("an assistant message's tool_calls is not a list of calls")
     parsed = []
     for call in calls:
         function = call.get("function") or call
         if not isinstance(function, dict):
-            raise BadRowError("a tool call's function is no object")
+            raise BadRowError("a tool call's function is not an object")
         given = function.get("arguments") or {}
         arguments = from_text(given, "the arguments of a tool call")
         arguments = {} if arguments is None else arguments

@@ -246,7 +246,7 @@ VERDICT = [
     ("gap_closed", "the gap in tasks between untrained student and teacher"),
     ("kl_over_untrained", "the untrained student's KL"),
     ("kl_over_sft_only", "the SFT-only student's KL"),
-    ("speed_over_teacher", "the teacher's throughput (of each GPU, if there are GPUs)"),
+    ("speed_over_teacher", "the teacher's throughput (per GPU, if there are GPUs)"),
     ("parameters_over_teacher", "the teacher's parameters"),
 ]
 

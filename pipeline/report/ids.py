@@ -29,7 +29,7 @@ def named(run_dir: RunDir, given: str) -> Named:
     chosen = [given] if given in prompts else sorted(prompts)
     if len(chosen) > 1:
         shown = ", ".join(chosen[:MOST_SHOWN]) + (", ..." if len(chosen) > MOST_SHOWN else "")
-        raise UserError(f"{run_dir.path}: {len(chosen)} ids begin with {given!r}: {shown}; give more of it")
+        raise UserError(f"{run_dir.path}: {len(chosen)} ids begin with {given!r}: {shown}; give more of the id")
     if not chosen or not given:
         stage = "generate" if run_dir.is_done("generate") else "prepare"
         raise UserError(

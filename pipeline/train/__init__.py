@@ -58,10 +58,10 @@ def _tell(answers: Answers, validation: Answers, settings: Train) -> None:
         causes = why_left_out(answers.too_long, answers.without_lesson, settings.max_length, settings.reasoning)
         say(f"train: {counted(len(answers), 'answer')} to train on; {causes}")
     if settings.validation_frac and not len(validation):
-        why = f"below {MIN_ANSWERS_TO_SPLIT}" if len(answers) < MIN_ANSWERS_TO_SPLIT else "of too few conversations"
+        why = f"fewer than {MIN_ANSWERS_TO_SPLIT}" if len(answers) < MIN_ANSWERS_TO_SPLIT else "too few conversations"
         say(
-            f"train: none of {counted(len(answers), 'answer')} is kept back to validate ({why}), so the last checkpoint"
-            " is taken, not the best"
+            f"train: none of {counted(len(answers), 'answer')} is kept back to validate ({why}), so the last"
+            " checkpoint is taken, not the best"
         )
 
 

@@ -52,7 +52,7 @@ def prove(
         if settings.temperature != 1 and settings.targets == "stored":
             facts["tempering_error_nats"] = tempering_error(model, batch, settings.temperature)
     else:
-        say("train: whether the rows are aligned is judged by the student alone: how much worse it fits shifted rows")
+        say("train: only the student checks that the rows are aligned, by how much worse it fits shifted rows")
         facts["teacher_kl_nats"] = None
         check_student_shift(facts)
     return facts

@@ -136,13 +136,13 @@ def why_left_out(too_long: int, without_lesson: int, max_length: int, how: str) 
     told = []
     if too_long:
         told.append(
-            f"{too_long} of those that filter kept are longer than train.max_length={max_length} tokens with their"
-            " prompts (raise it)"
+            f"{too_long} of the answers that filter kept have more than train.max_length={max_length} tokens with"
+            " their prompts (raise it)"
         )
     if without_lesson:
         told.append(
-            f"{without_lesson} of them hold nothing to learn with train.reasoning={how} and without what filter masked"
-            " (train.reasoning=keep and privacy.answers=off keep all)"
+            f"{without_lesson} of the answers that filter kept hold nothing to learn with train.reasoning={how} and"
+            " without what filter masked (train.reasoning=keep and privacy.answers=off keep all)"
         )
     return "; ".join(told)
 

@@ -52,7 +52,7 @@ def check_saved(wanted_NV: Tensor, saved: PreTrainedModel) -> None:
     off = (wanted_NV - _proof_logits(saved)).abs().max().item()
     if not off <= SAVED_TOLERANCE * (1 + wanted_NV.abs().max().item()):
         raise UserError(
-            f"student: a {saved.config.model_type} is another model when it is loaded again (off by {off:.3g}):"
+            f"student: a {saved.config.model_type} gives other logits when it is loaded again (off by {off:.3g}):"
             " its config can't tell what was left out; take it whole, or choose another student"
         )
 

@@ -143,7 +143,7 @@ def test_on_gpus_all_is_of_a_machine_that_is_full(done: RunDir, monkeypatch: pyt
     costs: Any = {"cost": {"cost_per_million_output_tokens": figure}}
     said = cost.sentence({"student": costs, "teacher": costs}, found)
     assert "hours of this machine (8 GPUs), at a price of 8" in said
-    assert said.endswith("Costs and tokens are of a machine that serves the arm on all of its GPUs.")
+    assert said.endswith("Costs and tokens assume a machine that serves the arm on all of its GPUs.")
 
 
 @pytest.mark.parametrize(("rate", "num_gpus", "cost_of_million"), [(300.0, 1, 1 / 1.2), (400.0, 4, 2.5)])

@@ -99,7 +99,9 @@ def test_an_arm_alone_has_all_there_is(cpu: pytest.MonkeyPatch) -> None:
 def test_arms_that_are_told_to_be_up_at_once_and_do_not_fit_are_refused(cpu: pytest.MonkeyPatch) -> None:
     cpu.setattr(kv_cache, "shares", lambda *_: None)
     cpu.setattr(hardware, "available_bytes", lambda: FREE)
-    with pytest.raises(UserError, match=r"interleave_speed=true holds 3 models at once, and the 10\.0 GiB of memory"):
+    with pytest.raises(
+        UserError, match=r"interleave_speed=true needs 3 models in memory at once, but they do not fit the 10\.0 GiB"
+    ):
         memory.shared_out(ENGINES, LOAD)
 
 

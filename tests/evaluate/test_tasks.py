@@ -182,7 +182,7 @@ def test_the_verdict_says_what_was_shown_and_what_was_not() -> None:
         "untrained": passing(*[1] * 10, *[0] * 70),
     }
     told = verdict._tasks(arms(scored["student"], scored["teacher"]), tasks.comparisons(scored, 2000, 0))
-    assert told[0].startswith("Of 80 tasks that a program checks the student does all that is asked in 56%")
+    assert told[0].startswith("A program checks 80 tasks. The student does all that is asked in 56%")
     assert "it retains 75% (" in told[0]
     assert told[1].startswith("Training closed 70% (")
     assert told[2].startswith("It does fewer tasks than the teacher (-19 points, ")

@@ -18,7 +18,7 @@ def arms(num: int) -> dict[str, Any]:
 def test_too_few_held_out_prompts_are_told_with_what_helps(num: int, told: str) -> None:
     first, second = verdict._fidelity(arms(num), {})
     assert first.startswith(told)
-    assert "too few held-out prompts to go by: intervals need about 20" in second
+    assert "too few held-out prompts to rely on: intervals need about 20" in second
     assert "prepare.held_out_frac" in second
 
 

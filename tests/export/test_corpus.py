@@ -72,7 +72,7 @@ def test_the_card_says_where_it_comes_from_and_what_was_left_out(run_dir: RunDir
     for part in (
         WEIGHTS_HASH,
         "train 3, held_out 1 answers",
-        "Of 6 answers 4 were kept",
+        "4 of 6 answers were kept",
         "| repeated ngrams | 1 | max_duplicate_ngram_frac = 0.35 |",
         "temperature 1.0",
         "The licences of the teacher and of the prompts apply",
@@ -257,7 +257,7 @@ def test_a_push_replaces_the_rows_of_the_one_before(run_dir: RunDir, hub: str) -
 def test_a_refused_push_is_one_line(run_dir: RunDir, hub: str) -> None:
     folder = corpus.write(run_dir)
     Hub.refuses = True
-    with pytest.raises(UserError, match=r"someone/corpus: the hub refuses it .*HF_TOKEN"):
+    with pytest.raises(UserError, match=r"someone/corpus: the hub refuses the upload .*HF_TOKEN"):
         corpus.push(folder, "someone/corpus", endpoint=hub)
 
 

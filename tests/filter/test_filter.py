@@ -102,7 +102,9 @@ def test_kept_for_training_leaves_the_held_out_side_aside(filtered: Filtered) ->
 
 def test_nothing_kept_is_told_with_the_rules_that_dropped_it(filtered: Filtered) -> None:
     filtered.captured([response("a-0", **CUT), response("b-0", **CUT), response("c-0", "")])
-    with pytest.raises(UserError, match=r"none is kept to train on \(dropped: truncated 2, empty 1\)\. ") as caught:
+    with pytest.raises(
+        UserError, match=r"none of 3 answers is kept to train on \(dropped: truncated 2, empty 1\)\. "
+    ) as caught:
         filtered.do()
     assert "truncated: raise generate.max_tokens, or filter.drop_truncated=false keeps them" in str(caught.value)
 
@@ -132,7 +134,7 @@ def test_no_held_out_answer_is_told_with_the_rules_that_dropped_them(
     held_out = [response(f"h{n}-0", split="held_out", **CUT) for n in range(9)]
     filtered.captured([*held_out, *(response(f"k{n}-0") for n in range(50))]).do()
     told = " ".join(capsys.readouterr().err.split())
-    assert "filter: no held-out answer was kept of 9 (dropped: truncated 9); truncated: raise generate.max_t" in told
+    assert "filter: none of 9 held-out answers was kept (dropped: truncated 9); truncated: raise generate.max_t" in told
     assert filtered.run_dir.manifest("filter")["held_out"] == {"responses": 9, "dropped": {"truncated": 9}}
 
 

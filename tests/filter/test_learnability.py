@@ -162,7 +162,7 @@ def test_a_student_of_this_very_run_and_one_of_other_tokens_are_refused(
     other.mkdir()
     for path in (*student.iterdir(), *byte_tokenizer.iterdir()):
         (other / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match="its tokens are not the teacher's"):
+    with pytest.raises(UserError, match="its tokens differ from the teacher's"):
         filtered.do(learnability={"student": str(other)}, **OFF)
 
 

@@ -112,7 +112,7 @@ def test_nothing_is_selected_by_default(filtered: Filtered) -> None:
 
 def test_where_no_answer_is_left_the_rules_are_told_and_not_the_shares(filtered: Filtered) -> None:
     filtered.captured([response("a-0", "")])
-    with pytest.raises(UserError, match=r"none is kept to train on \(dropped: empty 1\)"):
+    with pytest.raises(UserError, match=r"none of \d answers? is kept to train on \(dropped: empty 1\)"):
         filtered.do(selection={"max_category_frac": 0.5}, **OFF)
 
 

@@ -114,7 +114,7 @@ def test_held_out_prompts_that_were_left_out_are_told_with_the_cause(
     said = " ".join(capsys.readouterr().err.split())
     assert "270 of the 300 rows of" in said
     assert "(90%) are left out, as near duplicates of earlier prompts: prepare/near_duplicates.jsonl lists them" in said
-    assert f"left out were {lost} as near duplicates of earlier prompts" in said
+    assert f"prepare left out {lost} as near duplicates of earlier prompts" in said
     assert lost > 40
 
 

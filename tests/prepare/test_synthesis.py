@@ -616,7 +616,7 @@ def test_a_template_that_can_not_be_filled_is_named(grown: Grown) -> None:
 
 def test_a_chat_template_without_a_users_turn_is_told(grown: Grown, other_teacher: Callable[[str], Path]) -> None:
     grown.prepared.teacher = other_teacher("{% for m in messages %}{{ m.content | upper }}{% endfor %}x")
-    with pytest.raises(UserError, match="opens no user turn that a model could go on with"):
+    with pytest.raises(UserError, match="opens no user turn that a model could complete"):
         grown.do(weights=only("magpie"))
 
 

@@ -48,7 +48,7 @@ def test_a_prompts_id_or_how_an_id_begins_will_do(run_dir: RunDir, given: str) -
 
 def test_the_beginning_of_several_ids_is_told_with_some_of_them(run_dir: RunDir) -> None:
     with pytest.raises(
-        UserError, match=r"6 ids begin with 'prompt': prompt0, prompt1, prompt2, \.\.\.; give more of it"
+        UserError, match=r"6 ids begin with 'prompt': prompt0, prompt1, prompt2, \.\.\.; give more of the id"
     ):
         decided.explain(run_dir, "prompt")
 

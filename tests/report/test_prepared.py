@@ -71,7 +71,7 @@ def test_personal_data_and_evaluation_items_are_told(run_dir: RunDir) -> None:
     told(run_dir, "filter", waterfall=waterfall)
     text = section(run_dir)
     assert "found in 3 (email 4, phone 1); replaced by placeholders before the teacher read them." in text
-    assert "Held against mine.jsonl, org/bench: left out for repeating an item 2 prompts, 1 answer." in text
+    assert "Compared with mine.jsonl, org/bench. Left out because they repeat an item: 2 prompts, 1 answer." in text
     assert "6 prompts, 1 of them held out. Left out: near duplicates 5, contaminated 2, bad rows 2." in text
 
 

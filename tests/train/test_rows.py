@@ -145,7 +145,7 @@ def test_decisions_that_say_nothing_of_personal_data_are_refused(tmp_path: Path)
 
 
 def test_a_run_without_an_answer_that_fits_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no train answer is left.*2 of those .* longer than train.max_length=4 "):
+    with pytest.raises(UserError, match=r"no train answer is left.*2 of the answers .* more than train.max_length=4 "):
         kept_answers(run_of(tmp_path, [response(n) for n in range(2)]), "train", 4)
 
 
@@ -153,7 +153,7 @@ def test_what_train_leaves_out_is_told_with_the_setting_that_keeps_it(capsys: py
     answers = conversations([1] * 30)
     answers.too_long = 10
     train_stage._tell(answers, answers.subset(np.arange(3)), Train(max_length=64))
-    assert "10 of those that filter kept are longer than train.max_length=64 tokens" in said(capsys)
+    assert "10 of the answers that filter kept have more than train.max_length=64 tokens" in said(capsys)
     answers.too_long = 1
     train_stage._tell(answers, answers.subset(np.arange(3)), Train())
     assert said(capsys) == ""
@@ -162,8 +162,9 @@ def test_what_train_leaves_out_is_told_with_the_setting_that_keeps_it(capsys: py
 def test_a_validation_that_is_empty_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     answers = conversations([1] * 12)
     train_stage._tell(answers, answers.subset(np.arange(0)), Train(validation_frac=0.1))
-    assert "train: none of 12 answers is kept back to validate (below 20), so the last checkpoint is taken" in said(
-        capsys
+    assert (
+        "train: none of 12 answers is kept back to validate (fewer than 20), so the last checkpoint is taken"
+        in said(capsys)
     )
     train_stage._tell(answers, answers.subset(np.arange(0)), Train(validation_frac=0))
     assert said(capsys) == ""
