@@ -1,6 +1,6 @@
 """What `retort` and `python -m pipeline` run. Imports nothing until it can say what ctrl-C has done."""
 
-from pipeline import interrupt
+from pipeline.cli import interrupt
 
 
 def main() -> None:
@@ -9,9 +9,9 @@ def main() -> None:
         from pipeline import quiet
 
         quiet.libraries()
-        from pipeline import cli
+        from pipeline.cli import verbs
 
-        cli.main()
+        verbs.main()
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def encode(ids_NK: IdArray, logprobs_NK: FloatArray, log_tail_N: FloatArray, kin
 
 
 def encode_draws(ids_NK: IdArray, counts_NK: npt.NDArray[np.integer], log_tail_N: FloatArray, kind: int) -> Packed:
-    """Pack counts of draws from the K ids, the same number in every row; an id with a count of 0 is no entry.
+    """Pack counts of draws from the K ids, the same number in every row; an id with a count of 0 is not an entry.
 
     Raises ValueError where the shapes or the numbers of draws disagree.
     """
@@ -166,7 +166,7 @@ def _check_shapes(ids_NK: IdArray, values_NK: Any, log_tail_N: FloatArray, is_en
     if values_NK.shape != (N, K) or log_tail_N.shape != (N,):
         raise ValueError(f"ids {ids_NK.shape}, values {values_NK.shape}, tail {log_tail_N.shape} do not agree")
     if np.isnan(values_NK).any() or np.isnan(log_tail_N).any():
-        raise ValueError("a log-prob is no number")
+        raise ValueError("a log-prob is not a number")
     if not is_entry_NK.any(axis=1).all():
         raise ValueError("a row has no entry")
     if np.iinfo(np.uint16).max < K:

@@ -42,7 +42,7 @@ PROMPTS = pa.schema(
         ("source", pa.string()),  # file:line or dataset:row; of a prompt that the teacher wrote, that of its draft
         ("licence", pa.string()),  # of the row, or of its source; null where neither says
         ("redacted", pa.map_(pa.string(), pa.int32())),  # personal data taken out: how many of each kind
-        ("safety", pa.map_(pa.string(), pa.float64())),  # labels, each with its score: see pipeline/safety.py
+        ("safety", pa.map_(pa.string(), pa.float64())),  # labels, each with its score: see pipeline/screening/safety.py
         ("method", pa.string()),  # source | magpie | self_instruct | evolve | documents: the last four the teacher's
         ("parents", pa.list_(pa.string())),  # prompt_ids that the teacher was shown, or the passage's place
         ("template", pa.string()),  # hash of the Jinja template that the prompt, or the request for it, was made with
@@ -108,7 +108,7 @@ SAMPLES = pa.schema(
 TASKS = pa.schema(
     [
         *SAMPLES,
-        # What the item asks of this turn's answer (see pipeline/checkers), and whether it was done.
+        # What the item asks of this turn's answer (see pipeline/eval_sets/checkers), and whether it was done.
         ("checks", pa.list_(pa.struct([("kind", pa.string()), ("passed", pa.bool_())]))),
     ]
 )

@@ -18,7 +18,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 @pytest.fixture(scope="session")
 def demo_teacher() -> Path:
     """The bundled teacher's folder, unpacked on first use."""
-    from pipeline.models import demo_path
+    from pipeline.models.lookup import demo_path
 
     return demo_path()
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 from pipeline import codec
 from pipeline import config as config_module
 from pipeline.config import Config, output_settings
-from pipeline.files import write_json
 from pipeline.records import ARMS, DECISIONS, PROMPTS, RESPONSES, RISKS, SAMPLES, TASKS
-from pipeline.rundir import RunDir, Stage
+from pipeline.run.files import write_json
+from pipeline.run.rundir import RunDir, Stage
 
 PLANTED = (
     '<script>window.pwned=1;document.title="pwned"</script>'

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from pipeline.language_model import attention_of
+from pipeline.models.language_model import attention_of
 
 HIDDEN, LAYERS, HEADS, HEAD_DIM, POSITIONS = 32, 3, 4, 8, 512
 HEAD_GAIN = 2.0  # logits far enough apart that a cap bends them

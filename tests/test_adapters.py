@@ -7,9 +7,9 @@ import pytest
 import tiny_model
 import torch
 
-from pipeline import adapters, models
 from pipeline.config import Lora, validate
 from pipeline.errors import UserError
+from pipeline.models import adapters, lookup
 
 LINEARS = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
 
@@ -73,7 +73,7 @@ def test_check_tries_them_on_the_student_of_the_config(tmp_path: Path, role: str
     for modules, fits in (("q_proj,v_proj", True), ("q_prj", False)):
         config = validate({"name": "t", **chosen, "train": {"lora": {"target_modules": modules}}}, "test")
         if fits:
-            models.check_settings(config)
+            lookup.check_settings(config)
         else:
             with pytest.raises(UserError, match="has no module q_prj"):
-                models.check_settings(config)
+                lookup.check_settings(config)

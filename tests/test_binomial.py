@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from pipeline.binomial import clopper_pearson, sign_test
+from pipeline.statistics.binomial import clopper_pearson, sign_test
 
 
 @pytest.mark.parametrize("num", range(11))

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from planted import EDITS, SEEDS, prose
 
-from pipeline import duplicates
-from pipeline.boilerplate import NO_BOILERPLATE, Boilerplate, Sample, Text
-from pipeline.texts import words
+from pipeline.text import duplicates
+from pipeline.text.boilerplate import NO_BOILERPLATE, Boilerplate, Sample, Text
+from pipeline.text.words import words
 
 INSTRUCTION = prose(random.Random(1), 70)
 DOCUMENT = prose(random.Random(2), 1500)

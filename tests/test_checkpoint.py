@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline import models
-from pipeline.checkpoint import INDEX, Tensor, tensors
 from pipeline.config import validate
 from pipeline.errors import UserError
+from pipeline.models import lookup
+from pipeline.models.checkpoint import INDEX, Tensor, tensors
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def settings(folder: Path, role: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("role", ["teacher", "student", "other", "first student"])
 def test_a_whole_model_passes(folder: Path, role: str) -> None:
-    models.check_settings(validate({"name": "trial", **settings(folder, role)}, "test"))
+    lookup.check_settings(validate({"name": "trial", **settings(folder, role)}, "test"))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -90,7 +90,7 @@ def test_a_model_that_is_not_whole_is_one_line_that_says_what_is_wrong(folder: P
     harm(folder)
     for role in ("teacher", "student", "other", "first student"):
         with pytest.raises(UserError) as caught:
-            models.check_settings(validate({"name": "trial", **settings(folder, role)}, "test"))
+            lookup.check_settings(validate({"name": "trial", **settings(folder, role)}, "test"))
         assert said in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -102,4 +102,4 @@ def test_headers_alone_tell_what_a_file_holds(folder: Path) -> None:
 
 def test_a_text_config_that_is_null_is_none(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"vocab_size": 10, "text_config": None}))
-    assert models.find(str(folder)).vocab_size() == 10
+    assert lookup.find(str(folder)).vocab_size() == 10

@@ -15,14 +15,14 @@ import pytest
 from fabricated_run import make
 from typer.testing import CliRunner
 
-from pipeline import cli, interrupt
+from pipeline.cli import interrupt, verbs
+from pipeline.cli.stage import Order
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.records import STAGES
-from pipeline.rundir import Fresh, RunDir
-from pipeline.stage import Order
+from pipeline.run.rundir import Fresh, RunDir
 
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(verbs.__file__).parents[2]
 QUICKSTART = "configs/quickstart.yaml"
 Said = pytest.CaptureFixture[str]
 VERBS = ("run", *STAGES, "plan", "serve", "check", "status", "verify", "show", "sample", "compare", "report")
@@ -46,14 +46,14 @@ def error_line(*arguments: str | Path) -> str:
 
 def invoke(*arguments: str | Path) -> Any:
     """The same in this process, for what starts no other."""
-    return CliRunner().invoke(cli.app, [*map(str, arguments)], env={"COLUMNS": "160", "TERM": "dumb"})
+    return CliRunner().invoke(verbs.app, [*map(str, arguments)], env={"COLUMNS": "160", "TERM": "dumb"})
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | str | None:
     """The exit code of the entry point in this process, its one line included."""
     monkeypatch.setattr(sys, "argv", ["retort", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        verbs.main()
     return caught.value.code
 
 
@@ -113,7 +113,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 def test_a_run_that_does_not_exist_is_told_with_what_to_run_first_and_leaves_nothing(
     verb: list[str], missing: str, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
-    monkeypatch.setattr(cli, "_in_child", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(verbs, "_in_child", lambda *_: pytest.fail("a process was started"))
     assert main(monkeypatch, *verb, QUICKSTART, "name=trial", f"runs_dir={tmp_path}/runs") == 2
     line = capsys.readouterr().err
     pronoun = "it" if first == "prepare" else "them"
@@ -174,7 +174,7 @@ def app_that_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException]
         def app(**_: object) -> None:
             raise error
 
-        monkeypatch.setattr(cli, "app", app)
+        monkeypatch.setattr(verbs, "app", app)
 
     return make
 
@@ -205,13 +205,13 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(
             Interrupted.waited += 1
             return -2
 
-    monkeypatch.setattr(cli.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(verbs.subprocess, "Popen", Interrupted)
     assert main(monkeypatch, "prepare", QUICKSTART, "name=trial", f"runs_dir={tmp_path}") == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert Interrupted.waited == 1, "the stage was left running"
 
 
-@pytest.mark.parametrize("name", ["pipeline.cli", "pyarrow"])
+@pytest.mark.parametrize("name", ["pipeline.cli.verbs", "pyarrow"])
 def test_ctrl_c_while_the_verbs_are_imported_is_no_traceback(name: str) -> None:
     finder = (
         "import os, signal, sys\n"
@@ -228,7 +228,7 @@ def test_ctrl_c_while_the_verbs_are_imported_is_no_traceback(name: str) -> None:
     assert stopped.stderr == "stopped; the same command goes on from what is committed\n"
 
 
-@pytest.mark.parametrize("module", ["pipeline", "pipeline.child"])
+@pytest.mark.parametrize("module", ["pipeline", "pipeline.cli.child"])
 def test_ctrl_c_that_an_import_turns_into_another_error_is_no_traceback(module: str) -> None:
     """As C extensions do: numpy's says that it was not built right."""
     start = (
@@ -264,7 +264,7 @@ def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(
 ) -> None:
     app_that_raises(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
-        cli.main()
+        verbs.main()
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """In place of Python, a script: what a test writes there is what a stage's process does."""
     path = tmp_path / "stand-in"
     monkeypatch.setattr(sys, "executable", str(path))
-    monkeypatch.setattr(cli.hardware, "stage_environment", lambda: {"PATH": "/usr/bin:/bin"})
+    monkeypatch.setattr(verbs.hardware, "stage_environment", lambda: {"PATH": "/usr/bin:/bin"})
     return path
 
 
@@ -434,7 +434,7 @@ def child(stand_in: Path, script: str, *, fresh: Fresh = "no", accept: tuple[str
     stand_in.write_text(f"#!/bin/sh\n{script}\n")
     stand_in.chmod(0o755)
     config = config_in(stand_in.parent)
-    return cli._in_child("train", config, RunDir(config.run_path, fresh, accept))
+    return verbs._in_child("train", config, RunDir(config.run_path, fresh, accept))
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
@@ -452,7 +452,7 @@ def test_a_stage_that_was_killed_is_told_with_its_signal(stand_in: Path, capsys:
 def test_a_stage_is_given_the_resolved_settings_and_what_to_accept(stand_in: Path) -> None:
     script = 'echo "$@" > "$(dirname "$0")/arguments"; cat > "$(dirname "$0")/order"'
     assert child(stand_in, script, fresh="always", accept=("a.b", "c.d")) == 0
-    assert (stand_in.parent / "arguments").read_text() == "-P -m pipeline.child train\n"
+    assert (stand_in.parent / "arguments").read_text() == "-P -m pipeline.cli.child train\n"
     order = Order.model_validate_json((stand_in.parent / "order").read_text())
     config = config_in(stand_in.parent)
     assert order == Order(config=config, path=config.run_path, fresh="always", accept=("a.b", "c.d"))
@@ -472,8 +472,8 @@ def test_run_does_the_stages_in_order_and_stops_at_the_first_that_fails(
         ran.append(stage)
         return 3 if stage == "train" else 0
 
-    monkeypatch.setattr(cli, "_in_child", in_child)
-    monkeypatch.setattr(cli, "_check_held_out", lambda *_: None)
+    monkeypatch.setattr(verbs, "_in_child", in_child)
+    monkeypatch.setattr(verbs, "_check_held_out", lambda *_: None)
     done = invoke("run", QUICKSTART, f"runs_dir={tmp_path}")
     assert done.exit_code == 3
     assert ran == ["prepare", "generate", "filter", "train"]
@@ -484,7 +484,7 @@ def test_a_run_with_nothing_to_evaluate_on_stops_after_prepare(tmp_path: Path, m
         RunDir(config.run_path).begin(stage, config, SETTINGS).finish([], {"prompts": 15, "held_out": 0})
         return 0
 
-    monkeypatch.setattr(cli, "_in_child", in_child)
+    monkeypatch.setattr(verbs, "_in_child", in_child)
     done = invoke("run", QUICKSTART, f"runs_dir={tmp_path}", "name=small")
     assert "none of its 15 prompts is held out" in str(done.exception)
     assert "prepare.held_out_frac" in str(done.exception)
@@ -499,7 +499,7 @@ def test_a_run_whose_prompts_were_left_out_for_a_reason_names_it(
         made.finish([], {"prompts": 180, "held_out": 0}, held_out_left_out={"near_duplicates": 19, "contaminated": 2})
         return 0
 
-    monkeypatch.setattr(cli, "_in_child", in_child)
+    monkeypatch.setattr(verbs, "_in_child", in_child)
     told = str(invoke("run", QUICKSTART, f"runs_dir={tmp_path}", "name=small").exception)
     assert "none of its 180 prompts is held out" in told
     assert "19 as near duplicates of earlier prompts" in told
@@ -523,7 +523,7 @@ def test_a_run_whose_filter_keeps_no_held_out_answer_stops_there_with_the_rules(
         RunDir(config.run_path).begin(stage, config, SETTINGS).finish([], counts[stage], held_out=held_out)
         return 0
 
-    monkeypatch.setattr(cli, "_in_child", in_child)
+    monkeypatch.setattr(verbs, "_in_child", in_child)
     told = str(invoke("run", QUICKSTART, f"runs_dir={tmp_path}", "name=small").exception)
     assert ran == ["prepare", "generate", "filter"]
     assert "none of 20 held-out answers was kept (dropped: truncated 19, echo 1)" in told
@@ -534,7 +534,7 @@ def test_a_run_whose_filter_keeps_no_held_out_answer_stops_there_with_the_rules(
 
 
 def test_a_mistake_about_a_late_stage_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_in_child", lambda *_: pytest.fail("a stage was started"))
+    monkeypatch.setattr(verbs, "_in_child", lambda *_: pytest.fail("a stage was started"))
     mistakes = [
         "evaluate.chat_set=none.jsonl",
         "evaluate.chat_set=README.md",
@@ -573,5 +573,5 @@ def test_an_error_does_not_move_the_cursor(
 ) -> None:
     app_that_raises(UserError("column '\x1b[2J' is missing"))
     with pytest.raises(SystemExit):
-        cli.main()
+        verbs.main()
     assert capsys.readouterr().err == "error: column '\\x1b[2J' is missing\n"

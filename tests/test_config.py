@@ -553,7 +553,7 @@ def test_the_explained_config_has_the_keys_of_a_part_that_is_null() -> None:
 
 def test_an_unknown_key_that_is_like_none_is_told_with_those_that_are_known() -> None:
     with pytest.raises(
-        UserError, match=r"unknown key prepare\.sources\.0\.qqqqq; known here: path, dataset, .*limit, weight$"
+        UserError, match=r"unknown key prepare\.sources\.0\.qqqqq; the keys here are path, dataset, .*limit, weight$"
     ):
         config_with(prepare={"sources": [{"path": "a.jsonl", "qqqqq": 1}]})
 

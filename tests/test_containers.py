@@ -18,10 +18,9 @@ from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import containers, json_rows
 from pipeline.config import EvaluationSet, Source
-from pipeline.containers import files
-from pipeline.corpora import BadRowError, files_of, read
+from pipeline.corpora import BadRowError, containers, files_of, json_rows, read
+from pipeline.corpora.containers import files
 from pipeline.errors import UserError
 
 Rows = list[dict[str, Any]]

@@ -11,9 +11,10 @@ import pytest
 from planted import ITEMS, SEEDS, change_a_word, change_case, change_punctuation, prose
 
 import pipeline
-from pipeline import probe_set
 from pipeline.config import EvaluationSet, Privacy, validate
-from pipeline.contamination import (
+from pipeline.errors import UserError
+from pipeline.eval_sets import probe_set
+from pipeline.text.contamination import (
     MAX_NOTED,
     EvaluationItems,
     Hit,
@@ -24,8 +25,7 @@ from pipeline.contamination import (
     rows,
     sets_of,
 )
-from pipeline.errors import UserError
-from pipeline.texts import words
+from pipeline.text.words import words
 
 PROBES = Path(pipeline.__file__).parent.parent / "prompts/risks.jsonl"
 EDITABLE_WORDS = 15  # from here on an item is found with a word changed, whichever it is

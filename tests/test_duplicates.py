@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from planted import EDITS, SEEDS, Edit, prose
 from rensa import RMinHash, RMinHashLSH  # pyright: ignore[reportAttributeAccessIssue]: it has no stubs
 
-from pipeline import duplicates as module
-from pipeline.duplicates import NearDuplicates, Sketch, Twin
-from pipeline.texts import ask, words
+from pipeline.text import duplicates as module
+from pipeline.text.duplicates import NearDuplicates, Sketch, Twin
+from pipeline.text.words import ask, words
 
 THRESHOLD = 0.72
 PASSAGE = prose(random.Random(3), 90)
@@ -231,7 +231,7 @@ def test_twins_are_those_of_a_search_through_all_pairs(base: list[int], seed: in
 
 def test_a_sketch_is_the_same_in_every_process() -> None:
     program = (
-        "from pipeline.duplicates import sketch; s = sketch('why is the sky blue today'.split(), ['why']);"
+        "from pipeline.text.duplicates import sketch; s = sketch('why is the sky blue today'.split(), ['why']);"
         "print(s.bands, s.slots_2S.tolist())"
     )
     told = {

@@ -13,11 +13,14 @@ import torch
 from accelerate import cpu_offload, disk_offload
 from torch import Tensor
 
-from pipeline import codec, forced, head, language_model, packed_attention, pruning
+from pipeline import codec
 from pipeline.config import Train
 from pipeline.errors import UserError
-from pipeline.evaluate import fidelity, preference
-from pipeline.forced import ForcedText
+from pipeline.evaluate import fidelity
+from pipeline.evaluate.fidelity import preference
+from pipeline.models import language_model, pruning
+from pipeline.models.forward import forced, head, packed_attention
+from pipeline.models.forward.forced import ForcedText
 from pipeline.train import student
 from pipeline.train.batches import collate, collate_flat
 from pipeline.train.losses import token_losses
@@ -27,12 +30,12 @@ KEPT = [0, 2]
 WINDOW = 16  # of the families whose layers slide; the answers packed here are shorter
 # What a family can't do, and why: what it is refused with.
 NEVER_PACKED = {
-    "gemma2": "capped attention scores",
-    "gpt-oss": "attention sinks",
+    "gemma2": "attention to packed answers does not support capped attention scores",
+    "gpt-oss": "attention to packed answers does not support attention sinks",
     "llama4-text": "it has layers of chunked_attention",
     "llama4": "it has layers of chunked_attention",
-    "stablelm": "answers in one pack changed one another",  # transformers' does not hand on where they end
-    "nemotron": "answers in one pack changed one another",
+    "stablelm": "in a trial, answers in one pack changed one another",  # transformers' does not hand on where they end
+    "nemotron": "in a trial, answers in one pack changed one another",
 }
 NEVER_PRUNED: dict[str, str] = {}
 

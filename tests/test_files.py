@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.files import (
+from pipeline.run.files import (
     file_hash,
     first_line,
     json_lines,
@@ -22,7 +22,7 @@ from pipeline.files import (
     write_table,
     write_text,
 )
-from pipeline.rundir import Started
+from pipeline.run.rundir import Started
 
 TABLE = pa.table({"n": [1, 2, 3], "text": ["a", "b", "c"]})
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import tiny_model
 
-from pipeline import generation_config
 from pipeline.errors import UserError
-from pipeline.models import Model
+from pipeline.models import generation_config
+from pipeline.models.lookup import Model
 from pipeline.train import student
 
 LLAMA_2 = {
@@ -109,7 +109,7 @@ def test_an_answer_ends_where_vllm_ends_it(tmp_path: Path, told: Any, config: di
 def test_a_students_is_saved_whatever_its_teachers_says(tmp_path: Path, byte_tokenizer: Path, told: Any) -> None:
     from transformers import AutoTokenizer
 
-    from pipeline import model_folder
+    from pipeline.models import model_folder
 
     teacher = tmp_path / "teacher"
     tiny_model.make(0, 300, num_hidden_layers=1).save_pretrained(teacher)

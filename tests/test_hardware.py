@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import hardware
+from pipeline.machine import hardware
 
 Memory = namedtuple("Memory", "available total")
 GIB = hardware.GIB
@@ -245,7 +245,7 @@ for module in ("config", "hardware", "rundir", "cli", "models", "prepare", "filt
     if heavy:
         sys.exit(f"pipeline.{module} imports {heavy}")
 """
-    root = Path(hardware.__file__).parent.parent
+    root = Path(hardware.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

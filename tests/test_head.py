@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from pipeline import head
 from pipeline.errors import UserError
-from pipeline.head import Head, entropy_and_best, support_logprobs
-from pipeline.train.divergences import buckets, forward_kl_nats
+from pipeline.models.forward import head
+from pipeline.models.forward.head import Head, entropy_and_best, support_logprobs
+from pipeline.train.losses.divergences import buckets, forward_kl_nats
 
 N, K, V, H = 7, 4, 23, 5
 
@@ -198,5 +198,5 @@ def test_logits_that_were_rounded_and_are_told_in_float32_are_the_models_own(mon
     with torch.no_grad():
         own_NV = layer(hidden_NH).float()
     head.check_logits(model, own_NV, hidden_NH, "a model")
-    with pytest.raises(UserError, match="not known here"):
+    with pytest.raises(UserError, match="in a way that Retort does not know"):
         head.check_logits(model, 1.1 * own_NV, hidden_NH, "a model")

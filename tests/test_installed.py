@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from pipeline import config as config_module
-from pipeline import contamination, shipped, start
+from pipeline.cli import init
 from pipeline.config import Prepare, Risks
 from pipeline.config.judge import Judge
+from pipeline.data import shipped
 from pipeline.errors import UserError
 from pipeline.evaluate import risks
 from pipeline.judge import questions
+from pipeline.text import contamination
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,7 +79,7 @@ def test_a_run_begins_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "retort.yaml").write_text("mine")
     with pytest.raises(UserError, match=r"retort\.yaml is there already, .*retort init FOLDER"):
-        start.write(tmp_path)
+        init.write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["retort.yaml"]
     assert (tmp_path / "retort.yaml").read_text() == "mine"
 
@@ -114,7 +116,7 @@ def test_a_shipped_config_and_its_files_are_found_from_anywhere(
 
 
 def test_the_config_to_start_from_names_settings_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start.write(tmp_path)
+    init.write(tmp_path)
     monkeypatch.chdir(tmp_path)
     config = config_module.load(Path("retort.yaml"))
     config_module.check_files(config)

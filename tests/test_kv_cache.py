@@ -18,9 +18,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from pipeline import hardware, kv_cache
 from pipeline.errors import UserError
-from pipeline.kv_cache import Cache, Load, RefusedError
+from pipeline.inference import kv_cache
+from pipeline.inference.kv_cache import Cache, Load, RefusedError
+from pipeline.machine import hardware
 
 GIB = hardware.GIB
 LAYERS, HEADS, WIDTH, VOCAB = 2, 2, 8, 300

@@ -10,9 +10,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline import head, language_model, model_checks
 from pipeline.config import validate
 from pipeline.errors import UserError
+from pipeline.models import language_model, model_checks
+from pipeline.models.forward import head
 
 VOCAB = 40
 
@@ -55,7 +56,8 @@ def test_a_head_of_two_layers_is_refused_before_the_first_stage_and_as_it_is_loa
     config = AutoConfig.for_model("modernbert-decoder", **sizes, num_attention_heads=2, pad_token_id=0)
     config.save_pretrained(tmp_path)
     with pytest.raises(
-        UserError, match=r"^teacher\.model .*: modernbert-decoder models make their logits .* not known"
+        UserError,
+        match=r"^teacher\.model .*: modernbert-decoder models make their logits in a way that Retort does not know",
     ):
         model_checks.check(config_of(tmp_path))
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
@@ -92,10 +94,10 @@ def test_every_family_passes_as_teacher_and_as_student(tmp_path: Path, name: str
 
 
 def test_a_random_student_of_a_config_that_sees_is_its_language_model(tmp_path: Path) -> None:
-    from pipeline import models
+    from pipeline.models import lookup
 
     families.config_of("gemma3", VOCAB).save_pretrained(tmp_path)
-    config = models.random_config(str(tmp_path))
+    config = lookup.random_config(str(tmp_path))
     assert (config.model_type, config.vocab_size, config.tie_word_embeddings) == ("gemma3_text", VOCAB, True)
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import licences, models
 from pipeline.config import Config, Source, validate
 from pipeline.errors import UserError
-from pipeline.licences import TABLE, Found, check, check_source, of_model, tell, terms_of, with_card
+from pipeline.models import lookup
+from pipeline.screening import licences
+from pipeline.screening.licences import TABLE, Found, check, check_source, of_model, tell, terms_of, with_card
 
 
 def config(policy: str = "warn", student: dict[str, Any] | None = None, **changes: Any) -> Config:
@@ -22,13 +23,13 @@ def config(policy: str = "warn", student: dict[str, Any] | None = None, **change
     return validate(data, "test")
 
 
-def teacher(folder: Path, card: str | None = None, licence: str | None = None) -> models.Model:
+def teacher(folder: Path, card: str | None = None, licence: str | None = None) -> lookup.Model:
     folder.mkdir(exist_ok=True)
     if card is not None:
         (folder / "README.md").write_text(f"---\n{card}\n---\n# A model\n", encoding="utf-8")
     if licence is not None:
         (folder / "LICENSE").write_text(licence, encoding="utf-8")
-    return models.Model("./teacher", folder)
+    return lookup.Model("./teacher", folder)
 
 
 def test_the_table_names_each_licence_once_and_says_where_to_read_it() -> None:
@@ -163,7 +164,7 @@ def test_a_source_is_held_to_the_same(tmp_path: Path, capsys: pytest.CaptureFixt
         "test",
     )
     with pytest.raises(UserError, match=r"source c\.csv"):
-        check(given, models.Model("demo", tmp_path))
+        check(given, lookup.Model("demo", tmp_path))
 
 
 @pytest.mark.parametrize(

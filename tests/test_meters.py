@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import meters
-from pipeline.meters import Energy, Nvml
+from pipeline.machine import meters
+from pipeline.machine.meters import Energy, Nvml
 
 RANGE_UJ = 1_000_000
 

@@ -8,11 +8,12 @@ import pytest
 import tiny_model
 import torch
 
-from pipeline import hardware, meters, model_checks, models
 from pipeline.config import validate
 from pipeline.errors import UserError
-from pipeline.models import Model
-from pipeline.rundir import RunDir
+from pipeline.machine import hardware, meters
+from pipeline.models import lookup, model_checks
+from pipeline.models.lookup import Model
+from pipeline.run.rundir import RunDir
 
 VOCAB, EMBEDDED = 50, 2 * 50 * 16 + 16  # parameters outside the layers: embedding, output layer, last norm
 
@@ -51,7 +52,7 @@ def machine(
 
 def check(folder: Path, **change: Any) -> None:
     chosen = {"teacher": {"model": str(folder)}, "student": {"num_layers": 2}, "generate": {"k": 8}, **change}
-    models.check_settings(validate({"name": "trial", "runs_dir": str(folder / "runs"), **chosen}, "test"))
+    lookup.check_settings(validate({"name": "trial", "runs_dir": str(folder / "runs"), **chosen}, "test"))
 
 
 def test_what_no_machine_of_this_size_can_hold_is_refused_before_the_first_stage(
@@ -100,7 +101,7 @@ def test_what_may_fit_is_said_and_not_refused(folder: Path, monkeypatch: pytest.
     check(folder)
     assert said.pop().endswith("the GPUs have 0.0 GB, so the rest is kept in main memory, which is slow")
     machine(monkeypatch, total=1000, gpus=1000)
-    with pytest.raises(UserError, match=r"this machine has 0\.0 GB on its GPUs and 0\.0 GB of main memory"):
+    with pytest.raises(UserError, match=r"this machine has 0\.0 GB on its GPUs and 0\.0 GB beside them"):
         check(folder)
 
 
@@ -141,4 +142,4 @@ def test_a_run_whose_server_did_not_tell_is_evaluated_in_the_checkpoints_type(
     made = {"teacher.model": str(folder), "teacher.engine": engine}
     manifest = {"teacher_dtype": told, "fingerprint": made}
     monkeypatch.setattr(RunDir, "manifest", lambda self, stage: manifest)
-    assert models.teacher_dtype(RunDir(Path("none"))) == dtype
+    assert lookup.teacher_dtype(RunDir(Path("none"))) == dtype

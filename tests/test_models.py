@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from word_tokenizer import tokenizer
 
-from pipeline import models
 from pipeline.config import layer_indices, validate
 from pipeline.errors import UserError
-from pipeline.models import Model, chat_template_of, find, teacher_of
-from pipeline.rundir import RunDir
-from pipeline.tokens import difference, tokenizer_hash
+from pipeline.models import lookup
+from pipeline.models.lookup import Model, chat_template_of, find, teacher_of
+from pipeline.models.tokenizer.tokens import difference, tokenizer_hash
+from pipeline.run.rundir import RunDir
 
 
 def model_folder(folder: Path, **config: Any) -> Path:
@@ -100,8 +100,8 @@ def test_the_demo_without_its_package_says_what_to_install(tmp_path: Path, monke
 def test_the_demo_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "retort").mkdir()
-    folder = model_folder(tmp_path / "retort" / models.DEMO_NAME)
-    monkeypatch.setattr(models, "_unpack_gguf", lambda *_: pytest.fail("unpacked again"))
+    folder = model_folder(tmp_path / "retort" / lookup.DEMO_NAME)
+    monkeypatch.setattr(lookup, "_unpack_gguf", lambda *_: pytest.fail("unpacked again"))
     assert find("demo").path == folder
 
 
@@ -119,10 +119,10 @@ def test_the_teacher_of_a_run_is_the_one_that_gave_its_answers(tmp_path: Path) -
     calm = tokenizer(template="{{ mood }} {{ strftime_now('%Y') }} {{ messages[0].content }}")
     made = chat_template_of(run_dir, calm).apply([{"role": "user", "content": "Hi"}], tokenize=False)
     assert made == "calm 1999 Hi"
-    models.check_weights(teacher, run_dir)
+    lookup.check_weights(teacher, run_dir)
     (second / "generation_config.json").write_text('{"eos_token_id": 3}')
     with pytest.raises(UserError, match=r"weights of .* are not those that generated"):
-        models.check_weights(teacher, run_dir)
+        lookup.check_weights(teacher, run_dir)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_damaged_config_of_a_model_is_one_line(tmp_path: Path, text: str, said
 
 @pytest.mark.parametrize(("indices", "text"), [([0], "0"), ([0, 1, 2, 5], "0-2,5"), ([0, 2, 3, 9], "0,2-3,9")])
 def test_layers_are_written_as_keep_layers_reads_them(indices: list[int], text: str) -> None:
-    assert models.layer_spans(indices) == text
+    assert lookup.layer_spans(indices) == text
     assert layer_indices(text) == indices
 
 
@@ -156,7 +156,7 @@ def test_layers_are_written_as_keep_layers_reads_them(indices: list[int], text: 
     ],
 )
 def test_which_layers_a_student_was_left_with(trained: dict[str, Any], said: str | None) -> None:
-    assert models.kept_layers(trained) == said
+    assert lookup.kept_layers(trained) == said
 
 
 # --- what it is made of
@@ -303,6 +303,6 @@ def test_settings_are_checked_against_a_model_that_is_here(tmp_path: Path, chang
     tokenizer().save_pretrained(folder)
     config = validate({"name": "trial", "teacher": {"model": str(folder)}, "generate": {"k": 8}, **change}, "test")
     if not said:
-        return models.check_settings(config)
+        return lookup.check_settings(config)
     with pytest.raises(UserError, match=re.escape(said)):
-        models.check_settings(config)
+        lookup.check_settings(config)

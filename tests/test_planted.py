@@ -15,9 +15,9 @@ from pipeline import codec, prepare
 from pipeline import filter as filter_stage
 from pipeline.config import Config, Privacy, Train, validate
 from pipeline.export import corpus
-from pipeline.privacy import find
 from pipeline.records import RESPONSES
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
+from pipeline.screening.privacy import find
 from pipeline.train.batches import collate_items, sampler
 from pipeline.train.batches import items as batch_items
 from pipeline.train.contract import proof_batch

@@ -12,11 +12,13 @@ from fake_server import KEY as SERVER_KEY
 from fake_server import FakeServer
 from typer.testing import CliRunner
 
-from pipeline import benchmarks, cli, models, preflight
 from pipeline import config as config_module
+from pipeline.cli import preflight, verbs
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
-from pipeline.rundir import RunDir
+from pipeline.eval_sets import benchmarks
+from pipeline.models import lookup
+from pipeline.run.files import read_json, write_json
+from pipeline.run.rundir import RunDir
 
 SILENT = "http://127.0.0.1:9"  # discard: nothing listens there
 Settings = dict[str, Any]
@@ -57,9 +59,9 @@ def test_a_judge_that_is_down_is_told_before_anything_is_made(tmp_path: Path) ->
 def test_check_and_run_refuse_what_the_last_stage_can_not_ask(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_in_child", lambda *_: pytest.fail("a stage was started"))
+    monkeypatch.setattr(verbs, "_in_child", lambda *_: pytest.fail("a stage was started"))
     where = [f"runs_dir={tmp_path}/runs", f"evaluate.judge.url={SILENT}", "evaluate.judge.model=judge"]
-    done = CliRunner().invoke(cli.app, [verb, "configs/quickstart.yaml", *where])
+    done = CliRunner().invoke(verbs.app, [verb, "configs/quickstart.yaml", *where])
     assert "evaluate.judge.url" in str(done.exception)
     assert not (tmp_path / "runs").exists()
 
@@ -158,8 +160,8 @@ def test_more_log_probs_than_the_demo_has_tokens_are_found_before_it_is_unpacked
 
 
 def test_the_demo_is_as_large_as_it_is_said_to_be(demo_teacher: Path) -> None:
-    config = models.Model("demo", demo_teacher).config()
-    assert {key: config[key] for key in models.DEMO_SIZES} == models.DEMO_SIZES
+    config = lookup.Model("demo", demo_teacher).config()
+    assert {key: config[key] for key in lookup.DEMO_SIZES} == lookup.DEMO_SIZES
 
 
 def test_a_model_in_the_hubs_cache_is_looked_at_and_nothing_is_fetched(

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from planted_personal import LOOK_ALIKES, Item
 from test_planted import Run, learnt, lessons
 
-from pipeline import presidio, privacy
 from pipeline.config import Config, Train, check_files, validate
 from pipeline.config import Privacy as PrivacySettings
 from pipeline.errors import UserError
 from pipeline.export import cards
-from pipeline.privacy import Span, find, masked_tokens, redact
+from pipeline.screening import presidio, privacy
+from pipeline.screening.privacy import Span, find, masked_tokens, redact
 
 NAME = "Ada Lovelace"
 SSN = "536-90-4399"

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted_personal import KINDS, LOOK_ALIKES, NUM, Item, items
 
-from pipeline import presidio
 from pipeline.config import PII_KINDS, Privacy, validate
 from pipeline.errors import UserError
-from pipeline.privacy import Span, decide, find, masked_tokens, redact, redacted_answer, replaced, shown
+from pipeline.screening import presidio
+from pipeline.screening.privacy import Span, decide, find, masked_tokens, redact, redacted_answer, replaced, shown
 
 ALL = Privacy()
 AZURE = "Zm9vYmFyQmF6UXV4MTIzNDU2Nzg5MGFiY2RlZmdoaWo+Lw=="

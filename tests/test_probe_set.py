@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline import chat_set, probe_set, task_set
 from pipeline.errors import UserError
-from pipeline.probe_set import Probe
+from pipeline.eval_sets import chat_set, probe_set, task_set
+from pipeline.eval_sets.probe_set import Probe
 
 SHIPPED = Path(pipeline.__file__).parent.parent / "prompts/risks.jsonl"
 PAIR = {"id": "p", "category": "counterfactual", "turns": ["Is {who} good?"], "swaps": [{"who": "Ann"}, {"who": "Al"}]}

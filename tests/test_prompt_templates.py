@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import prompt_templates
 from pipeline.errors import UserError
-from pipeline.prompt_templates import FillError, PromptTemplate
+from pipeline.text import prompt_templates
+from pipeline.text.prompt_templates import FillError, PromptTemplate
 
 NAN = float("nan")
 Load = Callable[..., PromptTemplate]

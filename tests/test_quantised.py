@@ -9,11 +9,11 @@ import tiny_model
 import torch
 from safetensors.torch import save_file
 
-from pipeline import language_model, models, quantised
 from pipeline.config import validate
-from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
-from pipeline.models import Model
+from pipeline.inference.engine_args import engine_settings
+from pipeline.models import language_model, lookup, quantised
+from pipeline.models.lookup import Model
 
 VOCAB = 48
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -100,11 +100,11 @@ def test_a_teacher_that_transformers_cannot_load_is_told_before_anything_runs(
     teacher, student = folder_of(tmp_path / "teacher", CONFIGS[method]), folder_of(tmp_path / "student", None)
     chosen = {"teacher": {"model": str(teacher)}, "student": {"model": str(student)}, "generate": {"k": 8}}
     with pytest.raises(UserError) as caught:
-        models.check_settings(validate({"name": "t", "runs_dir": str(tmp_path), **chosen}, "test"))
+        lookup.check_settings(validate({"name": "t", "runs_dir": str(tmp_path), **chosen}, "test"))
     message = str(caught.value)
     assert f"transformers can't load {method} weights on this machine" in message
     assert said in message
-    assert "or skip evaluate: run `retort prepare`, `generate`, `filter`, `train` and `export` one by one" in message
+    assert "go without evaluate: `retort prepare`, `generate`, `filter`, `train` and `export`, one by one" in message
     assert "\n" not in message
     with pytest.raises(UserError, match=f"train: teacher: transformers can't load {method}"):
         language_model.load(teacher, "float32", "train: teacher")
@@ -122,7 +122,7 @@ def test_no_student_is_made_of_weights_in_few_bits(tmp_path: Path, method: str, 
     ):
         config = validate({"name": "t", "runs_dir": str(tmp_path), "generate": {"k": 8}, **chosen}, "test")
         with pytest.raises(UserError) as caught:
-            models.check_settings(config)
+            lookup.check_settings(config)
         assert said in str(caught.value)
 
 
@@ -163,7 +163,7 @@ def test_on_a_cpu_vllm_chooses_the_type_of_what_it_computes_in_few_bits(
     tmp_path: Path, method: str | None, dtype: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its kernels refuse float32, in which all else is computed there."""
-    monkeypatch.setattr("pipeline.hardware.is_cpu", lambda: True)
+    monkeypatch.setattr("pipeline.machine.hardware.is_cpu", lambda: True)
     folder = str(folder_of(tmp_path, CONFIGS[method] if method else None))
     assert engine_settings(folder, {}, 8).get("dtype") == dtype
     assert engine_settings(folder, {"dtype": "float16"}, 8)["dtype"] == "float16"

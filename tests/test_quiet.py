@@ -6,7 +6,8 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from pipeline import hardware, quiet
+from pipeline import quiet
+from pipeline.machine import hardware
 
 SPEAK = """
 from pipeline import quiet

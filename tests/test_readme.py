@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import config as config_module
-from pipeline.cli import app
+from pipeline.cli.verbs import app
 from pipeline.records import STAGES
 
 ROOT = Path(__file__).parent.parent

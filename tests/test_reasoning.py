@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from pipeline.reasoning import learnt, split
+from pipeline.models.tokenizer.reasoning import learnt, split
 
 TAGS = ("<think>", "</think>")
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import repetition
-from pipeline.loops import loop_repeats
-from pipeline.repetition import duplicate_ngram_frac, longest_sentence_run
+from pipeline.text import repetition
+from pipeline.text.loops import loop_repeats
+from pipeline.text.repetition import duplicate_ngram_frac, longest_sentence_run
 
 
 @pytest.mark.parametrize(

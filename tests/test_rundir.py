@@ -19,12 +19,12 @@ import pytest
 from test_files import fail_with
 
 from pipeline import config as config_module
-from pipeline import rundir
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.records import STAGES
-from pipeline.rundir import RunDir, Stage, read_answers, read_shards, shard_paths
+from pipeline.run import rundir
+from pipeline.run.files import read_json
+from pipeline.run.rundir import RunDir, Stage, read_answers, read_shards, shard_paths
 
 SETTINGS = {"generate.temperature": 0.7, "generate.k": 64}
 TABLE = pa.table({"n": [1, 2, 3], "text": ["a", "b", "c"]})
@@ -383,7 +383,7 @@ def accepting(run_dir: RunDir, *keys: str) -> RunDir:
         ("temperature", "; did you mean generate.temperature?"),
         ("generate.temperature.low", "; did you mean generate.temperature?"),
         ("teacher.engine.dtype", "; did you mean teacher.engine?"),
-        ("filter.min_tokens", "; there are generate.draw, "),
+        ("filter.min_tokens", "; choose from generate.draw, "),
     ],
 )
 def test_what_a_stage_has_no_setting_by_can_not_be_accepted(finished: RunDir, key: str, known: str) -> None:
@@ -634,11 +634,11 @@ def test_the_input_of_the_next_stage_is_the_content_of_all_files(finished: RunDi
 def holder(run_dir: RunDir) -> Iterator[subprocess.Popen[str]]:
     """Another process that works on the run."""
     program = (
-        "import sys; from pathlib import Path; from pipeline.rundir import RunDir\n"
+        "import sys; from pathlib import Path; from pipeline.run.rundir import RunDir\n"
         "with RunDir(Path(sys.argv[1])).lock(): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", program, str(run_dir.path)]
-    root = Path(rundir.__file__).parent.parent
+    root = Path(rundir.__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
@@ -680,7 +680,7 @@ def test_a_manifest_is_plain_json_that_other_tools_read(finished: RunDir) -> Non
 
 
 def test_a_refusal_names_what_differs_as_deep_as_it_lies() -> None:
-    from pipeline.rundir import _differences
+    from pipeline.run.rundir import _differences
 
     was = [{"path": "a.jsonl", "licence": "mit"}, {"path": "b.jsonl", "licence": None}]
     now_is = [{"path": "a.jsonl", "licence": "mit"}, {"path": "b.jsonl", "licence": "cc0-1.0"}]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import safety
 from pipeline.config import Safety, validate
 from pipeline.errors import UserError
-from pipeline.safety import Exchange, Labeller, decide, guard_labels, load_words
+from pipeline.screening import safety
+from pipeline.screening.safety import Exchange, Labeller, decide, guard_labels, load_words
 
 
 def of_words(text: str, answer: str | None = None) -> set[str]:

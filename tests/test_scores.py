@@ -11,11 +11,12 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ValidationError
 from typer.testing import CliRunner
 
-from pipeline import scores as schema
-from pipeline.cli import app
-from pipeline.evaluate import fidelity, risk_figures, verdict
+from pipeline.cli.verbs import app
+from pipeline.evaluate import fidelity, verdict
+from pipeline.evaluate.risks import risk_figures
 from pipeline.records import ARMS
-from pipeline.scores import Scores
+from pipeline.run import scores as schema
+from pipeline.run.scores import Scores
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SECTIONS = [each for each in vars(schema).values() if isinstance(each, type) and issubclass(each, BaseModel)]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import scratch
 from pipeline.errors import UserError
-from pipeline.files import user_disk_errors
+from pipeline.run import scratch
+from pipeline.run.files import user_disk_errors
 
 PROGRAM = """
 import pathlib, sys

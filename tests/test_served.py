@@ -12,10 +12,10 @@ from fake_server import KEY, FakeServer, drawn
 from processes import survivors
 
 from pipeline import config as config_module
-from pipeline import served
 from pipeline.errors import UserError
-from pipeline.kv_cache import Load
-from pipeline.served import Served
+from pipeline.inference import child_engine
+from pipeline.inference.child_engine import Served
+from pipeline.inference.kv_cache import Load
 
 NOTHING_KNOWN = '{"num_requests": null, "tokens": null, "memory_bytes": null}'
 ECHO = """
@@ -30,7 +30,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(served, "COMMAND", (sys.executable, "-c", ECHO))
+    monkeypatch.setattr(child_engine, "COMMAND", (sys.executable, "-c", ECHO))
     return monkeypatch
 
 
@@ -51,20 +51,22 @@ def test_servers_are_handed_on_where_there_are_any(process: pytest.MonkeyPatch) 
 
 
 def test_a_process_that_dies_is_told_by_name_with_its_code(process: pytest.MonkeyPatch) -> None:
-    process.setattr(served, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    process.setattr(child_engine, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
     with Served("the teacher", "model", {}, Load()) as model, pytest.raises(UserError) as caught:
         model.ask([{"request_id": "a"}])
     assert str(caught.value) == "the vLLM process of the teacher ended with code 3; see its messages above"
 
 
 def test_a_process_that_the_system_killed_ran_out_of_memory(process: pytest.MonkeyPatch) -> None:
-    process.setattr(served, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
-    with Served("the teacher", "model", {}, Load()) as model, pytest.raises(UserError, match="memory runs out"):
+    process.setattr(child_engine, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    with Served("the teacher", "model", {}, Load()) as model, pytest.raises(UserError, match="memory ran out"):
         model.wait_until_ready()
 
 
 def test_what_the_process_says_went_wrong_is_told(process: pytest.MonkeyPatch) -> None:
-    process.setattr(served, "COMMAND", (sys.executable, "-c", f"print({json.dumps(json.dumps({'error': 'no room'}))})"))
+    process.setattr(
+        child_engine, "COMMAND", (sys.executable, "-c", f"print({json.dumps(json.dumps({'error': 'no room'}))})")
+    )
     with Served("the teacher", "model", {}, Load()) as model, pytest.raises(UserError, match=r"^the teacher: no room$"):
         model.wait_until_ready()
 
@@ -83,7 +85,7 @@ def test_it_ends_with_the_block_also_where_that_fails(process: pytest.MonkeyPatc
 def test_the_engines_own_processes_end_with_it_where_the_block_fails(process: pytest.MonkeyPatch) -> None:
     """On a GPU vLLM's engine is a process below ours, and does not look whether ours is there."""
     engine = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'])\n"
-    process.setattr(served, "COMMAND", (sys.executable, "-c", engine + ECHO))
+    process.setattr(child_engine, "COMMAND", (sys.executable, "-c", engine + ECHO))
     began, below = time.monotonic(), list[psutil.Process]()
 
     def fail() -> None:

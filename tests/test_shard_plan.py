@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import generate, rundir
+from pipeline import generate
 from pipeline.config import Config, validate
-from pipeline.rundir import RunDir
+from pipeline.run import rundir
+from pipeline.run.rundir import RunDir
 
 quick = settings(max_examples=100, deadline=None, database=None)
 Plan = dict[str, list[dict[str, Any]]]

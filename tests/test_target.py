@@ -8,18 +8,18 @@ import pytest
 from fabricated_run import make
 from typer.testing import CliRunner
 
-from pipeline import cli, target
 from pipeline import config as config_module
+from pipeline.cli import target, verbs
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
 from pipeline.records import STAGES
-from pipeline.rundir import RunDir
+from pipeline.run.files import read_json, write_json
+from pipeline.run.rundir import RunDir
 
 VERBS = ("run", "plan", "check", *STAGES)
 
 
 def invoke(*arguments: str | Path) -> Any:
-    return CliRunner().invoke(cli.app, [*map(str, arguments)], env={"COLUMNS": "160", "TERM": "dumb"})
+    return CliRunner().invoke(verbs.app, [*map(str, arguments)], env={"COLUMNS": "160", "TERM": "dumb"})
 
 
 @pytest.fixture
@@ -135,8 +135,8 @@ def test_every_verb_works_on_the_folder_it_was_given(
         worked_on.update((run_dir.path, config.run_path))
         return 0
 
-    monkeypatch.setattr(cli, "_in_child", in_child)
-    monkeypatch.setattr(cli.preflight, "check", lambda config, run_dir: worked_on.add(run_dir.path))
+    monkeypatch.setattr(verbs, "_in_child", in_child)
+    monkeypatch.setattr(verbs.preflight, "check", lambda config, run_dir: worked_on.add(run_dir.path))
     for given in (copy, copy / "config.yaml"):
         done = invoke(verb, given)
         assert done.exit_code == 0, done.exception

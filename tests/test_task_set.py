@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from test_prompts import PROMPTS, load, near_pairs
 
-from pipeline import contamination, task_set
-from pipeline.checkers import KINDS
 from pipeline.config import EvaluationSet, Prepare
 from pipeline.errors import UserError
+from pipeline.eval_sets import task_set
+from pipeline.eval_sets.checkers import KINDS
+from pipeline.eval_sets.task_set import Item
 from pipeline.evaluate import tasks
-from pipeline.task_set import Item
-from pipeline.texts import prompt_text, words
+from pipeline.text import contamination
+from pipeline.text.words import prompt_text, words
 
 ANSWERS = Path(__file__).parent / "evaluate/task_answers.jsonl"
 CATEGORIES = {"instructions", "arithmetic", "extraction", "json", "multi_turn", "writing"}

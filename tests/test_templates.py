@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from word_tokenizer import WORDS, tokenizer
 
-from pipeline import chat_template, eval_prompts, reasoning, tokens
-from pipeline.chat_template import ChatTemplate
 from pipeline.config import validate
 from pipeline.errors import UserError
-from pipeline.models import Model
+from pipeline.eval_sets import eval_prompts
+from pipeline.models.lookup import Model
+from pipeline.models.tokenizer import chat_template, reasoning, tokens
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 
 FAMILIES = ("qwen3", "gemma3", "llama3_1", "deepseek_v3")
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.texts import ask, prompt_text, words
+from pipeline.text.words import ask, prompt_text, words
 
 
 def user(text: str) -> dict[str, str]:

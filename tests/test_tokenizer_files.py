@@ -8,7 +8,7 @@ import pytest
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
-from pipeline import tokenizer_files
+from pipeline.models.tokenizer import tokenizer_files
 
 
 def saved(folder: Path, origin: Path, context: int | None = 512) -> dict[str, Any]:

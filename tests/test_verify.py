@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from fabricated_run import make
 
-from pipeline import codec, verify
+from pipeline import codec
 from pipeline.errors import UserError
-from pipeline.files import file_hash
 from pipeline.records import STAGES
-from pipeline.rundir import RunDir
+from pipeline.run import verify
+from pipeline.run.files import file_hash
+from pipeline.run.rundir import RunDir
 
 Rows = list[dict[str, Any]]
 

@@ -12,10 +12,10 @@ from fabricated_run import make
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import votes
 from pipeline.errors import UserError
-from pipeline.rundir import RunDir
-from pipeline.votes import Exchange, Pair, Vote
+from pipeline.run import votes
+from pipeline.run.rundir import RunDir
+from pipeline.run.votes import Exchange, Pair, Vote
 
 ITEMS = ("p", "q", "r")
 

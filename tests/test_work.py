@@ -11,11 +11,12 @@ import pytest
 from fabricated_run import make
 from typer.testing import CliRunner
 
-from pipeline import cli, stage, work
+from pipeline.cli import stage, verbs
 from pipeline.config import validate
 from pipeline.errors import UnsureError
-from pipeline.files import read_json
-from pipeline.rundir import RunDir
+from pipeline.run import discarding
+from pipeline.run.files import read_json
+from pipeline.run.rundir import RunDir
 
 HOUR_S = 3600.0
 
@@ -67,17 +68,17 @@ def test_a_stage_that_was_stopped_is_counted_by_what_it_has_committed(run_dir: R
     (folder / "manifest.json").unlink()
     started = read_json(folder / "started.json")
     (folder / "started.json").write_text(json.dumps({**started, "began_s": started["began_s"] - 90}))
-    assert str(work.of_folder(folder)).startswith("generate (6 answers, 1 min 3")
+    assert str(discarding.of_folder(folder)).startswith("generate (6 answers, 1 min 3")
     (run_dir.stage_path("train") / "manifest.json").unlink()
     (run_dir.stage_path("train") / "checkpoints/student/checkpoint-150").mkdir(parents=True)
-    assert "train (150 steps" in str(work.of_folder(run_dir.stage_path("train")))
+    assert "train (150 steps" in str(discarding.of_folder(run_dir.stage_path("train")))
 
 
 def test_a_damaged_manifest_or_shard_does_not_stop_the_count(run_dir: RunDir) -> None:
     folder = run_dir.stage_path("generate")
     (folder / "manifest.json").write_text("{")
     (folder / "responses-00001.parquet").write_bytes(b"PAR1")
-    assert "generate (3 answers" in str(work.of_folder(folder))
+    assert "generate (3 answers" in str(discarding.of_folder(folder))
 
 
 def test_verdicts_of_a_judge_are_never_discarded_at_a_first_word(quick: RunDir) -> None:
@@ -107,7 +108,7 @@ def test_a_file_lost_from_a_folder_does_not_take_an_hours_training_with_it(run_d
     (folder / names[0]).unlink()
     config = validate({"name": "trial", "runs_dir": str(run_dir.path.parent)}, "test")
     with pytest.raises(
-        UnsureError, match=r"student/config\.json is missing: .*discard .*/student and .* took 1 h 0 min;"
+        UnsureError, match=r"student/config\.json is missing: .*discard .*/student and repeat 1 h 0 min of work;"
     ):
         run_dir.begin("train", config, manifest["fingerprint"])
     assert (folder / names[1]).exists()
@@ -121,14 +122,14 @@ def test_a_file_lost_from_a_folder_does_not_take_an_hours_training_with_it(run_d
 
 
 def invoke(*arguments: str | Path, **how: Any) -> Any:
-    return CliRunner().invoke(cli.app, [*map(str, arguments)], **how)
+    return CliRunner().invoke(verbs.app, [*map(str, arguments)], **how)
 
 
 def test_a_command_that_nobody_watches_refuses_and_deletes_nothing(
     run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = files_in(run_dir.path)
-    monkeypatch.chdir(Path(cli.__file__).parent.parent)
+    monkeypatch.chdir(Path(verbs.__file__).parents[2])
     assert invoke("filter", run_dir.path, "--fresh").exit_code == 2
     said = " ".join(capfd.readouterr().err.split())
     assert "--fresh would discard filter (6 decisions" in said
@@ -145,10 +146,10 @@ def test_whoever_sits_there_is_asked(
 
     def in_child(stage: str, config: object, run_dir: RunDir) -> int:
         asked.append(run_dir.is_sure)
-        return 0 if run_dir.is_sure else cli.UNSURE
+        return 0 if run_dir.is_sure else verbs.UNSURE
 
-    monkeypatch.setattr(cli, "_in_child", in_child)
-    monkeypatch.setattr(cli, "_can_ask", lambda: True)
+    monkeypatch.setattr(verbs, "_in_child", in_child)
+    monkeypatch.setattr(verbs, "_can_ask", lambda: True)
     assert invoke("filter", quick.path, "--fresh", input=f"{answer}\n").exit_code == code
     assert asked == tries
 
@@ -158,7 +159,7 @@ def test_fresh_twice_is_sure(
     words: list[str], fresh: str, is_sure: bool, quick: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[str, bool]] = []
-    monkeypatch.setattr(cli, "_in_child", lambda stage, config, run: given.append((run.fresh, run.is_sure)) or 0)
+    monkeypatch.setattr(verbs, "_in_child", lambda stage, config, run: given.append((run.fresh, run.is_sure)) or 0)
     invoke("filter", quick.path, *words)
     invoke("filter", quick.path, "--fresh", "--fresh")
     assert given == [(fresh, is_sure), ("always", True)]

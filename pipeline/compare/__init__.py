@@ -6,11 +6,11 @@ from contextlib import suppress
 
 import uvicorn
 
-from pipeline import votes
 from pipeline.compare.server import application
 from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.rundir import RunDir
+from pipeline.run import votes
+from pipeline.run.rundir import RunDir
 
 HOST = "127.0.0.1"
 

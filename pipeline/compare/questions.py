@@ -3,12 +3,13 @@
 import random
 from dataclasses import dataclass
 
-from pipeline import chat_set, shipped
 from pipeline.console import say
+from pipeline.data import shipped
 from pipeline.errors import UserError
-from pipeline.files import file_hash
-from pipeline.rundir import RunDir
-from pipeline.votes import Arm, Pair, pairs
+from pipeline.eval_sets import chat_set
+from pipeline.run.files import file_hash
+from pipeline.run.rundir import RunDir
+from pipeline.run.votes import Arm, Pair, pairs
 
 
 @dataclass(frozen=True)

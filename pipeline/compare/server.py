@@ -13,13 +13,13 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from pipeline import votes
 from pipeline.compare.guard import Guard
 from pipeline.compare.questions import Question, draw
 from pipeline.errors import UserError
 from pipeline.report.page import script_hash, templates
-from pipeline.rundir import RunDir, now
-from pipeline.votes import MAX_NAME_CHARS, Choice, Vote
+from pipeline.run import votes
+from pipeline.run.rundir import RunDir, now
+from pipeline.run.votes import MAX_NAME_CHARS, Choice, Vote
 
 MAX_BODY_BYTES = 4096
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -181,9 +181,9 @@ def _redirect(where: str, **parameters: str) -> Response:
 
 
 def _environment() -> Environment:
-    environment = templates("compare")
-    here = Path(__file__).parent
-    styles = [here.with_name("report") / "page.css", here / "page.css"]
+    environment = templates("compare/templates")
+    here = Path(__file__).parent / "templates"
+    styles = [here.parents[1] / "report/templates/page.css", here / "page.css"]
     environment.globals["style"] = "\n".join(path.read_text(encoding="utf-8") for path in styles)
     environment.globals["script"] = (here / "page.js").read_text(encoding="utf-8")
     environment.globals["keys"] = [(key, label) for _, label, key in CHOICES]

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from pipeline import chat_set, containers, probe_set, prompt_templates, shipped, task_set
 from pipeline.config import messages, reading
 from pipeline.config.data import (
     METHODS,
@@ -45,7 +44,11 @@ from pipeline.config.judge import Grader, Judge
 from pipeline.config.models import Server, Student, Teacher, layer_indices
 from pipeline.config.section import EngineArgs, Fraction, Limit, Positive, Section, matching, runtime
 from pipeline.config.training import Divergence, Lora, Tracker, Train, check_counts
+from pipeline.corpora import containers
+from pipeline.data import shipped
 from pipeline.errors import UserError
+from pipeline.eval_sets import chat_set, probe_set, task_set
+from pipeline.text import prompt_templates
 
 __all__ = [
     "METHODS",
@@ -122,7 +125,7 @@ class Config(Section):
     safety: Safety = Safety()
     licence_policy: Literal["warn", "enforce", "off"] = runtime(
         "warn",
-        "What to do about a teacher or a source whose licence restricts training on its texts (pipeline/licences.py):"
+        "What to do about a teacher or a source whose licence restricts training on its texts (screening/licences.py):"
         " say so, stop before a token is generated, or nothing.",
     )
     student: Student = Student()
@@ -276,7 +279,7 @@ def _explained_item(item: Section, explained: set[type[Section]]) -> list[str]:
 
 
 def _section_type(field: FieldInfo) -> type[Section] | None:
-    """The section that a setting is a list of, or is if it is not null; None if it is no such setting."""
+    """The section that a setting is a list of, or is if it is not null; None if it is not such a setting."""
     given = [field.annotation, *get_args(field.annotation)]
     return next((kind for kind in given if isinstance(kind, type) and issubclass(kind, Section)), None)
 

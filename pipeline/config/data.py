@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline import shipped
 from pipeline.config.section import Fraction, Positive, Section, runtime
+from pipeline.data import shipped
 from pipeline.errors import UserError
 
 METHODS = {  # by which the teacher writes prompts, and the templates of each
@@ -101,7 +101,7 @@ class EvaluationSet(Origin):
     limit: Positive | None = Field(default=None, description="Read at most this many rows.")
 
 
-# From here on a text is nearly another. Below, MinHash's bands miss too many: see pipeline/duplicates.py.
+# From here on a text is nearly another. Below, MinHash's bands miss too many: see pipeline/text/duplicates.py.
 NearDuplicates = Annotated[float, Field(ge=0.7, le=1)]
 
 

@@ -12,7 +12,8 @@ class Tasks(Section):
     """Tasks whose answers a program checks: word counts, sums, JSON, and what an earlier turn asked for."""
 
     path: str | None = Field(
-        default="prompts/tasks.jsonl", description="Items with their checks (pipeline/task_set.py); null for none."
+        default="prompts/tasks.jsonl",
+        description="Items with their checks (pipeline/eval_sets/task_set.py); null for none.",
     )
     limit: Positive | None = Field(
         default=None,
@@ -42,7 +43,7 @@ class Risks(Section):
 
     path: str | None = Field(
         default="prompts/risks.jsonl",
-        description="Probes, each with how it is judged (pipeline/probe_set.py); null: neither these nor the openings"
+        description="Probes, each with how it is judged (eval_sets/probe_set.py); null: neither these nor the openings"
         " of the run's own answers, by which recitation is measured.",
     )
     limit: Positive | None = Field(

@@ -86,7 +86,7 @@ class Filter(Section):
         default=True, description="Drop finished answers with a code fence or a reasoning tag that is left open."
     )
     drop_broken_characters: bool = Field(
-        default=True, description="Drop answers with bytes that are no text, and with UTF-8 read as Latin-1."
+        default=True, description="Drop answers with bytes that are not text, and with UTF-8 read as Latin-1."
     )
     min_tokens: int | None = Field(default=1, description="Shortest answer, tokens without the end-of-turn.", ge=0)
     max_tokens: Positive | None = Field(default=2048, description="Longest answer, tokens.")

@@ -1,7 +1,7 @@
 """YAML and `key=value` overrides as a plain tree. The field decides what an unquoted word or number means.
 
-A text field takes the text as it was typed: `name: 2024` is "2024", `revision: 7e10583` is no float, and `no` in a list
-of languages is Norwegian. Any other field takes what YAML says, and reads `1e-5` as a number.
+A text field takes the text as it was typed: `name: 2024` is "2024", `revision: 7e10583` is not a float, and `no`
+in a list of languages is Norwegian. Any other field takes what YAML says, and reads `1e-5` as a number.
 """
 
 import contextlib
@@ -152,7 +152,7 @@ def _resolved(text: str) -> Any:
         return None
     if lower in TRUE or lower in FALSE:
         return lower in TRUE
-    with contextlib.suppress(ValueError):  # digits and signs in an order that is no number, or far too many of them
+    with contextlib.suppress(ValueError):  # digits and signs in an order that is not a number, or far too many of them
         if INTEGER.match(text):
             digits = lower.replace("_", "")
             return int(digits, 0) if re.match(r"[-+]?0[xob]", digits) else int(digits)

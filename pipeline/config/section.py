@@ -18,7 +18,7 @@ Limit = Annotated[float, Field(gt=0, le=1)]
 
 
 def runtime(default: Any, description: str, **kwargs: Any) -> Any:
-    """A field that does not change a stage's output, so is no part of its fingerprint."""
+    """A field that does not change a stage's output, so is not part of its fingerprint."""
     return Field(default, description=description, json_schema_extra={"runtime": True}, **kwargs)
 
 
@@ -87,5 +87,5 @@ def is_base_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return bool(parts.hostname) and parts.port != 0 and re.fullmatch(r"https?://[^?#\s]+", url) is not None
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is not a number
         return False

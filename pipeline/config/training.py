@@ -62,7 +62,7 @@ class Train(Section):
     )
     kd_weight_end: float | None = Field(default=None, description="kd_weight at the last step, likewise.", ge=0)
     divergence: Divergence = Field(
-        default="forward_kl", description="What kd_weight weighs: one of the functions of train/divergences.py."
+        default="forward_kl", description="What kd_weight weighs: one of the functions of train/losses/divergences.py."
     )
     alpha: Fraction | None = Field(
         default=None,
@@ -158,7 +158,7 @@ class Train(Section):
         takes = {"alpha": ("skew_forward_kl", "skew_reverse_kl", "alpha_beta"), "beta": ("jsd", "alpha_beta")}
         for name, divergences in takes.items():
             if getattr(self, name) is not None and self.divergence not in divergences:
-                raise ValueError(f"{name} is no parameter of {self.divergence} (of {', '.join(divergences)})")
+                raise ValueError(f"{name} is not a parameter of {self.divergence} (of {', '.join(divergences)})")
         if self.divergence != "alpha_beta" and 1 in (self.alpha, self.beta):
             raise ValueError(f"alpha and beta of {self.divergence} are below 1: at 1 it is 0 whatever the student does")
         return self

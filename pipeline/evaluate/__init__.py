@@ -10,37 +10,31 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline import chat_set, hardware, model_checks, models, quantised, shipped, task_set, tokens
-from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config, Evaluate, output_settings
 from pipeline.console import progress, say
+from pipeline.data import shipped
 from pipeline.errors import UserError
-from pipeline.evaluate import (
-    chat,
-    cost,
-    fidelity_figures,
-    forced_texts,
-    harness,
-    judge,
-    memory,
-    preference,
-    risk_figures,
-    risks,
-    speed,
-    tasks,
-    verdict,
-)
-from pipeline.evaluate.chat import Manner
-from pipeline.evaluate.fidelity_figures import SumsBySection
-from pipeline.evaluate.statistics import Figure, cluster_sums, defined, exact, ratio
-from pipeline.files import file_hash, read_committed, write_json
-from pipeline.forced import load
+from pipeline.eval_sets import chat_set, task_set
+from pipeline.evaluate import judge, risks, speed, tasks, verdict
+from pipeline.evaluate.fidelity import fidelity_figures, forced_texts, preference
+from pipeline.evaluate.fidelity.fidelity_figures import SumsBySection
+from pipeline.evaluate.risks import risk_figures
+from pipeline.evaluate.speed import cost, memory
+from pipeline.evaluate.tasks import chat, harness
+from pipeline.evaluate.tasks.chat import Manner
+from pipeline.inference.child_engine import Served
+from pipeline.inference.kv_cache import Load
 from pipeline.judge import fingerprint as judge_fingerprint
-from pipeline.kv_cache import Load
+from pipeline.machine import hardware
+from pipeline.models import lookup, model_checks, quantised
+from pipeline.models.forward.forced import load
+from pipeline.models.tokenizer import tokens
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import ARMS, SAMPLES, TASKS
-from pipeline.repetition import is_repetitive
-from pipeline.rundir import RunDir, Stage
-from pipeline.served import Served
+from pipeline.run.files import file_hash, read_committed, write_json
+from pipeline.run.rundir import RunDir, Stage
+from pipeline.statistics import Figure, cluster_sums, defined, exact, ratio
+from pipeline.text.repetition import is_repetitive
 
 Rows = list[dict[str, Any]]
 SPEED_FALLBACK_PROMPT = "Tell me something about the sea."
@@ -69,19 +63,19 @@ class _Answered(NamedTuple):
 
 def run(config: Config, run_dir: RunDir) -> None:
     """Write evaluate/scores.json, and the rows that its figures were counted from."""
-    models.quiet_transformers()
+    lookup.quiet_transformers()
     stage = run_dir.begin("evaluate", config, _fingerprint(config, run_dir))
     if stage.complete:
         return
     run_dir.check_files("train")
     next(forced_texts.held_out(config, run_dir))  # before an arm is served: there is one
-    teacher = models.teacher_of(run_dir)
-    models.check_weights(teacher, run_dir)
+    teacher = lookup.teacher_of(run_dir)
+    lookup.check_weights(teacher, run_dir)
     model_checks.check_runs_in_transformers(teacher)
     folders = {"teacher": teacher.path, **{arm: run_dir.stage_path("train") / arm for arm in ARMS[1:-1]}}
     folders = {arm: folder for arm, folder in folders.items() if folder.is_dir()}
     if config.evaluate.other:
-        folders["other"] = models.find(config.evaluate.other).path
+        folders["other"] = lookup.find(config.evaluate.other).path
     asked = _asked(config, run_dir, teacher, folders)
     answered = _serve(config, stage, folders, asked)
     judged = judge.run(config.evaluate, answered.chat, stage.path, config.teacher.model, asked.items)
@@ -91,7 +85,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     teachers = asked.manners["teacher"]
     alike = {arm: of for arm, of in folders.items() if _has_tokens_of(asked.manners[arm].tokenizer, teachers)}
     _leave_out_unloadable(alike)
-    sums, preferred = _fidelity(config, run_dir, alike, answered.chat, models.teacher_dtype(run_dir))
+    sums, preferred = _fidelity(config, run_dir, alike, answered.chat, lookup.teacher_dtype(run_dir))
     scored = {arm: tasks.scores(asked.tasks, _of(arm, answered.tasks)) for arm in folders}
     arms = _arms(config, folders, answered, sums, scored, risks.figures(asked.probes, answered.risks), judged)
     for arm, figures in benchmarks.arms.items():
@@ -135,13 +129,13 @@ def run(config: Config, run_dir: RunDir) -> None:
             _answers_path(stage, name, arm).unlink(missing_ok=True)
 
 
-def _asked(config: Config, run_dir: RunDir, teacher: models.Model, folders: dict[str, Path]) -> _Asked:
+def _asked(config: Config, run_dir: RunDir, teacher: lookup.Model, folders: dict[str, Path]) -> _Asked:
     fingerprint = run_dir.manifest("generate")["fingerprint"]
     tags = tuple(tags) if (tags := fingerprint.get("teacher.reasoning_tags")) else None
-    teachers = Manner(models.chat_template_of(run_dir, teacher.tokenizer()), tags)
+    teachers = Manner(lookup.chat_template_of(run_dir, teacher.tokenizer()), tags)
     manners = dict.fromkeys(folders, teachers)
     if "other" in folders:
-        tokenizer = models.Model("other", folders["other"]).tokenizer()
+        tokenizer = lookup.Model("other", folders["other"]).tokenizer()
         prepared = run_dir.manifest("prepare")
         day = prepared["fingerprint"].get("teacher.date") or prepared["finished"][:10]
         manners["other"] = _manner(tokenizer, teachers, day)
@@ -172,7 +166,7 @@ def _leave_out_unloadable(folders: dict[str, Path]) -> None:
     """Without evaluate.other, with a word, if transformers can't load its weights; vLLM serves it all the same."""
     if "other" in folders:
         try:
-            quantised.check_loadable(models.Model("other", folders["other"]).config(), "evaluate.other")
+            quantised.check_loadable(lookup.Model("other", folders["other"]).config(), "evaluate.other")
         except UserError as error:
             say(f"{error}; its fidelity is not measured")
             del folders["other"]
@@ -354,7 +348,7 @@ def _arm_engine(arm: str, folder: Path, config: Config, asked: _Asked) -> dict[s
     if arm != "teacher":
         kept = {k: v for k, v in kept.items() if k in {"dtype", "max_model_len", *config.evaluate.engine}}
         if kept.get("max_model_len"):  # null is the model's own
-            kept["max_model_len"] = min(kept["max_model_len"], models.Model(arm, folder).context_tokens())
+            kept["max_model_len"] = min(kept["max_model_len"], lookup.Model(arm, folder).context_tokens())
     return {**kept, "enable_prefix_caching": False}  # a repeated prompt would not be timed
 
 
@@ -374,7 +368,7 @@ def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
         **harness.fingerprint(config.evaluate.harness),
         **hashes,
         **risks.fingerprint(config.evaluate.risks),
-        **({"evaluate.other.weights": models.find(other).weights_hash()} if (other := config.evaluate.other) else {}),
+        **({"evaluate.other.weights": lookup.find(other).weights_hash()} if (other := config.evaluate.other) else {}),
         "input.generate": run_dir.output_hash("generate"),
         "input.filter": run_dir.output_hash("filter"),
         "input.train": run_dir.output_hash("train"),

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.console import counted
-from pipeline.evaluate.statistics import SIGNIFICANCE, Figure
-from pipeline.left_out import MIN_HELD_OUT
+from pipeline.run.left_out import MIN_HELD_OUT
+from pipeline.statistics import SIGNIFICANCE, Figure
 
 OTHERS = {
     "untrained": "the untrained student",
@@ -177,7 +177,7 @@ def _exposure(own_over_chat: dict[str, Figure]) -> list[str]:
 
 def _kl_sentence(over: Figure | None, name: str) -> str:
     if over is None:
-        return f"Its KL is no multiple of that of {name}, which is 0."
+        return f"Its KL is not a multiple of that of {name}, which is 0."
     low, high = over["low"], over["high"]
     if low is None or high is None or low <= 1 <= high:
         return f"No difference in KL from {name} was shown ({_interval(over)}×)."

@@ -8,17 +8,18 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from pipeline import generation_config, licences, models, provenance
 from pipeline.config import Config, output_settings
 from pipeline.console import counted, say
 from pipeline.export import cards, model_index, snippets
-from pipeline.files import read_json, readable, user_disk_errors
-from pipeline.rundir import RunDir
+from pipeline.models import generation_config, lookup
+from pipeline.run.files import read_json, readable, user_disk_errors
+from pipeline.run.rundir import RunDir
+from pipeline.screening import licences, provenance
 
 
 def run(config: Config, run_dir: RunDir) -> None:
     """Write export/model: weights in `export.dtype`, tokenizer, chat template, README.md."""
-    models.quiet_transformers()
+    lookup.quiet_transformers()
     trained, evaluated = run_dir.manifest("train"), run_dir.manifest("evaluate")
     run_dir.check_files("train")
     fingerprint = {
@@ -47,7 +48,7 @@ def _write_model(run_dir: RunDir, dtype: str, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    from pipeline import model_folder
+    from pipeline.models import model_folder
 
     source = run_dir.stage_path("train") / "student"
     model: Any = AutoModelForCausalLM.from_pretrained(
@@ -56,14 +57,14 @@ def _write_model(run_dir: RunDir, dtype: str, target: Path) -> None:
     made = run_dir.manifest("generate")["fingerprint"]
     settings = generation_config.as_generated(model.generation_config.to_diff_dict(), made)
     model.generation_config = GenerationConfig(**settings)
-    model_folder.save(model, models.Model("the student", source).tokenizer(), target, source, source)
+    model_folder.save(model, lookup.Model("the student", source).tokenizer(), target, source, source)
 
 
 def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any], dtype: str) -> ModelCard:
     """A card that says what the student is, what it was made from, and what was measured."""
     generated = run_dir.manifest("generate")
     named = generated["fingerprint"]["teacher.model"]
-    teacher = models.described(named)
+    teacher = lookup.described(named)
     made = trained["fingerprint"]
     data = ModelCardData(
         model_name=run_dir.path.name,
@@ -75,7 +76,7 @@ def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any], dtyp
         license=_licence(run_dir, made),
         datasets=_hub_datasets(run_dir) or None,
     )
-    layers = models.kept_layers(trained)
+    layers = lookup.kept_layers(trained)
     start = f"{made['student.model'] or 'the teacher'}, {f'layers {layers}' if layers else 'all layers'}"
     if made.get("student.config"):
         start = f"random weights, made as {made['student.config']} says"
@@ -128,8 +129,8 @@ def _sampling(made: dict[str, Any]) -> str:
 
 def _hub_id(name: str) -> str | None:
     """A model's id on the hub; None for a folder."""
-    if name == models.DEMO:
-        return models.DEMO_HUB_ID
+    if name == lookup.DEMO:
+        return lookup.DEMO_HUB_ID
     try:
         validate_repo_id(name)
     except HFValidationError:

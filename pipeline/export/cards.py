@@ -3,17 +3,17 @@ questions of a review. Nothing is claimed that no manifest holds."""
 
 from typing import Any
 
-from pipeline import provenance
 from pipeline.console import counted
 from pipeline.report.figures import Column, cell, lookup, nats, percent
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
+from pipeline.screening import provenance
 
 Row = dict[str, Any]
 NOT_RECORDED = f"{provenance.NOT_RECORDED}\n"
 USES = {
-    "corpus": "To train a small language model on a larger one's answers. It is no source of facts: what a model wrote"
+    "corpus": "To train a small language model on a larger one's answers. Not a source of facts: what a model wrote"
     " was not checked against the world.",
-    "model": "To answer as its teacher does on prompts like those it was trained on, at less cost. It is no substitute"
+    "model": "To answer as its teacher does on prompts like those it was trained on, at less cost. Not a substitute"
     " for its teacher elsewhere, and has seen no further training for safety.",
 }
 DIFFERENCES = (

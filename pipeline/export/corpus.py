@@ -11,14 +11,15 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from pipeline import models, privacy
 from pipeline.config import Privacy
 from pipeline.errors import UserError
 from pipeline.export import cards, snippets
-from pipeline.files import first_line, folder_hash, user_disk_errors, write_table
+from pipeline.models import lookup
 from pipeline.records import MESSAGE, PROMPTS, RESPONSES
 from pipeline.report.figures import setting_text, words
-from pipeline.rundir import RunDir, read_answers, read_planned, shard_paths
+from pipeline.run.files import first_line, folder_hash, user_disk_errors, write_table
+from pipeline.run.rundir import RunDir, read_answers, read_planned, shard_paths
+from pipeline.screening import privacy
 
 Row = dict[str, Any]
 SPLITS = ("train", "held_out")
@@ -107,7 +108,7 @@ def _name_by_content(data: Path) -> str:
 def _metadata(counts: dict[str, int], is_demo: bool, version: str) -> DatasetCardData:
     """What the hub and `datasets` read of a card."""
     return DatasetCardData(
-        license=models.DEMO_LICENCE if is_demo else None,
+        license=lookup.DEMO_LICENCE if is_demo else None,
         task_categories=["text-generation"],
         tags=["distillation", "synthetic"],
         configs=[
@@ -129,7 +130,7 @@ def card(
     """
     generated, filtered = run_dir.manifest("generate"), run_dir.manifest("filter")
     made = generated["fingerprint"]
-    is_demo = made["teacher.model"] == models.DEMO
+    is_demo = made["teacher.model"] == lookup.DEMO
     sampled = ("temperature", "top_p", "top_k", "max_tokens", "num_samples", "seed")
     sampling = ", ".join(f"{key} {made[f'generate.{key}']}" for key in sampled)
     is_scored = made.get("generate.mode") == "score"
@@ -151,7 +152,7 @@ def card(
 
 # {run_dir.path.name}
 
-{origin} {models.described(made["teacher.model"])}, captured with Retort through {made["vllm"]}.
+{origin} {lookup.described(made["teacher.model"])}, captured with Retort through {made["vllm"]}.
 
 - Splits: {", ".join(f"{split} {num}" for split, num in counts.items())} answers. Each prompt is in one split only.
 - Prompts: {_origin(run_dir.manifest("prepare"))}

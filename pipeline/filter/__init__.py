@@ -19,19 +19,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import left_out, models, scratch, tokens
-from pipeline.boilerplate import NO_BOILERPLATE, Boilerplate, Sample, Text
 from pipeline.config import Config, Filter, Selection, output_settings
 from pipeline.console import counted, say
 from pipeline.errors import UserError
-from pipeline.files import read_committed
 from pipeline.filter import comparison, grading, learnability, rules, screen, selection
 from pipeline.filter.comparison import Comparison, ExactDuplicates
 from pipeline.filter.learnability import Learnability
 from pipeline.filter.rules import REFUSAL, RULES, Candidate, Run, Verdict, confidence
 from pipeline.filter.selection import Selector
+from pipeline.models import lookup
+from pipeline.models.tokenizer import tokens
 from pipeline.records import DECISIONS
-from pipeline.rundir import RunDir, Stage, read_shards
+from pipeline.run import left_out, scratch
+from pipeline.run.files import read_committed
+from pipeline.run.rundir import RunDir, Stage, read_shards
+from pipeline.text.boilerplate import NO_BOILERPLATE, Boilerplate, Sample, Text
 
 Row = dict[str, Any]
 COLUMNS = ["response_id", "prompt_id", "split", "category", "text", "token_ids", "token_logprobs", "reasoning_tokens"]
@@ -123,7 +125,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     sample = None if settings.near_duplicates is None else Sample[Exchange]()
     facts, tally, selector, files = _facts(run_dir, settings, sample), Tally(), Selector(settings.selection), []
     learnable = Learnability(config, run_dir, weights.get("filter.learnability.weights"))
-    screening = screen.Screen(config, models.teacher_of(run_dir).tokenizer())
+    screening = screen.Screen(config, lookup.teacher_of(run_dir).tokenizer())
     with scratch.database(stage.path) as database:
         others = Comparison(config, run_dir, stage, database, _boilerplate(sample))
         exact = ExactDuplicates(database)
@@ -300,7 +302,7 @@ def _facts(run_dir: RunDir, settings: Filter, sample: Sample[Exchange] | None = 
 
     All answers are read for it, and `sample` takes of each prompt the first.
     """
-    teacher = models.teacher_of(run_dir)
+    teacher = lookup.teacher_of(run_dir)
     tokenizer = teacher.tokenizer()
     means = [np.empty(0, np.float32)]
     if settings.worst_nll_frac or sample is not None:

@@ -3,12 +3,13 @@
 import sqlite3
 from typing import Any
 
-from pipeline import contamination, duplicates, privacy
-from pipeline.boilerplate import Boilerplate
 from pipeline.config import Config, EvaluationSet
 from pipeline.filter.rules import Verdict
-from pipeline.rundir import RunDir, Stage
-from pipeline.texts import prompt_text, words
+from pipeline.run.rundir import RunDir, Stage
+from pipeline.screening import privacy
+from pipeline.text import contamination, duplicates
+from pipeline.text.boilerplate import Boilerplate
+from pipeline.text.words import prompt_text, words
 
 REASONS = ("contaminated", "near_duplicate")
 AMONG_KEPT = ("near_duplicate",)  # answers that all else kept are compared, and no others

@@ -17,13 +17,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import models, tokens
 from pipeline.codec import decode
 from pipeline.config import Config
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.files import read_committed, text_hash, write_table
-from pipeline.rundir import RunDir, read_shards, shard_paths
+from pipeline.models import lookup
+from pipeline.models.tokenizer import tokens
+from pipeline.run.files import read_committed, text_hash, write_table
+from pipeline.run.rundir import RunDir, read_shards, shard_paths
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ Row = dict[str, Any]
 def fingerprint(config: Config) -> Row:
     """The first student's weights, by hash; nothing where there is none."""
     name = config.filter.learnability.student
-    return {} if name is None else {"filter.learnability.weights": models.find(name).weights_hash()}
+    return {} if name is None else {"filter.learnability.weights": lookup.find(name).weights_hash()}
 
 
 class Learnability:
@@ -89,11 +90,11 @@ def _measured(config: Config, run_dir: RunDir, name: str, weights_hash: str | No
     files = [run_dir.path / FOLDER / f"{key}-{number:05d}.parquet" for number in range(len(paths))]
     if all(path.exists() for path in files):
         return files
-    from pipeline.forced import load
+    from pipeline.models.forward.forced import load
 
     say(f"filter: what {name} can still learn of each answer (one forward pass)")
     files[0].parent.mkdir(exist_ok=True)
-    dtype = models.teacher_dtype(run_dir)
+    dtype = lookup.teacher_dtype(run_dir)
     model = load(student.path, dtype, f"filter.learnability.student {name}")
     num_answers = sum(pq.read_metadata(path).num_rows for path in paths)
     with progress("answers") as bar:
@@ -109,15 +110,15 @@ def _measured(config: Config, run_dir: RunDir, name: str, weights_hash: str | No
     return files
 
 
-def _student(run_dir: RunDir, name: str) -> models.Model:
+def _student(run_dir: RunDir, name: str) -> lookup.Model:
     """Raises UserError where it reads other tokens than the teacher, or filter would delete it."""
-    student = models.find(name)
+    student = lookup.find(name)
     if student.path.resolve().is_relative_to(run_dir.path.resolve()):
         raise UserError(
             f"filter.learnability.student {name} is of this very run, whose training goes when it is filtered anew:"
             " copy the run's prepare and generate to another name first (cp -r), and filter that"
         )
-    if found := tokens.difference(models.teacher_of(run_dir).tokenizer(), student.tokenizer()):
+    if found := tokens.difference(lookup.teacher_of(run_dir).tokenizer(), student.tokenizer()):
         raise UserError(
             f"filter.learnability.student {name}: its tokens differ from the teacher's ({found}); choose a student of"
             " the teacher's family"
@@ -127,7 +128,7 @@ def _student(run_dir: RunDir, name: str) -> models.Model:
 
 def _scored(model: Any, rows: list[Row], batch_tokens: int) -> Iterator[tuple[Row, float | None]]:
     """Each answer with the model's mean KL from the stored rows, nats a token; None where it has no tokens."""
-    from pipeline.forced import ForcedText, batches
+    from pipeline.models.forward.forced import ForcedText, batches
 
     by_id = {row["response_id"]: row for row in rows if row["token_ids"]}
     texts = [ForcedText(name, row["prompt_token_ids"], row["token_ids"]) for name, row in by_id.items()]
@@ -142,8 +143,8 @@ def _scored(model: Any, rows: list[Row], batch_tokens: int) -> Iterator[tuple[Ro
 def _mean_kl_nats(model: Any, batch: list[Any], stored: list[tuple[npt.NDArray[Any], ...]]) -> list[float]:
     import torch
 
-    from pipeline.forced import CHUNK_TOKENS, answer_states, logprobs
-    from pipeline.head import head_of
+    from pipeline.models.forward.forced import CHUNK_TOKENS, answer_states, logprobs
+    from pipeline.models.forward.head import head_of
 
     with torch.no_grad():
         states_NH, owners_N = answer_states(model, batch)

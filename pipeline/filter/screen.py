@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
-from pipeline import privacy, safety
 from pipeline.config import Config, output_settings
+from pipeline.screening import privacy, safety
 
 REASONS = ("pii", "unsafe")
 COLUMNS = ["reasoning", "prompt_token_ids"]  # of a response, besides those that the rules read

@@ -18,20 +18,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import codec, hardware, licences, models, reasoning
+from pipeline import codec
 from pipeline.config import Config, Generate, output_settings
 from pipeline.console import console, counted, progress, say
-from pipeline.engine_args import LOGPROBS_MODE
 from pipeline.errors import UserError
-from pipeline.files import read_committed
 from pipeline.generate import reuse, support
-from pipeline.generate.engine import Answer, Engine, Request
 from pipeline.generate.reuse import Reuse
-from pipeline.generate.server import Server
-from pipeline.kv_cache import Load
-from pipeline.left_out import LARGE_FRAC
+from pipeline.inference.engine import Answer, Engine, Request
+from pipeline.inference.engine_args import LOGPROBS_MODE
+from pipeline.inference.kv_cache import Load
+from pipeline.inference.servers import Server
+from pipeline.machine import hardware
+from pipeline.models import lookup
+from pipeline.models.tokenizer import reasoning
 from pipeline.records import ALIGNMENT, RESPONSES
-from pipeline.rundir import RunDir, Stage, read_planned, read_shards
+from pipeline.run.files import read_committed
+from pipeline.run.left_out import LARGE_FRAC
+from pipeline.run.rundir import RunDir, Stage, read_planned, read_shards
+from pipeline.screening import licences
 
 Row = dict[str, Any]
 ZSTD_LEVEL = 15  # of the shards: 2-5 % smaller than at 3, for up to 20 ms per thousand tokens
@@ -42,8 +46,8 @@ def run(config: Config, run_dir: RunDir) -> None:
     prompts = run_dir.manifest("prepare")
     _check_mode(config, run_dir, prompts)
     licences.check_run(config, run_dir)
-    teacher = models.find(config.teacher.model, config.teacher.revision)
-    models.check_support(teacher, config.generate.k)
+    teacher = lookup.find(config.teacher.model, config.teacher.revision)
+    lookup.check_support(teacher, config.generate.k)
     fingerprint, engine = _fingerprint(config, run_dir, teacher, prompts), None
     if config.teacher.server.urls:
         served = _recorded_server(config, run_dir, fingerprint)
@@ -86,7 +90,7 @@ def _common(dtypes: set[str]) -> str:
     return next(iter(dtypes)) if len(dtypes) == 1 else ""
 
 
-def open_teacher(config: Config, teacher: models.Model, k: int, load: Load) -> Engine | Server:
+def open_teacher(config: Config, teacher: lookup.Model, k: int, load: Load) -> Engine | Server:
     """The servers that the config names, or else a vLLM engine in this process, for up to K log-probs a token."""
     if config.teacher.server.urls:
         return Server(config.teacher.server, teacher.vocab_size(), k)
@@ -254,7 +258,7 @@ def _counts(stage: Stage, names: list[str]) -> dict[str, int]:
     return dict(counts)
 
 
-def _fingerprint(config: Config, run_dir: RunDir, teacher: models.Model, prompts: Row) -> Row:
+def _fingerprint(config: Config, run_dir: RunDir, teacher: lookup.Model, prompts: Row) -> Row:
     prepared = prompts["fingerprint"]
     return {
         **{f"generate.{key}": value for key, value in output_settings(config.generate).items()},

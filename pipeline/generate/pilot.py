@@ -13,15 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from pipeline import generate, models
+from pipeline import generate
 from pipeline.config import Config
 from pipeline.console import console, progress
-from pipeline.engine_args import num_gpus
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json, write_table
-from pipeline.generate.engine import Answer
+from pipeline.inference.engine import Answer
+from pipeline.inference.engine_args import num_gpus
+from pipeline.models import lookup
 from pipeline.records import RESPONSES
-from pipeline.rundir import RunDir, read_planned
+from pipeline.run.files import read_json, write_json, write_table
+from pipeline.run.rundir import RunDir, read_planned
 
 Row = dict[str, Any]
 WIDEST_K = 128
@@ -33,7 +34,7 @@ DISK_MARGIN = 1.1
 def run(config: Config, run_dir: RunDir) -> None:
     """Answer some prompts, write plan.json, print it. Raises UserError where the disk is too small."""
     prompts = run_dir.manifest("prepare")["counts"]["prompts"]
-    teacher = models.find(config.teacher.model, config.teacher.revision)
+    teacher = lookup.find(config.teacher.model, config.teacher.revision)
     k = min(max(config.generate.k, WIDEST_K), teacher.vocab_size())
     every = max(1, prompts // config.generate.pilot_prompts)
     columns = ["split", "category", "prompt_token_ids", "completion_token_ids"]
@@ -65,7 +66,7 @@ def run(config: Config, run_dir: RunDir) -> None:
 
 
 def measure_supports(
-    answers: list[Answer], place: dict[str, Row], teacher: models.Model, vocab_size: int, config: Config
+    answers: list[Answer], place: dict[str, Row], teacher: lookup.Model, vocab_size: int, config: Config
 ) -> dict[int, dict[str, float]]:
     """For each K: the mean mass that the K best hold, and bytes a token of the shard, every column included.
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline import scratch
 from pipeline.errors import UserError
-from pipeline.rundir import INPUT, RunDir, changes, read_shard, shard_paths
+from pipeline.run import scratch
+from pipeline.run.rundir import INPUT, RunDir, changes, read_shard, shard_paths
 
 Row = dict[str, Any]
 OPEN_SHARDS = 4  # of other runs, in memory at once

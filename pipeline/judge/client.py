@@ -15,9 +15,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pipeline import config
 from pipeline.errors import UserError
-from pipeline.files import one_line
 from pipeline.judge.ledger import Verdict
 from pipeline.judge.questions import REMINDER, Question, body, read, request_hash
+from pipeline.run.files import one_line
 
 ATTEMPTS = 5  # at one reply, of a server that answers others
 CONNECT_S = 10.0
@@ -207,7 +207,7 @@ def estimated_tokens(text: str) -> int:
 
 
 def _completion(text: str, request: dict[str, Any]) -> _Reply:
-    """Raises _AgainError where it is no chat completion. Tokens are estimated where the server does not tell them."""
+    """Raises _AgainError if it is not a chat completion. Tokens are estimated if the server does not give them."""
     try:
         completion = _Completion.model_validate_json(text)
     except ValidationError as error:

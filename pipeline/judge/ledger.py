@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import config
 from pipeline.console import say
-from pipeline.files import json_lines, user_disk_errors
 from pipeline.judge.questions import Choice, Kind, Question, request_hash
+from pipeline.run.files import json_lines, user_disk_errors
 
 
 class Verdict(BaseModel):

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import config, prompt_templates
+from pipeline import config
 from pipeline.errors import UserError
-from pipeline.files import text_hash
-from pipeline.prompt_templates import FillError, PromptTemplate
+from pipeline.run.files import text_hash
+from pipeline.text import prompt_templates
+from pipeline.text.prompt_templates import FillError, PromptTemplate
 
 Kind = Literal["pairwise", "single"]
 Choice = Literal["A", "B", "tie"] | float

@@ -11,43 +11,39 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import (
-    chat_template,
-    contamination,
-    corpora,
-    eval_prompts,
-    hardware,
-    left_out,
-    licences,
-    models,
-    scratch,
-    shipped,
-    tokens,
-)
-from pipeline.boilerplate import NO_BOILERPLATE, Boilerplate, Sample
-from pipeline.chat_template import ChatTemplate
+from pipeline import corpora
 from pipeline.config import Config, Prepare, Source, output_settings, synthesis_files
 from pipeline.console import console, counted, say
 from pipeline.corpora import BadRowError
+from pipeline.data import shipped
 from pipeline.errors import UserError
-from pipeline.files import file_hash, folder_hash, text_hash
+from pipeline.eval_sets import eval_prompts
+from pipeline.machine import hardware
+from pipeline.models import lookup
+from pipeline.models.tokenizer import chat_template, tokens
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.prepare import comparison, conversations, growth, screening, sources, synthesis
 from pipeline.prepare.comparison import Comparison, text_of
 from pipeline.prepare.conversations import Asked, Renderer
-from pipeline.prepare.instructions import Pool, template_hash
 from pipeline.prepare.skipped import Skipped, Unseen
+from pipeline.prepare.synthesis.instructions import Pool, template_hash
 from pipeline.records import PROMPTS
-from pipeline.rundir import RunDir, Stage
+from pipeline.run import left_out, scratch
+from pipeline.run.files import file_hash, folder_hash, text_hash
+from pipeline.run.rundir import RunDir, Stage
+from pipeline.screening import licences
+from pipeline.text import contamination
+from pipeline.text.boilerplate import NO_BOILERPLATE, Boilerplate, Sample
 
 HUB_ROWS = 20_000  # that are read twice
 
 
 def run(config: Config, run_dir: RunDir) -> None:
     """Write prepare/prompts-*.parquet. Raises UserError at the first bad row, unless `prepare.bad_rows` is skip."""
-    teacher = models.find(config.teacher.model, config.teacher.revision)
+    teacher = lookup.find(config.teacher.model, config.teacher.revision)
     tokenizer = teacher.tokenizer()
     chat_template.check_has_template(tokenizer)
-    models.check_student(config, teacher, tokenizer)
+    lookup.check_student(config, teacher, tokenizer)
     day = _day(run_dir, tokenizer)
     template = ChatTemplate(tokenizer, config.teacher.chat_template_kwargs, day)
     eval_prompts.check(config, template)
@@ -176,7 +172,7 @@ class _Prompts:
         parts = [f"{num} {why.replace('_', ' ')}{told.get(why, '')}" for why, num in self.screened.lost().items()]
         return f": {self._num_rows} rows were read, and all left out: {', '.join(parts)}"
 
-    def synthesise(self, teacher: models.Model, template: ChatTemplate, pool: Pool) -> dict[str, Any]:
+    def synthesise(self, teacher: lookup.Model, template: ChatTemplate, pool: Pool) -> dict[str, Any]:
         """Add the prompts that the teacher writes. Returns what the manifest says of them."""
         judge = synthesis.Judge(self._config, template.tokenizer, pool, self.screened, self._fault_of_draft)
         files, report = synthesis.grow(self._config, self._stage, teacher, template, pool, judge)
@@ -285,7 +281,7 @@ def _day(run_dir: RunDir, tokenizer: Any) -> str | None:
     return begun.get("teacher.date") or datetime.now().astimezone().date().isoformat()
 
 
-def _context_tokens(config: Config, teacher: models.Model) -> int:
+def _context_tokens(config: Config, teacher: lookup.Model) -> int:
     return min(teacher.context_tokens(), int(config.teacher.engine.get("max_model_len") or 1 << 31))
 
 
@@ -320,7 +316,7 @@ class _Shards:
         self._rows = []
 
 
-def _fingerprint(config: Config, teacher: models.Model, tokenizer: Any, context: int) -> dict[str, Any]:
+def _fingerprint(config: Config, teacher: lookup.Model, tokenizer: Any, context: int) -> dict[str, Any]:
     prepare = {key: value for key, value in output_settings(config.prepare).items() if key != "synthesis"}
     paths = [str(path) for source in config.prepare.sources for path in corpora.files_of(source)]
     paths += [template.path for each in config.prepare.sources if (template := sources.load_template(each.template))]
@@ -346,7 +342,7 @@ def _fingerprint(config: Config, teacher: models.Model, tokenizer: Any, context:
     }
 
 
-def _synthesis_fingerprint(config: Config, teacher: models.Model) -> dict[str, Any]:
+def _synthesis_fingerprint(config: Config, teacher: lookup.Model) -> dict[str, Any]:
     """All that changes what the teacher writes; nothing where it writes no prompts."""
     settings = config.prepare.synthesis
     if settings.num_prompts is None:

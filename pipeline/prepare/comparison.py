@@ -3,13 +3,13 @@
 import json
 import sqlite3
 
-from pipeline import contamination, duplicates
-from pipeline.boilerplate import Boilerplate, Text
 from pipeline.config import Config
-from pipeline.duplicates import Sketch, Twin
 from pipeline.prepare.conversations import Asked
-from pipeline.rundir import Stage
-from pipeline.texts import ask, prompt_text, words
+from pipeline.run.rundir import Stage
+from pipeline.text import contamination, duplicates
+from pipeline.text.boilerplate import Boilerplate, Text
+from pipeline.text.duplicates import Sketch, Twin
+from pipeline.text.words import ask, prompt_text, words
 
 CONTAMINATION, NEAR_DUPLICATES = NOTES = "contamination.jsonl", "near_duplicates.jsonl"
 

@@ -5,10 +5,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import models
-from pipeline.chat_template import ChatTemplate
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.models import lookup
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.prepare import sources
 from pipeline.prepare.sources import Message, Messages
 from pipeline.records import is_drawn, split_of
@@ -66,7 +66,7 @@ def is_taken(asked: Asked, weight: float) -> bool:
 class Renderer:
     """Conversations as the teacher sees them."""
 
-    def __init__(self, config: Config, teacher: models.Model, template: ChatTemplate, context: int) -> None:
+    def __init__(self, config: Config, teacher: lookup.Model, template: ChatTemplate, context: int) -> None:
         self._config, self._context, self.template, self.teacher = config, context, template, teacher
         self._stop_ids, self._vocab_size = teacher.stop_ids(template.tokenizer), teacher.vocab_size()
 

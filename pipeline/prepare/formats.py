@@ -10,7 +10,7 @@ from pipeline.config import Source
 from pipeline.console import counted
 from pipeline.corpora import UNREAD, BadRowError, Row
 from pipeline.prepare.messages import as_context, from_text, is_blank, messages_in, role_of, to_be_answered, transcript
-from pipeline.prompt_templates import hint, listed
+from pipeline.text.prompt_templates import hint, listed
 
 CHATS = {"messages": "OpenAI messages", "conversations": "ShareGPT", "conversation": "ShareGPT"}
 ANSWERS = ("completion", "response", "output", "answer", "solution")
@@ -125,7 +125,7 @@ def tools_of(row: Row, source: Source) -> tuple[str, Any]:
 
 
 def system_of(row: Row) -> str | None:
-    """The system message that a column of a row holds. Raises BadRowError if it is no text."""
+    """The system message that a column of a row holds. Raises BadRowError if it is not text."""
     name = next((name for name in SYSTEMS if _is_there(row, name)), None)
     return None if name is None else _text(row, name)
 
@@ -175,7 +175,7 @@ def _object(row: Row, name: str) -> Row:
 
 def _text(row: Row, name: str) -> str:
     if not isinstance(row[name], str):
-        raise BadRowError(f"column {name!r} is no text{_type_of(row[name])}: a `template` can say how it reads")
+        raise BadRowError(f"column {name!r} is not text{_type_of(row[name])}: a `template` can say how it reads")
     return row[name]
 
 
@@ -276,7 +276,7 @@ def _history(value: Any) -> list[Any]:
     """The messages of earlier questions with their answers."""
     pairs = from_text(value, "column 'history'") or []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise BadRowError("column 'history' is no list of pairs, each a question and its answer")
+        raise BadRowError("column 'history' is not a list of pairs, each a question and its answer")
     roles = ("user", "assistant")
     return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
 

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.prepare import conversations
 from pipeline.prepare.conversations import Asked
 from pipeline.prepare.screening import origin_of
-from pipeline.rundir import RunDir, changes, read_shards
+from pipeline.run.rundir import RunDir, changes, read_shards
 
 Row = dict[str, Any]
 GROWING = ("prepare.sources", "prepare.max_prompts", "prepare.bad_rows")

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import corpora
 from pipeline.corpora import BadRowError
-from pipeline.prompt_templates import listed
+from pipeline.text.prompt_templates import listed
 
 Message = dict[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
@@ -30,7 +30,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 def canonical(given: Any) -> tuple[list[Message], bool]:
     """A conversation up to its first empty answer, and whether there was one; empty system messages are left out.
 
-    Raises BadRowError for what is no message.
+    Raises BadRowError for what is not a message.
     """
     messages = []
     for message in map(_message, _listed_messages(given)):
@@ -57,7 +57,7 @@ def messages_in(value: Any) -> list[Any] | None:
 
 
 def role_of(message: Any) -> str:
-    """The role of a message as OpenAI names it, or as it stands if OpenAI has none; empty if it is no message."""
+    """The role of a message as OpenAI names it, or as it stands if OpenAI has none; empty if it is not a message."""
     named = message.get("role") or message.get("from") if isinstance(message, dict) else None
     name = named.strip().lower() if isinstance(named, str) else ""
     return NAMES.get(name, name)
@@ -96,7 +96,7 @@ def from_text(value: Any, what: str, wanted: str = "") -> Any:
     except BadRowError:
         found = _from_python(value)
         if found is None:
-            raise BadRowError(f"{what} is no JSON {wanted}".rstrip()) from None
+            raise BadRowError(f"{what} is not {f'a JSON {wanted}' if wanted else 'JSON'}") from None
     check_encodable(found)
     return found
 
@@ -126,7 +126,7 @@ def _listed_messages(given: Any) -> list[Any]:
     if isinstance(messages, list) and messages and all(isinstance(each, str) for each in messages):
         return [{"role": ROLES[1 + place % 2], "content": text} for place, text in enumerate(messages)]
     if not isinstance(messages, list) or not messages:
-        raise BadRowError("messages is no list of {role, content}")
+        raise BadRowError("messages is not a list of {role, content}")
     return messages
 
 
@@ -141,7 +141,7 @@ def _rows_of(columns: dict[str, Any]) -> list[Message] | None:
 def _message(given: Any) -> Message:
     """A message with OpenAI's role, its content as text or as it stands; fields that are null are left out."""
     if not isinstance(given, dict):
-        raise BadRowError("messages is no list of {role, content}")
+        raise BadRowError("messages is not a list of {role, content}")
     message = {key: value for key, value in given.items() if value is not None}
     if {"from", "value"} & message.keys():
         from trl.data_utils import maybe_convert_to_chatml  # which brings transformers with it
@@ -180,7 +180,7 @@ def _calls(value: Any) -> list[Any]:
     given = from_text(value, "a function call")
     calls = given if isinstance(given, list) else [given]
     if not all(isinstance(call, dict) for call in calls):
-        raise BadRowError("a function call is no object with a name and arguments")
+        raise BadRowError("a function call is not an object with a name and arguments")
     return [call if "function" in call else {"type": "function", "function": call} for call in calls]
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from pipeline import licences, privacy, safety
 from pipeline.config import Config, Source, output_settings
 from pipeline.console import counted, say
 from pipeline.prepare.conversations import Asked
+from pipeline.screening import licences, privacy, safety
 
 BATCH = 256  # conversations that are labelled together
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.config import Source
-from pipeline.prompt_templates import hint, listed
+from pipeline.text.prompt_templates import hint, listed
 
 MAX_REASONS = 3
 NAMES = ("messages", "completion", "tools", "category")  # settings that name a column which a row may lack

@@ -5,15 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import corpora, prompt_templates
+from pipeline import corpora
 from pipeline.config import Config, Source
 from pipeline.corpora import BadRowError, Row, utf8
 from pipeline.errors import UserError
 from pipeline.prepare import formats
 from pipeline.prepare.formats import Taken, Tally
 from pipeline.prepare.messages import a, canonical, check_encodable, from_text
-from pipeline.prompt_templates import FillError, PromptTemplate, listed
 from pipeline.records import UNCATEGORISED
+from pipeline.text import prompt_templates
+from pipeline.text.prompt_templates import FillError, PromptTemplate, listed
 
 Message = dict[str, Any]  # role and content, and of OPTIONAL what its role may have and this one has
 Messages = list[Message]
@@ -118,7 +119,7 @@ def tools_of(row: Row, source: Source) -> list[Any] | None:
     where, given = formats.tools_of(row, source)
     tools = from_text(given, where) or None
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise BadRowError(f"{where} is no list of tools")
+        raise BadRowError(f"{where} is not a list of tools")
     check_encodable(tools)
     if tools is not None and not isinstance(given, str):
         tools = _without_nulls(_as_json(tools))
@@ -179,13 +180,13 @@ def _check_messages(messages: Messages) -> None:
     for message in messages:
         role, content = message["role"], message.get("content")
         if content is not None and not isinstance(content, str):
-            raise BadRowError(f"{a(role)} message's content is no text (its type: {type(content).__name__})")
+            raise BadRowError(f"{a(role)} message's content is not text (its type: {type(content).__name__})")
         may_be_empty = message.get("tool_calls") if role == "assistant" else role == "tool" and content is not None
         if not may_be_empty and (content is None or not content.strip()):
             raise BadRowError(f"empty prompt: {a(role)} message has no text")
         for key in OPTIONAL.get(role, ()):
             if key != "tool_calls" and not isinstance(message.get(key), str | None):
-                raise BadRowError(f"{a(role)} message's {key} is no text (its type: {type(message[key]).__name__})")
+                raise BadRowError(f"{a(role)} message's {key} is not text (its type: {type(message[key]).__name__})")
             check_encodable(message.get(key))
         check_encodable(content)
 
@@ -232,7 +233,7 @@ def _tool_calls(value: Any) -> list[Any]:
 
 
 def _as_json(value: Any) -> Any:
-    """A value that came as no text, such as a struct of Parquet, with what JSON has not, such as a date, as text."""
+    """A value that is not text, such as a struct of Parquet, with what JSON has not, such as a date, as text."""
     return json.loads(json.dumps(value, default=_text_of))
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from pipeline.report import figures, served
+from pipeline.report import figures
 from pipeline.report.figures import ARM_COLOURS, ARM_NAMES
+from pipeline.report.tables import served
 
 Row = dict[str, Any]
 Chart = dict[str, Any]  # {"data", "layout", "config"}, JSON-ready

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline import codec, models, reasoning
+from pipeline import codec
 from pipeline import config as config_module
 from pipeline.console import counted, escaped
 from pipeline.errors import UserError
+from pipeline.models import lookup
+from pipeline.models.tokenizer import reasoning
 from pipeline.report import ids
 from pipeline.report.figures import NONE, rule_unit, setting_text, words
-from pipeline.rundir import RunDir, read_shards
+from pipeline.run.rundir import RunDir, read_shards
 
 Row = dict[str, Any]
 NUM_TOKENS = 12
@@ -120,7 +122,7 @@ class _Pieces:
         self.problem = ""
         try:
             teacher = config_module.load(run_dir.path / "config.yaml").teacher
-            self._tokenizer = models.find(teacher.model, teacher.revision).tokenizer()
+            self._tokenizer = lookup.find(teacher.model, teacher.revision).tokenizer()
         except UserError as error:
             self.problem = escaped(str(error))
 

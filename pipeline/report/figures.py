@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from pipeline.console import counted
-from pipeline.left_out import RULE_SETTINGS
 from pipeline.records import ARMS
+from pipeline.run.left_out import RULE_SETTINGS
 
 NONE = "–"
 ARM_NAMES = {
@@ -47,7 +47,7 @@ RULE_UNITS = {
     "too_long": "tokens",
     "length_ratio": "× the prompt",
     "echo": "share",
-    "broken_json": "1 = no JSON",
+    "broken_json": "1 = not JSON",
     "repeated_sentence": "in a row",
     "repeated_paragraph": "in a row",
     "repeated_ngrams": "share",

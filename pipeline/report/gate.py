@@ -5,8 +5,8 @@ import re
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.rundir import RunDir
+from pipeline.run.files import read_json
+from pipeline.run.rundir import RunDir
 
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 CONDITION = re.compile(r"\s*([\w.]+)\s*(>=|<=|>|<)\s*(-?[0-9.]+(?:e-?[0-9]+)?)\s*", re.IGNORECASE)
@@ -75,7 +75,9 @@ def check(run_dir: RunDir, conditions: list[Condition]) -> list[Outcome]:
 
 
 def _none(part: str) -> Condition:
-    raise UserError(f"--gate: {part.strip()!r} is no condition; write NAME>=NUMBER (or <=, >, <), several with commas")
+    raise UserError(
+        f"--gate: {part.strip()!r} is not a condition; write NAME>=NUMBER (or <=, >, <), with commas between several"
+    )
 
 
 def _figures(value: Any, path: str) -> Figures:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.rundir import RunDir, read_shards
+from pipeline.run.rundir import RunDir, read_shards
 
 MOST_SHOWN = 3
 

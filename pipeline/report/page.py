@@ -11,25 +11,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from pipeline import models
 from pipeline.console import counted
-from pipeline.files import json_lines, read_committed, read_json, write_text
+from pipeline.models import lookup
 from pipeline.records import ARMS, STAGES
-from pipeline.repetition import is_repetitive
-from pipeline.report import (
-    benchmarks,
-    charts,
-    decided,
-    figures,
-    judged,
-    preferred,
-    prepared,
-    risks,
-    rows,
-    served,
-    voted,
-)
-from pipeline.rundir import RunDir
+from pipeline.report import charts, figures
+from pipeline.report.tables import benchmarks, decided, judged, preferred, prepared, risks, rows, served, voted
+from pipeline.run.files import json_lines, read_committed, read_json, write_text
+from pipeline.run.rundir import RunDir
+from pipeline.text.repetition import is_repetitive
 
 NUM_OPEN_ITEMS = 6
 LOOPS = "↻ goes round in circles"
@@ -143,7 +132,7 @@ def templates(folder: str) -> Environment:
 
 def environment() -> Environment:
     """The pages' templates, with what all pages need."""
-    environment = templates("report")
+    environment = templates("report/templates")
     environment.filters.update(script_hash=script_hash, seconds=figures.seconds, whole=figures.whole)
     environment.globals.update(plotly=get_plotlyjs(), arm_names=figures.ARM_NAMES, arm_colours=figures.ARM_COLOURS)
     return environment
@@ -157,12 +146,12 @@ def _models(manifests: dict[str, Any]) -> dict[str, str]:
     """Which teacher, and what the student was made of."""
     teacher = manifests.get("generate", {}).get("fingerprint", {}).get("teacher.model") or figures.NONE
     made = manifests.get("train", {}).get("fingerprint", {})
-    origin, layers = made.get("student.model"), models.kept_layers(manifests.get("train", {}))
-    student = models.described(origin) if origin and origin != teacher else "the same"
+    origin, layers = made.get("student.model"), lookup.kept_layers(manifests.get("train", {}))
+    student = lookup.described(origin) if origin and origin != teacher else "the same"
     if made.get("student.config"):
         student = f"random weights, made as {made['student.config']} says"
     return {
-        "teacher": models.described(teacher),
+        "teacher": lookup.described(teacher),
         "student": f"{student}, layers {layers} kept" if layers else student,
     }
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.files import read_json, write_text
 from pipeline.report import charts, figures, page
 from pipeline.report.figures import Cell, cell, is_number, nats, percent, times
-from pipeline.report.judged import Table
-from pipeline.rundir import RunDir
+from pipeline.report.tables.judged import Table
+from pipeline.run.files import read_json, write_text
+from pipeline.run.rundir import RunDir
 
 Row = dict[str, Any]
 HASH_CHARS = 12  # of a hash the first say enough

@@ -9,12 +9,12 @@ import torch
 from accelerate import PartialState
 from peft import PeftModel
 
-from pipeline import model_folder, models, quantised
 from pipeline.config import Config, Train, check_counts, output_settings
 from pipeline.console import counted, say
-from pipeline.files import file_hash, readable, user_disk_errors
-from pipeline.left_out import LARGE_FRAC
-from pipeline.rundir import RunDir, Stage
+from pipeline.models import lookup, model_folder, quantised
+from pipeline.run.files import file_hash, readable, user_disk_errors
+from pipeline.run.left_out import LARGE_FRAC
+from pipeline.run.rundir import RunDir, Stage
 from pipeline.train import contract, student
 from pipeline.train.rows import MIN_ANSWERS_TO_SPLIT, Answers, kept_answers, split_validation, why_left_out
 from pipeline.train.trainer import fit
@@ -25,7 +25,7 @@ def run(config: Config, run_dir: RunDir) -> None:
 
     Of several processes (train.launch) the first makes ready and writes; the others train along.
     """
-    models.quiet_transformers()
+    lookup.quiet_transformers()
     config = config.model_copy(update={"train": with_dtype(config.train)})
     # the others wait while the first makes ready
     processes = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
@@ -36,7 +36,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     processes.wait_for_everyone()
     if run_dir.is_done("train"):
         return
-    teacher, settings = models.teacher_of(run_dir), config.train
+    teacher, settings = lookup.teacher_of(run_dir), config.train
     check_counts(settings, run_dir.manifest("generate")["fingerprint"]["generate.support"])
     answers = kept_answers(run_dir, "train", settings.max_length, settings.reasoning)
     lessons, validation = split_validation(answers, settings.validation_frac)
@@ -74,10 +74,10 @@ def _arms(settings: Train) -> dict[str, Train]:
 
 
 def _make_ready(
-    config: Config, run_dir: RunDir, stage: Stage, teacher: models.Model, lessons: Answers
+    config: Config, run_dir: RunDir, stage: Stage, teacher: lookup.Model, lessons: Answers
 ) -> dict[str, Any]:
     """Make the untrained student, and prove on it what training rests on. Returns what was measured."""
-    models.check_weights(teacher, run_dir)
+    lookup.check_weights(teacher, run_dir)
     untrained = stage.path / "untrained"
     _once(untrained, lambda target: stage.remember(student=student.make(config, teacher, target, lessons)))
     say("train: proving that tokens and log-probs are aligned")
@@ -118,7 +118,7 @@ def _train_arm(
     settings: Train,
     lessons: Answers,
     validation: Answers,
-    teacher: models.Model,
+    teacher: lookup.Model,
     is_first: bool,
 ) -> None:
     """Train one student from the untrained one; nothing to do where its folder is there already."""
@@ -142,7 +142,7 @@ def _train_arm(
         _once(stage.path / arm, save)
 
 
-def _live_dtype(settings: Train, teacher: models.Model) -> str:
+def _live_dtype(settings: Train, teacher: lookup.Model) -> str:
     """Half the memory where autocast would round the weights to the type that they are stored in."""
     return "bfloat16" if settings.dtype == teacher.dtype() == "bfloat16" else "float32"
 
@@ -173,6 +173,6 @@ def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
 def _student_weights(config: Config) -> str:
     """What the untrained student's weights follow from, besides the other settings."""
     if config.student.config is not None:
-        return f"random: {file_hash(models.config_file(config.student.config))}"
+        return f"random: {file_hash(lookup.config_file(config.student.config))}"
     model = config.student.model
-    return models.find(model, config.student.revision).weights_hash() if model else "the teacher's"
+    return lookup.find(model, config.student.revision).weights_hash() if model else "the teacher's"

@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import alignment, hardware, models, quantised
 from pipeline.config import Train
 from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.head import head_of, logits
+from pipeline.machine import hardware
+from pipeline.models import lookup, quantised
+from pipeline.models.forward.head import head_of, logits
+from pipeline.run import alignment
 from pipeline.train import student
 from pipeline.train.batches import collate
 from pipeline.train.losses import states, token_losses
+from pipeline.train.losses.temperature import tempering_error_nats
 from pipeline.train.targets import is_masked
-from pipeline.train.temperature import tempering_error_nats
 
 MAX_CHECKED_RESPONSES = 256
 MAX_CANDIDATES, MAX_PROOF_TOKENS = 32, 512
@@ -31,7 +33,7 @@ PROOF_ROOM = 1.3  # times the teacher's weights: for activations
 
 
 def prove(
-    rows: Any, teacher: models.Model, learner: Any, teacher_dtype: str, settings: Train, is_quantised: bool = False
+    rows: Any, teacher: lookup.Model, learner: Any, teacher_dtype: str, settings: Train, is_quantised: bool = False
 ) -> dict[str, Any]:
     """Prove the alignment contract of records.py on rows that will be trained on; returns what was measured.
 
@@ -67,7 +69,7 @@ def tempering_error(teacher: Any, batch: dict[str, Tensor], temperature: float) 
     error_nats = tempering_error_nats(logits_NV, ids_NK, logprobs_NK, log_tail_N, temperature).mean().item()
     say(
         f"train: at temperature {temperature:g} the stored distributions are {error_nats:.4f} nats a token from the"
-        " exact ones (what is outside the support is taken as many equal tokens: train/temperature.py)"
+        " exact ones (what is outside the support is taken as many equal tokens: train/losses/temperature.py)"
     )
     return error_nats
 
@@ -176,19 +178,19 @@ def proof_batch(rows: Any, vocab_size: int) -> dict[str, Tensor]:
     }
 
 
-def fitting_dtype(teacher: models.Model, teacher_dtype: str = "") -> str | None:
+def fitting_dtype(teacher: lookup.Model, teacher_dtype: str = "") -> str | None:
     """The type in which memory holds the teacher, and its activations: float32, or else the one that it answered in.
 
     None if it holds neither.
     """
     free = hardware.available_bytes()
     for dtype in ("float32", teacher_dtype or teacher.dtype()):
-        if PROOF_ROOM * teacher.plain_bytes(models.ITEM_BYTES.get(dtype, 4)) < free:
+        if PROOF_ROOM * teacher.plain_bytes(lookup.ITEM_BYTES.get(dtype, 4)) < free:
             return dtype
     return None
 
 
-def _loaded(teacher: models.Model, teacher_dtype: str) -> Any:
+def _loaded(teacher: lookup.Model, teacher_dtype: str) -> Any:
     """The teacher by transformers; None, with a word, if it can't be had on this machine."""
     try:
         dtype = fitting_dtype(teacher, teacher_dtype)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.head import decoder_of
-from pipeline.pruning import layers_of
+from pipeline.models.forward.head import decoder_of
+from pipeline.models.pruning import layers_of
 
 MAX_MEASURED_TOKENS = 1024  # of an answer and its prompt
 NUM_MEASURED = 32  # answers on which block influence is measured

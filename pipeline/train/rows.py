@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UserError
-from pipeline.files import read_committed
-from pipeline.rundir import RunDir, read_answers, shard_paths
+from pipeline.run.files import read_committed
+from pipeline.run.rundir import RunDir, read_answers, shard_paths
 
 WINDOW_SHARDS = 8  # files whose rows are shuffled together, and as many are held in memory
 MAX_VALIDATION_ANSWERS = 256

@@ -8,18 +8,18 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from pipeline import generation_config, language_model, model_folder, models
 from pipeline.config import Config, Student
 from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.head import PROOF_TOKENS
-from pipeline.pruning import by_place, keep_layers, layers_of
+from pipeline.models import generation_config, language_model, lookup, model_folder
+from pipeline.models.forward.head import PROOF_TOKENS
+from pipeline.models.pruning import by_place, keep_layers, layers_of
 from pipeline.train import layers
 
 SAVED_TOLERANCE = 1e-4  # of the largest logit
 
 
-def make(config: Config, teacher: models.Model, target: Path, rows: Any) -> dict[str, Any]:
+def make(config: Config, teacher: lookup.Model, target: Path, rows: Any) -> dict[str, Any]:
     """Save the untrained student as a plain transformers folder, with the teacher's tokenizer and template.
 
     `rows` are answers on which layers can be measured (see layers.block_influence). Returns what was made of what, for
@@ -29,11 +29,11 @@ def make(config: Config, teacher: models.Model, target: Path, rows: Any) -> dict
     if settings.config is not None:
         model = random_model(settings.config, tokenizer, config.train.seed)
     else:
-        origin = models.find(settings.model, settings.revision) if settings.model else teacher
-        models.check_origin(settings, origin, tokenizer)
+        origin = lookup.find(settings.model, settings.revision) if settings.model else teacher
+        lookup.check_origin(settings, origin, tokenizer)
         model = load(origin.path)
     facts: dict[str, Any] = {}
-    if models.is_pruned(settings):
+    if lookup.is_pruned(settings):
         model, facts = prune(model, settings, rows)
     grow_vocabulary(model, min(len(tokenizer), teacher.vocab_size()))
     facts["vocabulary_rows_cut"] = cut_vocabulary(model, teacher.vocab_size())
@@ -92,8 +92,8 @@ def random_model(name: str, tokenizer: Any, seed: int) -> PreTrainedModel:
 
     Raises UserError where there is no such config, or it has no room for the tokenizer.
     """
-    config = models.random_config(name)
-    models.check_vocabulary(f"student.config {name}", config.get_text_config().vocab_size, tokenizer)
+    config = lookup.random_config(name)
+    lookup.check_vocabulary(f"student.config {name}", config.get_text_config().vocab_size, tokenizer)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     for key, value in {**ids, "pad_token_id": None}.items():  # a padding token's embedding would never learn
         setattr(config.get_text_config(), key, value)
@@ -109,7 +109,7 @@ def prune(model: PreTrainedModel, settings: Student, rows: Any) -> tuple[PreTrai
     Raises UserError for layers that it does not have, or that can't do without the others.
     """
     of, num = len(layers_of(model)), settings.num_layers
-    models.check_layers(settings, of)
+    lookup.check_layers(settings, of)
     facts: dict[str, Any] = {}
     indices, how = by_place(settings, of), f"by {settings.choose_layers}" if num else "as named"
     if indices is None:
@@ -118,7 +118,7 @@ def prune(model: PreTrainedModel, settings: Student, rows: Any) -> tuple[PreTrai
         indices = layers.most_influential(influence, num)
         facts["block_influence"] = [float(f"{value:.4g}") for value in influence]
         how += f" (all, from 0: {' '.join(f'{value:.2g}' for value in influence)})"
-    say(f"train: the student keeps layers {models.layer_spans(indices)} of {of}, {how}")
+    say(f"train: the student keeps layers {lookup.layer_spans(indices)} of {of}, {how}")
     return keep_layers(model, indices), {"of_layers": of, "layers": indices, **facts}
 
 
@@ -136,7 +136,7 @@ def cut_vocabulary(model: PreTrainedModel, vocab_size: int) -> int:
     """Cut the rows of embedding and lm_head that the teacher does not have; returns how many those were.
 
     Models of a family pad the same tokens to different sizes. A student with fewer rows is left as it is: the ids that
-    it lacks are no tokens.
+    it lacks are not tokens.
     """
     embedding: Any = model.get_input_embeddings()
     cut = embedding.weight.shape[0] - vocab_size
@@ -146,5 +146,5 @@ def cut_vocabulary(model: PreTrainedModel, vocab_size: int) -> int:
     if pad is not None and pad >= vocab_size:  # a config whose padding is outside its vocabulary can't be loaded
         model.config.get_text_config().pad_token_id = None
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
-    say(f"train: the student's vocabulary is cut to the teacher's {vocab_size} rows, by {cut} that are no tokens")
+    say(f"train: the student's vocabulary is cut to the teacher's {vocab_size} rows, by {cut} that are not tokens")
     return cut

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import codec, reasoning
+from pipeline import codec
 from pipeline.codec import FloatArray, IdArray
 from pipeline.config import Train
 from pipeline.errors import UserError
+from pipeline.models.tokenizer import reasoning
 
 IGNORED = -100  # label of a position without loss, as transformers has it
 LOG_TAIL_FLOOR = float(np.log(1e-6))

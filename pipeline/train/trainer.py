@@ -21,12 +21,12 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from pipeline import packed_attention
-from pipeline.adapters import lora_config
 from pipeline.config import Train
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.files import json_lines, write_text
+from pipeline.models.adapters import lora_config
+from pipeline.models.forward import packed_attention
+from pipeline.run.files import json_lines, write_text
 from pipeline.train.batches import ITEM_COLUMNS, LengthGrouped, collate_items, items, sampler
 from pipeline.train.losses import Validation, token_losses, validation_measures
 from pipeline.train.rows import Answers

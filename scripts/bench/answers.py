@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -37,12 +37,13 @@ def run_dir(chosen: Path | None, name: str, *overrides: str) -> RunDir:
 
 def untrained() -> Any:
     """The quickstart's student before it learns: the demo teacher with some of its layers."""
-    from pipeline import config, models
+    from pipeline import config
+    from pipeline.models import lookup
     from pipeline.train import student
 
     kept = config.load(ROOT / "configs/quickstart.yaml").student.keep_layers
     assert kept is not None
-    return student.keep_layers(student.load(models.find("demo").path), config.layer_indices(kept))
+    return student.keep_layers(student.load(lookup.find("demo").path), config.layer_indices(kept))
 
 
 def figure(values: list[float], unit: str = "ratio", interval: npt.NDArray[np.float64] | None = None) -> dict[str, Any]:

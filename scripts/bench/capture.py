@@ -43,17 +43,17 @@ Rates = dict[str, list[float]]  # arm: tokens per second, round by round
 
 
 def prompts() -> list[list[int]]:
-    from pipeline import models
-    from pipeline.chat_template import ChatTemplate
+    from pipeline.models import lookup
+    from pipeline.models.tokenizer.chat_template import ChatTemplate
 
-    template = ChatTemplate(models.find("demo").tokenizer())
+    template = ChatTemplate(lookup.find("demo").tokenizer())
     lines = (ROOT / "prompts/seeds.jsonl").read_text(encoding="utf-8").splitlines()
     return [template.render(json.loads(line)["messages"]) for line in lines[::3]]
 
 
 def requests(num: int, tokens: int, k: int, texts: list[list[int]] | None = None) -> Iterator[Any]:
     """Requests for answers of one length, or for the scores of these texts."""
-    from pipeline.generate.engine import Request
+    from pipeline.inference.engine import Request
 
     asked = prompts()
     for i in range(num):
@@ -67,12 +67,13 @@ def capture(teacher: Any, asked: list[Any], folder: Path) -> list[list[int]]:
     """Answer, pack and write as `retort generate` does; returns the answers' tokens, in order."""
     import pyarrow as pa
 
-    from pipeline import generate, models
+    from pipeline import generate
     from pipeline.config import Config
-    from pipeline.files import write_table
+    from pipeline.models import lookup
     from pipeline.records import RESPONSES
+    from pipeline.run.files import write_table
 
-    config, tokenizer = Config(name="bench"), models.find("demo").tokenizer()
+    config, tokenizer = Config(name="bench"), lookup.find("demo").tokenizer()
     rows: list[dict[str, Any]] = []
     tokens: dict[str, list[int]] = {}
     for answer in teacher.answers(iter(asked)):
@@ -135,10 +136,10 @@ def time_teacher(teacher: Any, arms: list[str], num: int, tokens: int, rounds: i
 
 
 def engine_arm(num: int, tokens: int, rounds: int, texts: Path) -> Rates:
-    from pipeline import models
-    from pipeline.generate.engine import Engine
+    from pipeline.inference.engine import Engine
+    from pipeline.models import lookup
 
-    engine = Engine(str(models.find("demo").path), {}, k=100)
+    engine = Engine(str(lookup.find("demo").path), {}, k=100)
     rates = time_teacher(engine, ["plain", "capture"], num, tokens, 2 * rounds)  # the figure that matters most
     rates |= time_teacher(engine, ["k20", "k100"], num, tokens, rounds)
     rates |= time_teacher(engine, ["naive"], num, tokens, 1)
@@ -148,10 +149,10 @@ def engine_arm(num: int, tokens: int, rounds: int, texts: Path) -> Rates:
 
 
 def score_arm(num: int, tokens: int, rounds: int, texts: Path) -> Rates:
-    from pipeline import models
-    from pipeline.generate.engine import Engine
+    from pipeline.inference.engine import Engine
+    from pipeline.models import lookup
 
-    engine = Engine(str(models.find("demo").path), {}, k=K, scoring=True)
+    engine = Engine(str(lookup.find("demo").path), {}, k=K, scoring=True)
     asked = list(requests(num, 1, K, json.loads(texts.read_text(encoding="utf-8"))))
     rates: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -163,12 +164,13 @@ def score_arm(num: int, tokens: int, rounds: int, texts: Path) -> Rates:
 
 
 def server_arm(num: int, tokens: int, rounds: int, texts: Path) -> Rates:
-    from pipeline import config, models
-    from pipeline.generate.server import Server
+    from pipeline import config
+    from pipeline.inference.servers import Server
+    from pipeline.models import lookup
 
     with served() as url:
         settings = config.Server(urls=(url,), concurrency=256)
-        server = Server(settings, models.find("demo").vocab_size(), k=K)
+        server = Server(settings, lookup.find("demo").vocab_size(), k=K)
         rates = time_teacher(server, ["plain", "capture"], num, tokens, rounds)
     return {f"server_{arm}": values for arm, values in rates.items()}
 
@@ -197,9 +199,9 @@ def hand_tuned_arm(num: int, tokens: int, seqs: int) -> Rates:
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 
-    from pipeline import models
+    from pipeline.models import lookup
 
-    path = str(models.find("demo").path)
+    path = str(lookup.find("demo").path)
     llm = LLM(path, dtype="float32", enforce_eager=True, max_num_seqs=seqs, disable_log_stats=True)
     ids = prompts()
 
@@ -244,7 +246,7 @@ def memory_figures(num_prompts: int) -> dict[str, Any]:
 
 def in_process(arm: str, options: argparse.Namespace, texts: Path) -> Rates:
     """One arm in a process of its own; its last line of output is its rates."""
-    from pipeline import hardware
+    from pipeline.machine import hardware
 
     environment = hardware.stage_environment()  # the preloads; a person would set the same two by hand
     if arm.startswith("hand_tuned"):

@@ -31,7 +31,7 @@ import answers as bench
 import numpy as np
 import torch
 
-from pipeline.forced import ForcedText
+from pipeline.models.forward.forced import ForcedText
 
 NUM_TEXTS = 16  # a round of which takes two cores two minutes
 
@@ -56,12 +56,12 @@ def texts(run: Path | None, num: int, vocab_size: int) -> list[ForcedText]:
 
 def pair(folder: Path | None) -> tuple[Any, Any]:
     """The teacher, and a copy of it with fewer layers."""
-    from pipeline import models
-    from pipeline.forced import load
+    from pipeline.models import lookup
+    from pipeline.models.forward.forced import load
     from pipeline.train import student
 
     if folder is None:
-        return load(models.find("demo").path, "float32", "demo"), bench.untrained().eval()
+        return load(lookup.find("demo").path, "float32", "demo"), bench.untrained().eval()
     teacher = load(folder, "float32", str(folder))
     kept = list(range(teacher.config.num_hidden_layers - 1))
     return teacher, student.keep_layers(copy.deepcopy(teacher), kept).eval()
@@ -84,7 +84,7 @@ def forward(models: list[Any], batches: list[list[ForcedText]]) -> None:
 @torch.no_grad()
 def answers_alone(models: list[Any], batches: list[list[ForcedText]]) -> None:
     from pipeline.evaluate.fidelity import CHUNK_TOKENS
-    from pipeline.forced import answer_states
+    from pipeline.models.forward.forced import answer_states
 
     for batch in batches:
         for model in models:
@@ -141,7 +141,7 @@ def main() -> None:
     chosen = parser.parse_args()
     from pipeline.config import Evaluate
     from pipeline.evaluate import fidelity
-    from pipeline.forced import batches
+    from pipeline.models.forward.forced import batches
 
     teacher, student = pair(chosen.model)
     num = chosen.num or (NUM_TEXTS // 2 if chosen.quick else NUM_TEXTS)

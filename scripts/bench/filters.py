@@ -29,7 +29,7 @@ from rich.table import Table
 
 from pipeline import config, filter
 from pipeline.filter.rules import RULES, Candidate, language, verdicts
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
 
 NUM_TOKENS = 200
 EQUIVALENT = (

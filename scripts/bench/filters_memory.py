@@ -30,12 +30,12 @@ import psutil
 import pyarrow as pa
 
 from pipeline import config as config_module
-from pipeline import scratch
 from pipeline.config import Config
-from pipeline.duplicates import NUM_BANDS, NUM_SLOTS, NearDuplicates, Sketch, sketch
 from pipeline.records import PROMPTS, RESPONSES
-from pipeline.rundir import RunDir, Stage
-from pipeline.texts import words
+from pipeline.run import scratch
+from pipeline.run.rundir import RunDir, Stage
+from pipeline.text.duplicates import NUM_BANDS, NUM_SLOTS, NearDuplicates, Sketch, sketch
+from pipeline.text.words import words
 
 ROOT = bench.ROOT
 SHARD_ROWS = 4096

@@ -15,7 +15,7 @@ vocabulary on the answers to the held-out prompts.
   of a better one?
 - `divergences`: each divergence at temperatures 1 and 2 on `top50`, one seed, a third of the answers: a table.
 - `temperature`: how many equal tokens the demo teacher's tail is like on answers to held-out prompts, and how far off
-  the stored rows are from the exact ones at a temperature (train/temperature.py).
+  the stored rows are from the exact ones at a temperature (train/losses/temperature.py).
 
 Figures: `kd_over_sft_kl` (top50), `kd_over_sft_kl_equal_time` (the slower one is cut short), `sampled_over_sft_kl`,
 `full_kd_gain_recovered` (sampled50's share of what full gains over sft), `top50_gain_recovered`,
@@ -107,8 +107,8 @@ class Laboratory:
     """A teacher, its answers, the student before it learns, and the held-out prompts' answers to measure it on."""
 
     def __init__(self, run: Any, num: int) -> None:
-        from pipeline import models
-        from pipeline.forced import ForcedText
+        from pipeline.models import lookup
+        from pipeline.models.forward.forced import ForcedText
         from pipeline.train import student
         from pipeline.train.rows import HeldAnswers, kept_answers
 
@@ -119,8 +119,8 @@ class Laboratory:
             ForcedText(str(conversation), row["prompt_token_ids"], row["token_ids"])
             for conversation, row in zip(self.held_out.index.conversations, self.held_out, strict=True)
         ]
-        self.tokenizer = models.find("demo").tokenizer()
-        self.teacher, self._base = student.load(models.find("demo").path).eval(), bench.untrained()
+        self.tokenizer = lookup.find("demo").tokenizer()
+        self.teacher, self._base = student.load(lookup.find("demo").path).eval(), bench.untrained()
         self._measured_by = Remembering(self.teacher)
         self._done = bench.ROOT / "runs/.bench-quality" / run.output_hash("filter")[:16]
         self._done.mkdir(parents=True, exist_ok=True)
@@ -324,10 +324,9 @@ def divergence_table(laboratory: Laboratory, num_seeds: int) -> dict[str, Any]:
 @torch.no_grad()
 def temperature_figures(laboratory: Laboratory, num_seeds: int) -> dict[str, Any]:
     """Of some hundred rows with 50 entries: the size of the tail, and the error of what is stored, by temperature."""
-    from pipeline.head import head_of, logits
-    from pipeline.train import temperature
+    from pipeline.models.forward.head import head_of, logits
     from pipeline.train.batches import collate
-    from pipeline.train.losses import states
+    from pipeline.train.losses import states, temperature
 
     teacher = laboratory.teacher
     batch = collate(list(Repacked(laboratory.held_out, 6, Generate(k=50))), 0, VOCAB_SIZE, Train())

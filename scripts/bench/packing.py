@@ -63,7 +63,7 @@ def batches(answers: Any, vocab_size: int, batch_size: int, pack_tokens: int) ->
 
 def students() -> dict[str, Any]:
     """The quickstart's student, as padded and as packed rows need it; both have the same weights."""
-    from pipeline import packed_attention
+    from pipeline.models.forward import packed_attention
 
     made = {arm: bench.untrained().train() for arm in ("padded", "packed")}
     packed_attention.use(made["packed"], "float32")
@@ -129,10 +129,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.num, options.rounds = 12, 1
-    from pipeline import models
+    from pipeline.models import lookup
 
     answers = corpus(options.run, options.num)
-    epochs = batches(answers, models.find("demo").vocab_size(), options.batch_size, options.pack_tokens)
+    epochs = batches(answers, lookup.find("demo").vocab_size(), options.batch_size, options.pack_tokens)
     print(f"{len(answers)} answers of {answers.lengths.mean():.0f} tokens, {answers.lengths.max()} at the most")
     times = measure(epochs, options.rounds, PARTS[: 1 if options.quick else 2])
     bench.show(figures(times, epochs), options.json)

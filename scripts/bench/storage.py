@@ -34,13 +34,14 @@ from answers import figure, untrained
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import codec, config, generate, models
-from pipeline.chat_template import ChatTemplate
+from pipeline import codec, config, generate
 from pipeline.config import Config, Generate
-from pipeline.files import write_table
 from pipeline.generate import support
-from pipeline.generate.engine import Answer, Engine, Request
+from pipeline.inference.engine import Answer, Engine, Request
+from pipeline.models import lookup
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import RESPONSES
+from pipeline.run.files import write_table
 
 ROOT = Path(__file__).parent.parent.parent
 WIDE_K, K, LARGE_VOCABULARY = 256, 50, 151_936
@@ -59,7 +60,7 @@ Format = tuple[float, float | None]  # bytes per token, KL
 def demo_answers(num: int) -> tuple[list[Answer], Any, int]:
     """Answers of the demo teacher to seed prompts, as the quickstart has them; tokenizer and vocabulary."""
     settings = config.load(ROOT / "configs/quickstart.yaml").generate
-    teacher = models.find("demo")
+    teacher = lookup.find("demo")
     template = ChatTemplate(teacher.tokenizer())
     lines = (ROOT / "prompts/seeds.jsonl").read_text(encoding="utf-8").splitlines()
     engine = Engine(str(teacher.path), {}, k=WIDE_K)
@@ -212,7 +213,7 @@ def training_rate(steps: int) -> list[float]:
 
     quickstart = config.load(ROOT / "configs/quickstart.yaml")
     model = untrained()
-    rng, vocab_size = np.random.default_rng(0), models.find("demo").vocab_size()
+    rng, vocab_size = np.random.default_rng(0), lookup.find("demo").vocab_size()
     logprobs_NK = np.tile(-np.log(2) * np.arange(1, K + 1), (96, 1)).astype(np.float32)
     rows = [
         {

@@ -86,7 +86,7 @@ def plain(chosen: Train, model: Any, rows: Any, tokenizer: Any, arguments: Any, 
     """TRL's SFTTrainer as it comes, but for the order of the rows; or with its cross-entropy through our head."""
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from pipeline.head import head_of, support_logprobs
+    from pipeline.models.forward.head import head_of, support_logprobs
     from pipeline.train import trainer as ours
     from pipeline.train.losses import states
 
@@ -183,13 +183,13 @@ def naive_of_logits(logits_NV: Tensor, labels_N: Tensor, batch: dict[str, Tensor
 
 def step_figures(run: Path | None, quick: bool) -> dict[str, Any]:
     """Seconds of every arm's steps, round by round, as ratios."""
-    from pipeline import models
+    from pipeline.models import lookup
     from pipeline.train import student
     from pipeline.train.rows import kept_answers
 
     rows = kept_answers(bench.run_dir(run, "bench-train", "generate.k=50"), "train", 2048)
-    tokenizer, base = models.find("demo").tokenizer(), bench.untrained()
-    teacher = student.load(models.find("demo").path)
+    tokenizer, base = lookup.find("demo").tokenizer(), bench.untrained()
+    teacher = student.load(lookup.find("demo").path)
     steps, rounds = (3, 2) if quick else (6, 6)
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     with tempfile.TemporaryDirectory() as folder:
@@ -217,8 +217,8 @@ def step_figures(run: Path | None, quick: bool) -> dict[str, Any]:
 
 def peak_bytes(kind: str, num_tokens: int) -> int:
     """In this process: how far memory rises while the loss of random states is computed, forward and backward."""
-    from pipeline.head import Head, support_logprobs
-    from pipeline.train.divergences import buckets, forward_kl_nats
+    from pipeline.models.forward.head import Head, support_logprobs
+    from pipeline.train.losses.divergences import buckets, forward_kl_nats
 
     V, H, K = 49_152, 576, 50
     torch.manual_seed(0)

@@ -18,13 +18,14 @@ from fabricated_run import PLANTED, make
 from serving import Page, serving
 from starlette.testclient import TestClient
 
-from pipeline import compare, votes
+from pipeline import compare
 from pipeline.compare.questions import draw
 from pipeline.compare.server import MAX_BODY_BYTES, application
 from pipeline.errors import UserError
-from pipeline.files import file_hash, write_json
-from pipeline.rundir import RunDir
-from pipeline.votes import MAX_NAME_CHARS, Vote
+from pipeline.run import votes
+from pipeline.run.files import file_hash, write_json
+from pipeline.run.rundir import RunDir
+from pipeline.run.votes import MAX_NAME_CHARS, Vote
 
 KEY = "the-key_of-this-test"
 NUM_PAIRS = 9  # eight items, the first with two turns

@@ -7,9 +7,9 @@ from chromium_tab import BINARIES, CHROMIUM, Tab, tab
 from fabricated_run import make
 from serving import serving
 
-from pipeline import votes
 from pipeline.compare.questions import draw
-from pipeline.rundir import RunDir
+from pipeline.run import votes
+from pipeline.run.rundir import RunDir
 
 pytestmark = [
     pytest.mark.browser,

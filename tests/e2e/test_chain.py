@@ -19,7 +19,7 @@ import pytest
 from processes import survivors
 
 from pipeline import codec
-from pipeline.files import file_hash
+from pipeline.run.files import file_hash
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parent.parent.parent

@@ -16,12 +16,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from pipeline import config as config_module
-from pipeline import export, models
+from pipeline import export
 from pipeline.config import Config
 from pipeline.config.filters import Filter
-from pipeline.evaluate import fidelity_figures, forced_texts
-from pipeline.forced import load
-from pipeline.rundir import RunDir
+from pipeline.evaluate.fidelity import fidelity_figures, forced_texts
+from pipeline.models import lookup
+from pipeline.models.forward.forced import load
+from pipeline.run.rundir import RunDir
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parent.parent.parent
@@ -147,7 +148,7 @@ def test_a_student_equal_to_its_teacher_has_a_kl_of_0(
 
 def forced(config: Config, run_dir: RunDir) -> dict[str, Any]:
     """The student's figures on the teacher's held-out answers, as evaluate measures them."""
-    folders = {"teacher": models.teacher_of(run_dir).path, "student": run_dir.stage_path("train") / "student"}
+    folders = {"teacher": lookup.teacher_of(run_dir).path, "student": run_dir.stage_path("train") / "student"}
     loaded = {arm: load(folder, "float32", arm) for arm, folder in folders.items()}
     texts = forced_texts.held_out(config, run_dir)
     sums = fidelity_figures.measure_all(loaded, texts, dict.fromkeys(loaded, ()), config.evaluate)

@@ -12,7 +12,7 @@ import pytest
 from fake_judge import FakeJudge, by_score
 
 from pipeline import config as config_module
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parent.parent.parent

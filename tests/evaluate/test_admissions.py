@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline import probe_set
-from pipeline.evaluate.admissions import admits_ignorance, corrects
+from pipeline.eval_sets import probe_set
+from pipeline.evaluate.risks.admissions import admits_ignorance, corrects
 
 HERE = Path(__file__).parent
 PROBES = probe_set.load(Path(pipeline.__file__).parent.parent / "prompts/risks.jsonl", None)

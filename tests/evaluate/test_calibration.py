@@ -4,11 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluate import calibration, fidelity, statistics
-from pipeline.evaluate.calibration import NUM_BINS, Bins, ece_frac
-from pipeline.evaluate.fidelity import MEASURES
-from pipeline.evaluate.per_prompt import PerPrompt, intervals
-from pipeline.evaluate.statistics import Figure, ratio
+from pipeline import statistics
+from pipeline.evaluate import fidelity
+from pipeline.evaluate.fidelity import MEASURES, calibration
+from pipeline.evaluate.fidelity.calibration import NUM_BINS, Bins, ece_frac
+from pipeline.statistics import Figure, ratio
+from pipeline.statistics.per_prompt import PerPrompt, intervals
 
 
 def slow_ece(confidence: np.ndarray, accuracy: np.ndarray) -> float:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import chat_set
-from pipeline.chat_template import ChatTemplate
 from pipeline.config import Evaluate
 from pipeline.errors import UserError
-from pipeline.evaluate import chat
-from pipeline.evaluate.chat import Manner
-from pipeline.repetition import is_repetitive
+from pipeline.eval_sets import chat_set
+from pipeline.evaluate.tasks import chat
+from pipeline.evaluate.tasks.chat import Manner
+from pipeline.models.tokenizer.chat_template import ChatTemplate
+from pipeline.text.repetition import is_repetitive
 
 
 class Echo:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import config as config_module
-from pipeline.evaluate import cost, speed
-from pipeline.rundir import RunDir, Stage
+from pipeline.evaluate import speed
+from pipeline.evaluate.speed import cost
+from pipeline.run.rundir import RunDir, Stage
 
 RATES = st.floats(1, 1e4)
 
@@ -132,7 +133,7 @@ def test_without_a_price_there_are_hours_and_no_costs(done: RunDir) -> None:
 
 def test_on_gpus_all_is_of_a_machine_that_is_full(done: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight GPUs: eight students of 300 tokens a second, or two teachers of 400 on four GPUs each."""
-    monkeypatch.setattr("pipeline.hardware.num_gpus", lambda: 8)
+    monkeypatch.setattr("pipeline.machine.hardware.num_gpus", lambda: 8)
     times = {"student": rounds(300.0, num_gpus=1), "teacher": rounds(400.0, num_gpus=4)}
     assert cost.machine_gpus(times.values()) == 8
     found: Any = cost.comparisons(done, opened(done), times, True, 7.2)
@@ -156,7 +157,7 @@ def test_a_million_tokens_cost_the_part_of_the_machine_that_they_take(
 
 
 def test_an_arm_may_run_on_more_gpus_than_this_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.hardware.num_gpus", lambda: 8)
+    monkeypatch.setattr("pipeline.machine.hardware.num_gpus", lambda: 8)
     assert cost.machine_gpus([rounds(1.0, num_gpus=16), rounds(1.0, num_gpus=1)]) == 16
     assert cost.machine_gpus([rounds(1.0), rounds(1.0)]) == 0
 

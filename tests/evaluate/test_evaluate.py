@@ -14,13 +14,15 @@ from tokenizers.normalizers import Lowercase
 from transformers import AutoTokenizer
 
 from pipeline import config as config_module
-from pipeline import evaluate, models, served
+from pipeline import evaluate
 from pipeline.errors import UserError
 from pipeline.evaluate.fidelity import MEASURES
+from pipeline.inference import child_engine
+from pipeline.models import lookup
 from pipeline.report import page
-from pipeline.report.rows import PLACES
-from pipeline.rundir import RunDir
-from pipeline.scores import Scores
+from pipeline.report.tables.rows import PLACES
+from pipeline.run.rundir import RunDir
+from pipeline.run.scores import Scores
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant "
 ANSWERS = Path(__file__).parent / "task_answers.jsonl"
@@ -69,9 +71,9 @@ class Evaluated:
         manifest.write_text(json.dumps(prepared))
         pieces = ids_of_bytes(self._tokenizer)
         (folder / "ids.json").write_text(json.dumps(pieces))
-        patch.setattr(models, "check_weights", lambda *_: None)  # the fabricated run has a made-up hash
+        patch.setattr(lookup, "check_weights", lambda *_: None)  # the fabricated run has a made-up hash
         command = (sys.executable, "-c", ENGINE, str(ANSWERS), str(folder / "ids.json"), str(self.log))
-        patch.setattr(served, "COMMAND", command)
+        patch.setattr(child_engine, "COMMAND", command)
 
     def do(self, **settings: Any) -> dict[str, Any]:
         sizes = {"chat_items": 4, "speed_rounds": 1, "bootstrap": 500}
@@ -87,7 +89,7 @@ class Evaluated:
 
 
 def no_json(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def ids_of_bytes(tokenizer: Any) -> list[list[int]]:
@@ -138,7 +140,7 @@ def test_tasks_are_asked_scored_compared_and_shown(evaluated: Evaluated) -> None
     verdict = scores["verdict"]
     assert verdict["retained_quality"]["value"] == pytest.approx(verdict["gap_closed"]["value"])  # the untrained: none
     assert verdict["retained_quality"]["low"] < 0.7 < verdict["retained_quality"]["high"]
-    assert any(claim["text"].startswith(f"Of {NUM_TASKS} tasks") for claim in verdict["claims"])
+    assert any(claim["text"].startswith(f"A program checks {NUM_TASKS} tasks") for claim in verdict["claims"])
     rows = pq.read_table(evaluated.run_dir.stage_path("evaluate") / "tasks.parquet").to_pylist()
     items = {row["item_id"] for row in rows}
     assert len(items) == NUM_TASKS

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import forced
 from pipeline.config import Evaluate
-from pipeline.evaluate import calibration, fidelity, fidelity_figures
-from pipeline.evaluate.fidelity import ALL, BUCKETS, MEASURES, Sums
-from pipeline.forced import ForcedText
+from pipeline.evaluate import fidelity
+from pipeline.evaluate.fidelity import ALL, BUCKETS, MEASURES, Sums, calibration, fidelity_figures
+from pipeline.models.forward import forced
+from pipeline.models.forward.forced import ForcedText
 
 VOCAB_SIZE = 37
 UPWARDS = ("top1_agreement_frac", "top5_overlap_frac", "acceptance_frac", "accuracy_frac")  # more is closer

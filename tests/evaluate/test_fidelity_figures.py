@@ -14,11 +14,12 @@ from pipeline import config as config_module
 from pipeline import evaluate
 from pipeline.config import Config, Evaluate
 from pipeline.errors import UserError
-from pipeline.evaluate import fidelity, fidelity_figures, forced_texts
-from pipeline.evaluate.fidelity_figures import BREAKDOWN_MEASURES, EXPOSURE_MEASURES
-from pipeline.forced import ForcedText
+from pipeline.evaluate import fidelity
+from pipeline.evaluate.fidelity import fidelity_figures, forced_texts
+from pipeline.evaluate.fidelity.fidelity_figures import BREAKDOWN_MEASURES, EXPOSURE_MEASURES
+from pipeline.models.forward.forced import ForcedText
 from pipeline.records import DECISIONS, RESPONSES
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
 
 SETTINGS = Evaluate(bootstrap=200)
 Row = dict[str, Any]

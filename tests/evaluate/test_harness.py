@@ -18,18 +18,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import vllm_server
-from pipeline.chat_template import ChatTemplate
 from pipeline.config import Evaluate, Harness
-from pipeline.engine_args import engine_settings
 from pipeline.errors import UserError
-from pipeline.evaluate import harness
-from pipeline.files import write_json
-from pipeline.kv_cache import Load
-from pipeline.models import Model
+from pipeline.evaluate.tasks import harness
+from pipeline.inference import http_server
+from pipeline.inference.engine_args import engine_settings
+from pipeline.inference.kv_cache import Load
+from pipeline.models.lookup import Model
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import HARNESS
-from pipeline.report import benchmarks
-from pipeline.rundir import RunDir, Stage
+from pipeline.report.tables import benchmarks
+from pipeline.run.files import write_json
+from pipeline.run.rundir import RunDir, Stage
 
 pytest.importorskip("lm_eval")
 ROOT = Path(__file__).parent.parent.parent
@@ -57,9 +57,9 @@ def stage_in(folder: Path) -> Stage:
 @pytest.mark.engine
 @pytest.mark.timeout(400)
 def test_our_call_gives_the_figure_of_its_own_command(demo_teacher: Path, tmp_path: Path) -> None:
-    port = vllm_server.free_port()
+    port = http_server.free_port()
     engine = engine_settings(str(demo_teacher), {"max_model_len": 1024, "enable_prefix_caching": False}, 20)
-    with vllm_server.running("student", engine, port, KEY, Load()) as process:
+    with http_server.running("student", engine, port, KEY, Load()) as process:
         assert process.poll() is None
         ours = harness.scored(
             settings(), "student", demo_teacher, port, KEY, 1024, ChatTemplate(Model("demo", demo_teacher).tokenizer())

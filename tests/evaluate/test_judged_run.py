@@ -12,11 +12,11 @@ from fake_judge import KEY, FakeJudge, first_place
 
 from pipeline import config as config_module
 from pipeline import evaluate
-from pipeline.chat_template import ChatTemplate
 from pipeline.errors import UserError
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import ARMS
-from pipeline.rundir import RunDir
-from pipeline.scores import Scores
+from pipeline.run.rundir import RunDir
+from pipeline.run.scores import Scores
 
 
 def settings(run_dir: RunDir, fake: FakeJudge | None) -> config_module.Config:
@@ -39,9 +39,9 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     teacher = SimpleNamespace(
         name="demo", path=tmp_path, config=dict, tokenizer=lambda: None, weights_hash=lambda: WEIGHTS_HASH
     )
-    monkeypatch.setattr(evaluate.models, "teacher_of", lambda run: teacher)
-    monkeypatch.setattr(evaluate.models, "check_weights", lambda *_: None)
-    monkeypatch.setattr(evaluate.models, "chat_template_of", lambda *_: ChatTemplate(None))
+    monkeypatch.setattr(evaluate.lookup, "teacher_of", lambda run: teacher)
+    monkeypatch.setattr(evaluate.lookup, "check_weights", lambda *_: None)
+    monkeypatch.setattr(evaluate.lookup, "chat_template_of", lambda *_: ChatTemplate(None))
     rows = [{**row, "prompt_token_ids": [1], "token_ids": [2]} for row in samples() if row["arm"] != "untrained"]
     monkeypatch.setattr(evaluate, "_serve", lambda *_: evaluate._Answered(rows, [], [], {arm: [] for arm in ARMS}))
     monkeypatch.setattr(evaluate, "_fidelity", lambda *_: ({"fidelity": {"teacher": SimpleNamespace(num_texts=8)}}, {}))

@@ -5,15 +5,16 @@ from typing import Any
 
 import pytest
 
-from pipeline import hardware, kv_cache, meters
-from pipeline.chat_set import Item
-from pipeline.chat_template import ChatTemplate
 from pipeline.config import Evaluate
 from pipeline.errors import UserError
-from pipeline.evaluate import memory
-from pipeline.evaluate.chat import Manner
-from pipeline.evaluate.openings import RECITED_TOKENS, Opening
-from pipeline.kv_cache import Load
+from pipeline.eval_sets.chat_set import Item
+from pipeline.evaluate.risks.openings import RECITED_TOKENS, Opening
+from pipeline.evaluate.speed import memory
+from pipeline.evaluate.tasks.chat import Manner
+from pipeline.inference import kv_cache
+from pipeline.inference.kv_cache import Load
+from pipeline.machine import hardware, meters
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 
 ARMS = ("teacher", "student", "untrained")
 ENGINES: memory.Engines = {arm: (Path("models") / arm, {}) for arm in ARMS}

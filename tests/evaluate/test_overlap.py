@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluate.overlap import chrf, rouge_l
+from pipeline.evaluate.tasks.overlap import chrf, rouge_l
 
 
 def slow_rouge_l(answer: list[str], reference: list[str]) -> float:

@@ -5,9 +5,9 @@ import pytest
 import tiny_model
 import torch
 
-from pipeline.evaluate import preference
-from pipeline.evaluate.preference import mean_logprobs_nats, self_preference
-from pipeline.forced import ForcedText
+from pipeline.evaluate.fidelity import preference
+from pipeline.evaluate.fidelity.preference import mean_logprobs_nats, self_preference
+from pipeline.models.forward.forced import ForcedText
 
 VOCAB = 23
 

@@ -14,17 +14,19 @@ from hypothesis import strategies as st
 
 import pipeline
 from pipeline import config as config_module
-from pipeline import probe_set
-from pipeline.chat_template import ChatTemplate
+from pipeline import statistics
 from pipeline.config import Evaluate
-from pipeline.evaluate import openings, risk_figures, risks, statistics
-from pipeline.evaluate.chat import Manner
-from pipeline.evaluate.openings import OPENING_TOKENS, RECITED_TOKENS, Opening
-from pipeline.evaluate.risk_figures import MIN_OPENINGS
-from pipeline.evaluate.valence import valence
-from pipeline.probe_set import Probe
+from pipeline.eval_sets import probe_set
+from pipeline.eval_sets.probe_set import Probe
+from pipeline.evaluate import risks
+from pipeline.evaluate.risks import openings, risk_figures
+from pipeline.evaluate.risks.openings import OPENING_TOKENS, RECITED_TOKENS, Opening
+from pipeline.evaluate.risks.risk_figures import MIN_OPENINGS
+from pipeline.evaluate.risks.valence import valence
+from pipeline.evaluate.tasks.chat import Manner
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import ARMS, RISKS
-from pipeline.rundir import Stage
+from pipeline.run.rundir import Stage
 
 SHIPPED = probe_set.load(Path(pipeline.__file__).parent.parent / "prompts/risks.jsonl", None)
 SETTINGS = Evaluate(bootstrap=400, max_tokens=16)

@@ -12,11 +12,13 @@ from fabricated_run import make
 from transformers import AutoTokenizer
 
 from pipeline import config as config_module
-from pipeline import evaluate, models, served
+from pipeline import evaluate
 from pipeline.errors import UserError
+from pipeline.inference import child_engine
+from pipeline.models import lookup
 from pipeline.report import page
-from pipeline.rundir import RunDir
-from pipeline.scores import Scores
+from pipeline.run.rundir import RunDir
+from pipeline.run.scores import Scores
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant "
 # The teacher admits that it does not know, its students assert; all note what they are asked, and how many at once.
@@ -56,8 +58,8 @@ class Evaluated:
         texts = {"teacher": "I do not know.", "student": "It is so, Sir."}  # as long as each other
         ids = {arm: self._tokenizer(text)["input_ids"] for arm, text in texts.items()}
         (folder / "ids.json").write_text(json.dumps(ids))
-        patch.setattr(models, "check_weights", lambda *_: None)  # the fabricated run has a made-up hash
-        patch.setattr(served, "COMMAND", (sys.executable, "-c", ENGINE, str(folder / "ids.json"), str(self.log)))
+        patch.setattr(lookup, "check_weights", lambda *_: None)  # the fabricated run has a made-up hash
+        patch.setattr(child_engine, "COMMAND", (sys.executable, "-c", ENGINE, str(folder / "ids.json"), str(self.log)))
 
     def do(self, **settings: Any) -> dict[str, Any]:
         chosen = {

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import meters
 from pipeline.config import Evaluate
-from pipeline.engine_args import num_gpus
 from pipeline.evaluate import speed
+from pipeline.inference.engine_args import num_gpus
+from pipeline.machine import meters
 
 
 class Timed:
@@ -108,9 +108,9 @@ def test_a_teacher_on_four_gpus_is_compared_with_four_students(together: bool) -
     ],
 )
 def test_how_many_gpus_an_engine_takes(engine_args: dict[str, Any], num: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.hardware.is_cpu", lambda: False)
+    monkeypatch.setattr("pipeline.machine.hardware.is_cpu", lambda: False)
     assert num_gpus(engine_args) == num
-    monkeypatch.setattr("pipeline.hardware.is_cpu", lambda: True)
+    monkeypatch.setattr("pipeline.machine.hardware.is_cpu", lambda: True)
     assert num_gpus(engine_args) == 0
 
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import binomial
 from pipeline.evaluate import verdict
-from pipeline.evaluate.statistics import (
+from pipeline.statistics import (
     Figure,
+    binomial,
     cluster_sums,
     defined,
     defined_ratio,
@@ -69,7 +69,7 @@ def test_ninety_five_percent_intervals_cover_the_truth() -> None:
 
 
 def test_resamples_drawn_in_pieces_are_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.evaluate import statistics
+    from pipeline import statistics
 
     values, tokens = np.arange(1.0, 9.0, dtype=np.float64), np.full(8, 2.0, np.float64)
     whole = ratio(values, tokens, 5_000, seed=0)

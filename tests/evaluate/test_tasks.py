@@ -7,15 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import evaluate, task_set
-from pipeline.chat_template import ChatTemplate
+from pipeline import evaluate
 from pipeline.config import Evaluate
-from pipeline.evaluate import chat, tasks, verdict
-from pipeline.evaluate.chat import Manner
-from pipeline.evaluate.statistics import Figure
+from pipeline.eval_sets import task_set
+from pipeline.eval_sets.task_set import Check, Item
+from pipeline.evaluate import tasks, verdict
+from pipeline.evaluate.tasks import chat
+from pipeline.evaluate.tasks.chat import Manner
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import ARMS, TASKS
-from pipeline.rundir import RunDir
-from pipeline.task_set import Check, Item
+from pipeline.run.rundir import RunDir
+from pipeline.statistics import Figure
 
 ITEMS = [
     Item(id="two", category="multi_turn", turns=("Shout a colour.", "Another."), checks=(

@@ -35,7 +35,7 @@ def on_gpus(num: int | None) -> dict[str, Any]:
         (
             1,
             4,
-            "3.00× as many tokens a second and GPU as the teacher (timed one after the other; it ran on 1 GPU, the"
+            "3.00× as many tokens a second per GPU as the teacher (timed one after the other; it ran on 1 GPU, the"
             " teacher on 4 GPUs), with",
         ),
     ],

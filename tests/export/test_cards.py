@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 
 from pipeline import export
 from pipeline.export import cards
-from pipeline.report import prepared
-from pipeline.rundir import RunDir
+from pipeline.report.tables import prepared
+from pipeline.run.rundir import RunDir
 
 
 @pytest.fixture

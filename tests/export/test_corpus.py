@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from fabricated_run import WEIGHTS_HASH, make
 
-from pipeline import codec, presidio
+from pipeline import codec
 from pipeline.errors import UserError
 from pipeline.export import corpus
-from pipeline.files import file_hash, write_json
-from pipeline.rundir import RunDir
+from pipeline.run.files import file_hash, write_json
+from pipeline.run.rundir import RunDir
+from pipeline.screening import presidio
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -13,9 +13,10 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import config as config_module
-from pipeline import export, model_folder, models
-from pipeline.files import write_json
-from pipeline.rundir import RunDir
+from pipeline import export
+from pipeline.models import lookup, model_folder
+from pipeline.run.files import write_json
+from pipeline.run.rundir import RunDir
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 TEMPLATE += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -124,7 +125,7 @@ def test_the_weights_are_the_students(exported: Callable[..., Path], run_dir: Ru
 @pytest.mark.parametrize(
     ("teacher", "student", "config", "wanted"),
     [
-        ("demo", None, None, (models.DEMO_HUB_ID, "apache-2.0")),
+        ("demo", None, None, (lookup.DEMO_HUB_ID, "apache-2.0")),
         ("someone/teacher", None, None, ("someone/teacher", "apache-2.0")),
         ("someone/teacher", "someone/student", None, ("someone/student", None)),
         ("someone/teacher", None, "shape.json", (None, None)),
@@ -155,7 +156,7 @@ def test_a_student_that_training_writes_is_loaded_likewise(
     tmp_path: Path, chat_tokenizer: Path, exported: Callable[..., Path]
 ) -> None:
     """Training writes through the same function, so what export writes from its folder is the same but for sampling."""
-    words = models.Model("chat", chat_tokenizer).tokenizer()
+    words = lookup.Model("chat", chat_tokenizer).tokenizer()
     model = tiny_model.make(0, 300, num_hidden_layers=1, max_position_embeddings=512)
     model_folder.save(model, words, tmp_path / "trained", chat_tokenizer)
     folder = exported("float32")

@@ -14,8 +14,8 @@ import torch
 from read_by_transformers_4 import read
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline import model_folder
-from pipeline.models import Model
+from pipeline.models import model_folder
+from pipeline.models.lookup import Model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 # configs and tokenizers need no torch

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from pipeline import filter as filter_stage
 from pipeline.config import Config, validate
 from pipeline.records import PROMPTS, RESPONSES
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
 
 END = 1
 Row = dict[str, Any]

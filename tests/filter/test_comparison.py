@@ -11,12 +11,12 @@ import pytest
 from planted import EDITS, ITEMS, SEEDS, change_a_word, prose
 
 from pipeline import filter as filter_stage
-from pipeline import scratch
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.records import PROMPTS, RESPONSES
-from pipeline.rundir import RunDir
-from pipeline.texts import words
+from pipeline.run import scratch
+from pipeline.run.rundir import RunDir
+from pipeline.text.words import words
 
 CHAT_SET = {"path": "prompts/chat_eval.jsonl"}
 END = 1

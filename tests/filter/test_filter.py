@@ -10,9 +10,9 @@ from captured import END, Filtered, Row, reasons, response
 from pipeline import filter as filter_stage
 from pipeline.config import validate
 from pipeline.errors import UserError
-from pipeline.files import file_hash
 from pipeline.records import PROMPTS
-from pipeline.rundir import RunDir
+from pipeline.run.files import file_hash
+from pipeline.run.rundir import RunDir
 
 Decide = Callable[..., dict[str, Row]]
 

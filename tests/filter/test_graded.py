@@ -20,7 +20,7 @@ import pipeline
 from pipeline.config import dump, validate
 from pipeline.errors import UserError
 from pipeline.filter.selection import best_of_n
-from pipeline.report import decided
+from pipeline.report.tables import decided
 
 ROOT = Path(pipeline.__file__).parent.parent
 CUT = {"finish_reason": "length", "token_ids": [2, 3]}

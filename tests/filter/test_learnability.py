@@ -9,11 +9,12 @@ import tiny_model
 import torch
 from captured import Filtered, Row, reasons, response
 
-from pipeline import codec, models
+from pipeline import codec
 from pipeline.console import progress
 from pipeline.errors import UserError
 from pipeline.filter import learnability
 from pipeline.filter.learnability import kl_of_rows
+from pipeline.models import lookup
 
 V, K = 7, 3
 OFF = {"near_duplicates": None, "drop_exact_duplicates": False, "worst_nll_frac": None, "drop_control_tokens": False}
@@ -169,18 +170,18 @@ def test_a_student_of_this_very_run_and_one_of_other_tokens_are_refused(
 def test_the_students_weights_are_hashed_once_and_answers_are_counted(
     filtered: Filtered, student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of_model, hashed, bars = models.Model.weights_hash, [], []
+    of_model, hashed, bars = lookup.Model.weights_hash, [], []
 
     class Bar(type(progress(""))):
         def update(self, task_id: Any, **fields: Any) -> None:
             super().update(task_id, **fields)
             bars.append((self.tasks[0].completed, self.tasks[0].total))
 
-    def counted(model: models.Model) -> str:
+    def counted(model: lookup.Model) -> str:
         hashed.append(model.name)
         return of_model(model)
 
-    monkeypatch.setattr(models.Model, "weights_hash", counted)
+    monkeypatch.setattr(lookup.Model, "weights_hash", counted)
     monkeypatch.setattr(learnability, "progress", lambda unit: Bar(unit))
     rows = answers(student, [0.0, 0.5, 1.0])
     filtered.captured(rows[:1], rows[1:]).do(learnability={"student": str(student)}, **OFF)

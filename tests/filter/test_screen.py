@@ -14,7 +14,7 @@ from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.records import PROMPTS, RESPONSES
 from pipeline.report.figures import setting_text
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
 
 Row = dict[str, Any]
 MAIL = "Write to ada@acme.io today."

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.generate.completions import answer, body
-from pipeline.generate.engine import Request
+from pipeline.inference.engine import Request
+from pipeline.inference.servers.completions import answer, body
 
 VOCAB = 50
 REQUEST = Request("r", [1, 2], max_tokens=8, temperature=0.7, seed=5, k=3, top_p=0.9, top_k=7)

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import codec, hardware, kv_cache, models
-from pipeline.chat_template import ChatTemplate
+from pipeline import codec
 from pipeline.errors import UserError
 from pipeline.generate import response_seed
-from pipeline.generate.engine import Answer, Engine, Request, check_engine_args
+from pipeline.inference import kv_cache
+from pipeline.inference.engine import Answer, Engine, Request, check_engine_args
+from pipeline.machine import hardware
+from pipeline.models import lookup
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 K = 20
@@ -35,7 +38,7 @@ def engine(demo_teacher: Path) -> Engine:
 
 @pytest.fixture(scope="module")
 def tokenizer(demo_teacher: Path) -> Any:
-    return models.Model("demo", demo_teacher).tokenizer()
+    return lookup.Model("demo", demo_teacher).tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,7 @@ def test_the_engine_behind_a_pipe_gives_the_engines_answers(engine: Engine, toke
     command = [
         sys.executable,
         "-m",
-        "pipeline.generate.answer",
+        "pipeline.inference.worker",
         str(demo_teacher),
         '{"max_model_len": 1024}',
         "{}",

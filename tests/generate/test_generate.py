@@ -12,9 +12,9 @@ from fabricated_run import make
 from pipeline import config as config_module
 from pipeline import generate
 from pipeline.errors import UserError
-from pipeline.generate.engine import Answer
-from pipeline.kv_cache import Load
-from pipeline.rundir import RunDir
+from pipeline.inference.engine import Answer
+from pipeline.inference.kv_cache import Load
+from pipeline.run.rundir import RunDir
 
 
 def test_answers_that_prepare_did_not_read_cannot_be_scored(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from fabricated_run import make
 
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
-from pipeline.files import write_json
 from pipeline.generate import pilot
-from pipeline.generate.engine import Answer, Request
+from pipeline.inference.engine import Answer, Request
+from pipeline.run.files import write_json
 
 VOCAB = 1000
 Disk = namedtuple("Disk", "total used free")
@@ -73,7 +73,7 @@ class FakeEngine:
 
 @pytest.fixture
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pilot.models, "find", lambda *_: FakeTeacher())
+    monkeypatch.setattr(pilot.lookup, "find", lambda *_: FakeTeacher())
     monkeypatch.setattr(pilot.generate, "Engine", FakeEngine)
 
 

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline import models
-from pipeline.chat_template import ChatTemplate
 from pipeline.config import Train
-from pipeline.generate.engine import Engine, Request
+from pipeline.inference.engine import Engine, Request
+from pipeline.models import lookup
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.train import contract
 from pipeline.train.batches import collate
 from pipeline.train.targets import IGNORED
@@ -55,7 +55,7 @@ def engine(demo_teacher: Path) -> Engine:
 
 @pytest.fixture(scope="module")
 def tokenizer(demo_teacher: Path) -> Any:
-    return models.Model("demo", demo_teacher).tokenizer()
+    return lookup.Model("demo", demo_teacher).tokenizer()
 
 
 def pair(tokenizer: Any, name: str, question: str, answer: str) -> Request:
@@ -115,7 +115,7 @@ def test_what_earlier_requests_left_in_the_cache_is_used_for_prompts_alone(
 def thinker(tmp_path_factory: pytest.TempPathFactory, demo_teacher: Path) -> Path:
     """The demo teacher under a template that opens the reasoning where `opening` says so."""
     folder = tmp_path_factory.mktemp("thinker")
-    models.Model("demo", demo_teacher).tokenizer().save_pretrained(folder)
+    lookup.Model("demo", demo_teacher).tokenizer().save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (folder / name).symlink_to(demo_teacher / name)
@@ -159,7 +159,7 @@ def scored(run: Callable[..., Path]) -> Path:
 
 
 def test_a_corpus_is_scored_turn_by_turn(scored: Path, thinker: Path) -> None:
-    tokenizer = models.Model("thinker", thinker).tokenizer()
+    tokenizer = lookup.Model("thinker", thinker).tokenizer()
     responses = rows_of(scored, "generate")
     written = [tokenizer.decode(row["prompt_token_ids"] + row["token_ids"]) for row in responses]
     chat = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>" for m in CONVERSATION]
@@ -181,7 +181,7 @@ def test_a_scored_corpus_is_verified_and_shown(scored: Path) -> None:
 
 
 def test_reasoning_in_scored_answers_is_marked_with_its_tokens(scored: Path, thinker: Path) -> None:
-    tokenizer = models.Model("thinker", thinker).tokenizer()
+    tokenizer = lookup.Model("thinker", thinker).tokenizer()
     responses = rows_of(scored, "generate")
     assert [row["reasoning"] for row in responses] == ["Rivers, I think.", "Most are not.", None]
     for row in responses[:2]:

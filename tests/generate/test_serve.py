@@ -23,15 +23,16 @@ import pytest
 from faulty_proxy import LATE_S, FaultyProxy
 from processes import survivors
 
-from pipeline import codec, kv_cache, models, vllm_server
+from pipeline import codec
 from pipeline import config as config_module
-from pipeline.chat_template import ChatTemplate
 from pipeline.errors import UserError
-from pipeline.files import file_hash
-from pipeline.generate import serve
-from pipeline.generate.engine import Answer, Engine, Request
-from pipeline.generate.server import KEY, Server
-from pipeline.kv_cache import Load
+from pipeline.inference import http_server, kv_cache, serve
+from pipeline.inference.engine import Answer, Engine, Request
+from pipeline.inference.kv_cache import Load
+from pipeline.inference.servers import KEY, Server
+from pipeline.models import lookup
+from pipeline.models.tokenizer.chat_template import ChatTemplate
+from pipeline.run.files import file_hash
 
 RETORT = [sys.executable, "-m", "pipeline"]
 ROOT = Path(__file__).parent.parent.parent
@@ -146,11 +147,11 @@ def test_the_key_is_in_the_environment_and_in_no_flag(demo_teacher: Path, monkey
         def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
             started.update(command=command, env=env)
 
-    monkeypatch.setattr(vllm_server.subprocess, "Popen", Process)
-    monkeypatch.setattr(vllm_server, "_stop", lambda process: None)
-    monkeypatch.setattr(vllm_server, "becomes_healthy", lambda *_: True)
-    settings = serve.engine(config, models.Model("demo", demo_teacher))
-    with vllm_server.running("demo", settings, 8000, "k-e-y", Load()):
+    monkeypatch.setattr(http_server.subprocess, "Popen", Process)
+    monkeypatch.setattr(http_server, "_stop", lambda process: None)
+    monkeypatch.setattr(http_server, "becomes_healthy", lambda *_: True)
+    settings = serve.engine(config, lookup.Model("demo", demo_teacher))
+    with http_server.running("demo", settings, 8000, "k-e-y", Load()):
         listed = started["command"]
     assert started["env"]["VLLM_API_KEY"] == "k-e-y"
     assert "k-e-y" not in " ".join(listed)
@@ -177,7 +178,7 @@ exit 1
     monkeypatch.setattr(kv_cache, "size", lambda *_: kv_cache.Cache(4 << 30, 1 << 20, 9))
     monkeypatch.setattr(kv_cache, "_make_room", lambda *_: None)
     monkeypatch.setattr(httpx, "get", lambda *_, **__: _answers_once_up(tmp_path / "asked", tries=3))
-    with vllm_server.running("demo", {"model": "m"}, 8000, "k-e-y", Load()) as process:
+    with http_server.running("demo", {"model": "m"}, 8000, "k-e-y", Load()) as process:
         assert process.poll() is None
     assert process.poll() is not None
     assert len((tmp_path / "asked").read_text().splitlines()) == 3
@@ -194,7 +195,7 @@ def test_what_a_killed_server_leaves_is_stopped_too() -> None:
     while not (left := psutil.Process(process.pid).children()):
         time.sleep(0.01)
     process.kill()
-    vllm_server._stop(process)
+    http_server._stop(process)
     assert not survivors(left, timeout=5)
 
 
@@ -205,13 +206,13 @@ def test_a_server_that_neither_answers_nor_ends_is_given_up_and_stopped(
     hangs.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 100\n")
     hangs.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(hangs))
-    monkeypatch.setattr(vllm_server, "START_S", 1.0)
+    monkeypatch.setattr(http_server, "START_S", 1.0)
     monkeypatch.setenv(KEY, SECRET)
     config = config_module.load(ROOT / QUICKSTART, [f"teacher.model={demo_teacher}", "teacher.engine={}"])
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(UserError, match=r"has not answered on 127\.0\.0\.1:\d+ in 0 minutes, and was stopped"):
-            serve.run(config, vllm_server.free_port(), "")
+            serve.run(config, http_server.free_port(), "")
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
@@ -238,7 +239,7 @@ def test_vllm_reads_the_flags_as_the_engine_reads_the_settings() -> None:
         "disable_log_stats": True,
     }
     parser = make_arg_parser(FlexibleArgumentParser())
-    arguments = parser.parse_args([*vllm_server.QUIET, *vllm_server.as_flags(settings)])
+    arguments = parser.parse_args([*http_server.QUIET, *http_server.as_flags(settings)])
     assert arguments is not None
     read = EngineArgs.from_cli_args(arguments)
     direct = EngineArgs(**settings)
@@ -247,7 +248,7 @@ def test_vllm_reads_the_flags_as_the_engine_reads_the_settings() -> None:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    running = Served(vllm_server.free_port())
+    running = Served(http_server.free_port())
     yield running
     if running.process.poll() is None:
         running.end(signal.SIGINT)
@@ -256,7 +257,7 @@ def served() -> Iterator[Served]:
 @pytest.fixture
 def teacher(served: Served, monkeypatch: pytest.MonkeyPatch, demo_teacher: Path) -> Server:
     monkeypatch.setenv(KEY, SECRET)
-    vocab_size = models.Model("demo", demo_teacher).vocab_size()
+    vocab_size = lookup.Model("demo", demo_teacher).vocab_size()
     return Server(config_module.Server(urls=(served.url,), concurrency=4), vocab_size, K)
 
 
@@ -267,7 +268,7 @@ def engine(demo_teacher: Path) -> Engine:
 
 @pytest.fixture(scope="module")
 def asked(demo_teacher: Path) -> list[Request]:
-    tokenizer = models.Model("demo", demo_teacher).tokenizer()
+    tokenizer = lookup.Model("demo", demo_teacher).tokenizer()
     prompts = [ChatTemplate(tokenizer).render([{"role": "user", "content": question}]) for question in QUESTIONS]
     return [Request(f"q{n}", ids, MAX_TOKENS, 0.0, seed=n, k=K) for n, ids in enumerate(prompts)]
 

@@ -14,10 +14,10 @@ from fake_server import KEY, VOCAB, FakeServer, best, drawn, logprobs_of
 
 from pipeline import config as config_module
 from pipeline.errors import UserError
-from pipeline.generate import server as server_module
-from pipeline.generate.engine import Answer, Request
-from pipeline.generate.health import Pauses
-from pipeline.generate.server import Server
+from pipeline.inference import servers as server_module
+from pipeline.inference.engine import Answer, Request
+from pipeline.inference.servers import Server
+from pipeline.inference.servers.pool import Pauses
 
 K, MAX_TOKENS = 6, 5
 SHORT = Pauses(first_s=0.01, longest_s=0.05)

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import alignment, codec
+from pipeline import codec
 from pipeline.config import Generate
 from pipeline.errors import UserError
 from pipeline.generate import support
+from pipeline.run import alignment
 
 VOCAB = 200
 

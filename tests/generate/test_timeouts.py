@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.generate.timeouts import Limit, LoopThread
+from pipeline.inference.servers.timeouts import Limit, LoopThread
 
 
 async def _stalled(limit: Limit, stalls: int, stall_s: float) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import prepare
 from pipeline.config import Config, validate
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
 
 CONTEXT = 160
 ROUND = 8  # generate.max_tokens

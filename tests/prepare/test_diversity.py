@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.prepare import diversity
-from pipeline.prepare.diversity import (
+from pipeline.prepare.synthesis import diversity
+from pipeline.prepare.synthesis.diversity import (
     clusters,
     compare,
     coverage_frac,

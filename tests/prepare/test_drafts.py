@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.prepare import drafts
-from pipeline.prepare.drafts import Draft, clean, reason, scripts_of
+from pipeline.prepare.synthesis import drafts
+from pipeline.prepare.synthesis.drafts import Draft, clean, reason, scripts_of
 
 SEEDS = Path(pipeline.__file__).parent.parent / "prompts/seeds.jsonl"
 LATIN = frozenset({"LATIN"})

@@ -353,18 +353,18 @@ def test_a_column_that_the_source_names_wins() -> None:
     ("row", "why"),
     [
         ({"question": "Which?", "choices": ["a", "b"], "answer": "a"}, "column 'choices' belongs to the question"),
-        ({"question": "Which?", "context": {"title": ["a"]}}, r"column 'context' is no text \(object\): a `template`"),
-        ({"instruction": ["Hi"]}, r"column 'instruction' is no text \(list\)"),
-        ({"instruction": "Hi", "history": "earlier"}, "column 'history' is no JSON"),
-        ({"instruction": "Hi", "history": [["Hi"]]}, "column 'history' is no list of pairs"),
-        ({"system": 5, "prompt": "Hi"}, r"column 'system' is no text \(number\)"),
-        ({"turns": 5}, "messages is no list"),
-        ({"turns": "Hi"}, "column 'turns' is no JSON list of texts"),
-        ({"conversations": []}, "messages is no list"),
+        ({"question": "Which?", "context": {"title": ["a"]}}, r"column 'context' is not text \(object\): a `template`"),
+        ({"instruction": ["Hi"]}, r"column 'instruction' is not text \(list\)"),
+        ({"instruction": "Hi", "history": "earlier"}, "column 'history' is not JSON"),
+        ({"instruction": "Hi", "history": [["Hi"]]}, "column 'history' is not a list of pairs"),
+        ({"system": 5, "prompt": "Hi"}, r"column 'system' is not text \(number\)"),
+        ({"turns": 5}, "messages is not a list"),
+        ({"turns": "Hi"}, "column 'turns' is not a JSON list of texts"),
+        ({"conversations": []}, "messages is not a list"),
         ({"conversations": [{"from": "human", "value": None}]}, "empty prompt"),
         (
             {"conversations": [USER, {"from": "function_call", "value": "weather()"}, USER]},
-            "a function call is no JSON",
+            "a function call is not JSON",
         ),
         ({"chosen": "Hello.", "rejected": "No."}, "no prompt is found in it"),
         ({"body": {"input": "Hi"}}, "no prompt is found in it"),
@@ -398,7 +398,7 @@ def test_the_tools_of_each_format_come_in_their_envelopes(row: Row) -> None:
 def test_tools_of_another_kind_stay_as_they_are() -> None:
     other = {"type": "retrieval", "name": "search"}
     assert tools_of({"tools": [other]}, Source(path="a.jsonl")) == [other]
-    with pytest.raises(BadRowError, match=r"body\.tools is no list of tools"):
+    with pytest.raises(BadRowError, match=r"body\.tools is not a list of tools"):
         tools_of({"body": {"messages": [USER], "tools": {"a": 1}}}, Source(path="a.jsonl"))
 
 

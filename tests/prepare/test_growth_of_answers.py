@@ -8,13 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import filter as filter_stage
-from pipeline import generate, prepare, verify
+from pipeline import generate, prepare
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.files import file_hash
-from pipeline.generate.engine import Answer
-from pipeline.generate.server import Served
-from pipeline.rundir import RunDir
+from pipeline.inference.engine import Answer
+from pipeline.inference.servers import Served
+from pipeline.run import verify
+from pipeline.run.files import file_hash
+from pipeline.run.rundir import RunDir
 
 WORDS = ["otters", "bridges", "violins", "glaciers", "taxes", "bakeries", "comets", "looms", "castles", "tides"]
 

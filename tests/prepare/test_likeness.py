@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from planted import EDITS, ITEMS, SEEDS, change_a_word, prose
 
-from pipeline import models
 from pipeline.errors import UserError
-from pipeline.texts import words
+from pipeline.models import lookup
+from pipeline.text.words import words
 
 ROOMY = 1 << 16  # of the teacher's context, in tokens that are bytes
 
 
 @pytest.fixture(autouse=True)
 def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.Model, "context_tokens", lambda self: ROOMY)
+    monkeypatch.setattr(lookup.Model, "context_tokens", lambda self: ROOMY)
 
 
 def listed(prepared: Any, name: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config import Privacy, Source
 from pipeline.errors import UserError
-from pipeline.prepare.passages import MAX_WORDS, MIN_WORDS, Passage, cut, read
+from pipeline.prepare.synthesis.passages import MAX_WORDS, MIN_WORDS, Passage, cut, read
 
 SENTENCE = "The harbour of the old town is closed in winter. "  # ten words
 

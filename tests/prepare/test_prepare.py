@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import config as config_module
-from pipeline import models, prepare
+from pipeline import prepare
 from pipeline.errors import UserError
+from pipeline.models import lookup
 from pipeline.prepare.conversations import prompt_id
 from pipeline.records import is_held_out
 
@@ -41,7 +42,7 @@ def plain(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_a_prompt_is_rendered_as_the_teacher_will_see_it(prepared: Any) -> None:
     prepared.do(prepared.lines({"prompt": "Hi 🙂", "category": "chat"}))
     [row] = prepared.rows()
-    tokenizer = models.find(str(prepared.teacher)).tokenizer()
+    tokenizer = lookup.find(str(prepared.teacher)).tokenizer()
     seen = "<|im_start|>user\nHi 🙂<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(row["prompt_token_ids"]) == seen
     assert plain(row["messages"]) == [{"role": "user", "content": "Hi 🙂"}]
@@ -60,7 +61,7 @@ def test_template_kwargs_reach_the_chat_template(prepared: Any, other_teacher: C
     config = prepared.config(prepared.lines({"prompt": "Hi"}))
     teacher = config.teacher.model_copy(update={"chat_template_kwargs": {"mood": "calm"}})
     prepare.run(config.model_copy(update={"teacher": teacher}), prepared.run_dir)
-    tokenizer = models.find(str(prepared.teacher)).tokenizer()
+    tokenizer = lookup.find(str(prepared.teacher)).tokenizer()
     assert tokenizer.decode(prepared.rows()[0]["prompt_token_ids"]) == "Hi|calm"
 
 
@@ -288,7 +289,10 @@ def test_a_source_of_which_every_row_is_skipped_says_why(prepared: Any) -> None:
     with pytest.raises(UserError, match="the sources hold no prompt") as caught:
         prepared.do(prepared.lines(*rows), bad_rows="skip")
     line = str(caught.value).replace(f"{prepared.folder}/", "")
-    assert ": 6 rows were read, and left out: 6 bad rows (2 × empty prompt: there is nothing in column 'prompt'" in line
+    assert (
+        ": 6 rows were read, and all left out: 6 bad rows (2 × empty prompt: there is nothing in column 'prompt'"
+        in line
+    )
     assert "(a.jsonl:3); 1 × no prompt is found in it" in line
     assert line.endswith("(a.jsonl:5); 1 × other reasons)")
 
@@ -321,7 +325,7 @@ def test_a_template_of_a_parquet_file_meets_nulls_and_dates_that_python_lacks(pr
     ("num", "share", "told"),
     [
         (40, 0.1, "raise prepare.held_out_frac from 0.1 to 0.5, or give more prompts"),
-        (15, 0.1, "give more prompts, some 200 at prepare.held_out_frac=0.1"),
+        (15, 0.1, "give more prompts, about 200 at prepare.held_out_frac=0.1"),
         (
             40,
             0.0,
@@ -343,7 +347,7 @@ def test_too_few_held_out_prompts_are_told_with_what_helps(
 def test_the_shipped_prompts_are_not_taken_in_silence(
     prepared: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models.Model, "context_tokens", lambda self: 1 << 16)
+    monkeypatch.setattr(lookup.Model, "context_tokens", lambda self: 1 << 16)
     config = prepared.config(
         {"path": "prompts/seeds.jsonl", "licence": "apache-2.0"}, max_prompts=30, held_out_frac=0.5
     )

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import models, prepare
-from pipeline.chat_template import ChatTemplate
+from pipeline import prepare
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.models import lookup
+from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.prepare.conversations import prompt_id
 from pipeline.records import is_held_out
 
@@ -51,7 +52,7 @@ class Scored:
         return self.prepared.rows()
 
     def written(self, row: dict[str, Any]) -> tuple[str, str]:
-        tokenizer = models.find(str(self.prepared.teacher)).tokenizer()
+        tokenizer = lookup.find(str(self.prepared.teacher)).tokenizer()
         return tokenizer.decode(row["prompt_token_ids"]), tokenizer.decode(row["completion_token_ids"])
 
 
@@ -68,7 +69,7 @@ def test_an_answer_is_what_the_template_adds_through_its_end_of_turn(scored: Sco
     [row] = scored.do({"prompt": "Hi", "completion": "Hello."})
     prompt = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert scored.written(row) == (prompt, "Hello.<|im_end|>")
-    tokenizer = models.find(str(scored.prepared.teacher)).tokenizer()
+    tokenizer = lookup.find(str(scored.prepared.teacher)).tokenizer()
     assert row["prompt_token_ids"] == ChatTemplate(tokenizer).render([USER])
     assert plain(row["messages"]) == [USER]
 
@@ -185,7 +186,7 @@ def test_the_end_of_turn_may_be_one_of_the_generation_configs(
 ) -> None:
     """As Gemma's: its tokenizer's eos is another token."""
     scored.prepared.teacher = other_teacher("{% for m in messages %}<|im_start|>{{ m.content }}|\n{% endfor %}")
-    tokenizer = models.find(str(scored.prepared.teacher)).tokenizer()
+    tokenizer = lookup.find(str(scored.prepared.teacher)).tokenizer()
     [bar] = tokenizer("|", add_special_tokens=False).input_ids
     (scored.prepared.teacher / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, bar]}))
     [row] = scored.do({"messages": [USER, ANSWER]})
@@ -223,7 +224,7 @@ def test_tools_and_calls_reach_the_template_and_are_stored(prepared: Any, other_
     prepared.teacher = other_teacher(TOOLS)
     prepared.do(prepared.lines({"messages": [USER, CALLING, RESULT], "tools": [TOOL]}))
     [row] = prepared.rows()
-    tokenizer = models.find(str(prepared.teacher)).tokenizer()
+    tokenizer = lookup.find(str(prepared.teacher)).tokenizer()
     assert tokenizer.decode(row["prompt_token_ids"]) == (
         f"{json.dumps([TOOL])}<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n{CALLED}<|im_end|>\n"
         "<|im_start|>tool\nrain(c1)<|im_end|>\n<|im_start|>assistant\n"

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import models, prepare
+from pipeline import prepare
 from pipeline.config import validate
 from pipeline.errors import UserError
+from pipeline.models import lookup
 
 Do = Callable[..., dict[str, Any]]
 
@@ -46,7 +47,7 @@ def test_personal_data_is_taken_out_before_the_teacher_reads_it(prepared: Any, d
     clean = ["You serve <EMAIL>.", "I am <EMAIL>, at <IP>.", "Hello <EMAIL>.", "Bye."]
     assert contents(prepared) == [*clean, "Hi"]
     first, second = prepared.rows()
-    rendered = models.find(str(prepared.teacher)).tokenizer().decode(first["prompt_token_ids"])
+    rendered = lookup.find(str(prepared.teacher)).tokenizer().decode(first["prompt_token_ids"])
     assert all(text in rendered for text in clean)
     assert "acme" not in rendered
     assert (dict(first["redacted"]), second["redacted"]) == ({"email": 3, "ip": 1}, [])
@@ -107,7 +108,7 @@ def test_an_answer_to_be_scored_is_redacted_too(prepared: Any, do: Do) -> None:
     do({"prompt": "Who?", "completion": "Ask ada@acme.io."}, generate={"mode": "score"})
     [row] = prepared.rows()
     assert (
-        models.find(str(prepared.teacher)).tokenizer().decode(row["completion_token_ids"]) == "Ask <EMAIL>.<|im_end|>"
+        lookup.find(str(prepared.teacher)).tokenizer().decode(row["completion_token_ids"]) == "Ask <EMAIL>.<|im_end|>"
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import models, prepare
+from pipeline import prepare
 from pipeline.errors import UserError
-from pipeline.models import chat_template_of
+from pipeline.models import lookup
+from pipeline.models.lookup import chat_template_of
 
 ALTERNATING = (  # after Gemma 2
     "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}{% for m in messages %}"
@@ -28,7 +29,7 @@ def test_system_messages_and_two_questions_in_a_row_are_taken_by_every_template(
     prepared.teacher = other_teacher(ALTERNATING)
     rows = [{"messages": [USER]}, {"messages": [USER, {"role": "user", "content": "Who?"}]}]
     counts = prepared.do(prepared.lines(*rows) | {"system": "Be brief."})
-    tokenizer = models.find(str(prepared.teacher)).tokenizer()
+    tokenizer = lookup.find(str(prepared.teacher)).tokenizer()
     texts = [tokenizer.decode(row["prompt_token_ids"]) for row in prepared.rows()]
     assert texts == [
         "<|im_start|>user\nBe brief.\n\nHi<|im_end|>\n<|im_start|>assistant\n",
@@ -62,7 +63,7 @@ def test_the_date_is_that_of_the_day_prepare_began(
     prepared.teacher = other_teacher(DATED)
     monkeypatch.setattr(prepare, "datetime", Then)
     prepared.do(prepared.lines({"prompt": "Hi"}))
-    tokenizer = models.find(str(prepared.teacher)).tokenizer()
+    tokenizer = lookup.find(str(prepared.teacher)).tokenizer()
     [row] = prepared.rows()
     assert tokenizer.decode(row["prompt_token_ids"]).startswith("2031-05-06 Hi")
     assert prepared.run_dir.manifest("prepare")["fingerprint"]["teacher.date"] == "2031-05-06"
@@ -80,7 +81,7 @@ def test_a_template_without_a_date_leaves_none_in_the_fingerprint(prepared: Any)
 def test_a_token_without_an_embedding_is_told_with_its_row(prepared: Any, other_teacher: Callable[[str], Path]) -> None:
     """Gemma 3's tokenizer has one token more than its text models have rows."""
     prepared.teacher = folder = other_teacher("{% for m in messages %}{{ m.content }}{% endfor %}")
-    tokenizer = models.find(str(folder)).tokenizer()
+    tokenizer = lookup.find(str(folder)).tokenizer()
     tokenizer.add_tokens(["<image>"])
     tokenizer.save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["vocab_size"] == len(tokenizer) - 1

@@ -100,7 +100,7 @@ def test_a_system_message_is_put_before_a_prompt_that_has_none() -> None:
         ({"messages": []}, "no list"),
         ({"messages": {"role": "user"}}, "no list"),
         ({"messages": [{**ANSWER, "content": ""}, USER]}, "the conversation begins with an empty answer"),
-        ({"messages": "Hi"}, "column 'messages' is no JSON list of messages"),
+        ({"messages": "Hi"}, "column 'messages' is not a JSON list of messages"),
         ({"messages": ["Hi", 5]}, "no list of {role, content}"),
         (
             {"messages": [{"role": "narrator", "content": "Hi"}]},
@@ -108,9 +108,9 @@ def test_a_system_message_is_put_before_a_prompt_that_has_none() -> None:
         ),
         ({"messages": [{"role": ["user"], "content": "Hi"}]}, "role must be one of system, .* and one has none"),
         ({"messages": [{"role": "user"}]}, "empty prompt"),
-        ({"prompt": 5}, r"a user message's content is no text \(its type: int\)"),
+        ({"prompt": 5}, r"a user message's content is not text \(its type: int\)"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "a user message holds a text part without"),
-        ({"messages": [{"role": "user", "content": {"text": "Hi"}}]}, r"content is no text \(its type: dict\)"),
+        ({"messages": [{"role": "user", "content": {"text": "Hi"}}]}, r"content is not text \(its type: dict\)"),
         ({"messages": [SYSTEM]}, "no user message to answer"),
         ({"messages": [ANSWER]}, "no user message to answer"),
         ({"messages": [USER, SYSTEM]}, "no user message to answer"),
@@ -164,7 +164,7 @@ def test_each_answer_of_a_row_with_all_that_stands_before_it(row: Row, source: R
         ({"prompt": "Hi", "completion": None}, "no answer to be scored: there is nothing in"),
         ({"prompt": "Hi", "completion": " "}, "no answer to be scored: there is nothing in"),
         ({"messages": [USER, {**ANSWER, "content": " "}]}, "no answer to be scored: its answer is empty"),
-        ({"prompt": "Hi", "completion": 5}, r"assistant message's content is no text \(its type: int\)"),
+        ({"prompt": "Hi", "completion": 5}, r"assistant message's content is not text \(its type: int\)"),
         ({"messages": [USER]}, "no answer to be scored: no assistant message"),
         ({"messages": [ANSWER, USER]}, "no answer to be scored"),
         ({"messages": [USER, {**ANSWER, "weight": 0}]}, "none that is not masked"),
@@ -429,7 +429,7 @@ def test_a_limit_reads_no_more_rows(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [b'{"prompt": "Hi', b"Hi", b'{"prompt": "\xff"}', b"[1, 2]", b'"Hi"', b"[" * 100_000],
-    ids=["cut", "plain text", "no UTF-8", "a list", "a string", "nested beyond measure"],
+    ids=["cut", "plain text", "not UTF-8", "a list", "a string", "nested beyond measure"],
 )
 def test_a_malformed_line_is_a_bad_row_and_the_next_ones_are_read(line: bytes, tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", b'{"prompt": "Hi"}\n' + line + b'\n{"prompt": "Ho"}\n')

@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import models, prepare, verify
+from pipeline import prepare
 from pipeline.config import Synthesis, check_files, validate
 from pipeline.errors import UserError
-from pipeline.files import file_hash
+from pipeline.models import lookup
 from pipeline.prepare import synthesis
-from pipeline.prepare.instructions import template_hash
 from pipeline.prepare.synthesis import Tally, next_round, shared_out
+from pipeline.prepare.synthesis.instructions import template_hash
+from pipeline.run import verify
+from pipeline.run.files import file_hash
 
-TEMPLATES = Path(synthesis.__file__).parent.parent.parent / "prompts/templates"
+TEMPLATES = Path(synthesis.__file__).parents[3] / "prompts/templates"
 NOUNS = ("harbour", "kettle", "violin", "comet", "meadow", "ladder", "teapot", "glacier", "lantern", "walrus")
 PASSAGE = "The harbour of the old town is closed in winter. " * 5
 Writer = Callable[[str, dict[str, Any]], str]
@@ -77,7 +79,7 @@ class Grown:
 
     def __init__(self, prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.prepared, self.monkeypatch = prepared, monkeypatch
-        self.tokenizer = models.find(str(prepared.teacher)).tokenizer()
+        self.tokenizer = lookup.find(str(prepared.teacher)).tokenizer()
         rows = [{"prompt": f"Why is number {n} {c}?", "category": c} for n in range(12) for c in ("odd", "maths")]
         self.source = prepared.lines(*rows)
         self.path = prepared.run_dir.path / "prepare"
@@ -268,7 +270,7 @@ def test_verify_proves_that_no_held_out_prompt_was_shown(grown: Grown) -> None:
 
 
 def test_verify_finds_a_prompt_made_from_one_that_is_held_out(grown: Grown, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.prepare.instructions import Pool
+    from pipeline.prepare.synthesis.instructions import Pool
 
     taken = Pool.add
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fabricated_run import VOCABULARY, make
 
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
 
 
 @pytest.fixture

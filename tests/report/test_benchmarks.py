@@ -2,7 +2,8 @@ from pathlib import Path
 
 from fabricated_run import make, scores
 
-from pipeline.report import benchmarks, page
+from pipeline.report import page
+from pipeline.report.tables import benchmarks
 
 
 def test_a_table_has_every_arm_and_the_paired_difference(tmp_path: Path) -> None:

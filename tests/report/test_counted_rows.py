@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from fabricated_run import PLANTED, counted_rows
 
-from pipeline.report import page, rows
+from pipeline.report import page
 from pipeline.report.figures import ARM_NAMES
-from pipeline.rundir import RunDir
+from pipeline.report.tables import rows
+from pipeline.run.rundir import RunDir
 
 VERDICTS = [
     {

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from fabricated_run import DROPS, PLANTED, make
 
-from pipeline import presidio
 from pipeline.errors import UserError
-from pipeline.report import decided, ids
-from pipeline.rundir import RunDir
+from pipeline.report import ids
+from pipeline.report.tables import decided
+from pipeline.run.rundir import RunDir
+from pipeline.screening import presidio
 
 
 @pytest.fixture
@@ -88,7 +89,9 @@ def test_a_rule_that_dropped_nothing_has_no_sample(run_dir: RunDir) -> None:
 
 
 def test_a_reason_that_is_none_is_refused_with_those_that_are(run_dir: RunDir) -> None:
-    with pytest.raises(UserError, match=r"'ugly' is no reason .* dropped for: truncated, repeated_ngrams \('kept' for"):
+    with pytest.raises(
+        UserError, match=r"'ugly' is not a reason .* dropped for: truncated, repeated_ngrams \('kept' for"
+    ):
         decided.sample(run_dir, "ugly", 2)
 
 

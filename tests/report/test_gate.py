@@ -6,11 +6,11 @@ import pytest
 from fabricated_run import figure, make, scores
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.cli.verbs import app
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.report import gate
-from pipeline.rundir import RunDir
+from pipeline.run.files import read_json
+from pipeline.run.rundir import RunDir
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_conditions_are_read(text: str, expected: list[tuple[str, str, float]]) 
 
 @pytest.mark.parametrize("text", ["kl", "kl=0.5", "kl<", "kl<a", "kl<0.5,", "kl<1.2.3", "", "kl << 2"])
 def test_what_is_no_condition_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="is no condition; write NAME>=NUMBER"):
+    with pytest.raises(UserError, match="is not a condition; write NAME>=NUMBER"):
         gate.parse(text)
 
 
@@ -82,4 +82,4 @@ def test_a_gate_that_asks_nothing_is_no_gate(run_dir: RunDir) -> None:
     """As of a shell's variable that is not set."""
     result = CliRunner().invoke(app, ["report", str(run_dir.path), "--gate", ""])
     assert result.exit_code != 0
-    assert "'' is no condition" in str(result.exception)
+    assert "'' is not a condition" in str(result.exception)

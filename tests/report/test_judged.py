@@ -7,7 +7,8 @@ from test_page import Reader
 
 from pipeline.config import Evaluate, Judge
 from pipeline.evaluate import judge
-from pipeline.report import judged, page
+from pipeline.report import page
+from pipeline.report.tables import judged
 
 
 def judged_scores(tmp_path: Path) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from fabricated_run import PLANTED, WEIGHTS_HASH, figure, make, samples, scores
 
 from pipeline.config import fields
 from pipeline.errors import UserError
-from pipeline.files import write_json
 from pipeline.filter import REASONS
 from pipeline.records import ARMS, SAMPLES
-from pipeline.repetition import is_repetitive
 from pipeline.report import charts, figures, page
-from pipeline.rundir import RunDir
+from pipeline.run.files import write_json
+from pipeline.run.rundir import RunDir
+from pipeline.text.repetition import is_repetitive
 
 
 class Reader(HTMLParser):

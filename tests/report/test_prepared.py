@@ -6,10 +6,10 @@ import pytest
 from fabricated_run import PLANTED
 from test_page import Reader
 
-from pipeline import licences as table
-from pipeline.files import write_json
 from pipeline.report import page
-from pipeline.rundir import RunDir
+from pipeline.run.files import write_json
+from pipeline.run.rundir import RunDir
+from pipeline.screening import licences as table
 
 MIT, BY = (
     f"{table.MEANINGS[entry.verdict]}. {entry.clause} ({entry.name}: {entry.read})"

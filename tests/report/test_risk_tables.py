@@ -5,8 +5,9 @@ from pathlib import Path
 from fabricated_run import figure, make, scores
 from test_page import page_of
 
-from pipeline.report import page, risks, served
-from pipeline.rundir import RunDir
+from pipeline.report import page
+from pipeline.report.tables import risks, served
+from pipeline.run.rundir import RunDir
 
 
 def test_risks_are_shown_with_their_differences_from_the_teacher(run_dir: RunDir) -> None:

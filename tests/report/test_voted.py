@@ -9,11 +9,12 @@ import fabricated_run
 import pytest
 from fabricated_run import make
 
-from pipeline import votes
 from pipeline.compare.questions import draw
-from pipeline.report import page, voted
-from pipeline.rundir import RunDir, now
-from pipeline.votes import Vote
+from pipeline.report import page
+from pipeline.report.tables import voted
+from pipeline.run import votes
+from pipeline.run.rundir import RunDir, now
+from pipeline.run.votes import Vote
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import pytest
 import torch
 from listed import VOCAB, captured, tiny
 
-from pipeline import hardware, models
 from pipeline.config import Train
 from pipeline.errors import UserError
+from pipeline.machine import hardware
+from pipeline.models import lookup
 from pipeline.train import contract
 
 
@@ -20,11 +21,11 @@ def rows() -> Any:
     return captured(tiny().to(torch.bfloat16).float().eval(), 8)
 
 
-def model_of(folder: Path, **config: Any) -> models.Model:
+def model_of(folder: Path, **config: Any) -> lookup.Model:
     tiny().to(torch.bfloat16).save_pretrained(folder)
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    return models.Model("teacher", folder)
+    return lookup.Model("teacher", folder)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Divergence, Train
-from pipeline.train import divergences
-from pipeline.train.divergences import buckets, chosen, forward_kl_nats
+from pipeline.train.losses import divergences
+from pipeline.train.losses.divergences import buckets, chosen, forward_kl_nats
 
 NAMES = list(Divergence.__args__)
 

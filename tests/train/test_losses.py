@@ -10,10 +10,9 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from pipeline.config import Divergence
-from pipeline.train import temperature
 from pipeline.train.batches import collate
-from pipeline.train.divergences import chosen
-from pipeline.train.losses import token_losses
+from pipeline.train.losses import temperature, token_losses
+from pipeline.train.losses.divergences import chosen
 from pipeline.train.targets import IGNORED
 
 

@@ -18,9 +18,10 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from pipeline import codec, packed_attention
+from pipeline import codec
 from pipeline.config import Train
 from pipeline.errors import UserError
+from pipeline.models.forward import packed_attention
 from pipeline.train import packing, student
 from pipeline.train.batches import collate, collate_flat, collate_items, items, sampler
 from pipeline.train.losses import token_losses

@@ -15,7 +15,7 @@ from pipeline import train as train_stage
 from pipeline.config import Train
 from pipeline.errors import UserError
 from pipeline.records import DECISIONS, RESPONSES
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
 from pipeline.train import rows as rows_module
 from pipeline.train.batches import LengthGrouped, items, sampler
 from pipeline.train.rows import (

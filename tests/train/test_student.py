@@ -14,11 +14,12 @@ from fabricated_run import make as fabricated
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pipeline import language_model, models, pruning, train
+from pipeline import train
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.export import corpus
-from pipeline.rundir import RunDir
+from pipeline.models import language_model, lookup, pruning
+from pipeline.run.rundir import RunDir
 from pipeline.train import layers, student
 
 TOKENS, VOCAB = 20, 24  # tokens of the tokenizer; rows of the teacher, padding included
@@ -245,13 +246,13 @@ def test_layers_of_another_name_are_found_and_those_that_are_not_are_refused(tmp
     sizes: dict[str, Any] = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 2}
     AutoModelForCausalLM.from_config(transformers.GPT2Config(**sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    gpt2 = models.find(str(folder))
+    gpt2 = lookup.find(str(folder))
     whole, _ = made(gpt2, tmp_path / "whole")
     assert torch.equal(logits(whole), logits(student.load(folder)))
     pruned: Any = student.keep_layers(copy.deepcopy(whole), [1])
     assert pruned.config.num_hidden_layers == 1
     whole.transformer.h = torch.nn.Sequential(*whole.transformer.h)
-    with pytest.raises(UserError, match="gpt2 models can't be pruned here"):
+    with pytest.raises(UserError, match="gpt2 models can't be pruned: Retort does not find their layers"):
         student.keep_layers(whole, [0])
 
 
@@ -309,26 +310,26 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture
-def teacher(tmp_path: Path, tokenizer: Any) -> models.Model:
+def teacher(tmp_path: Path, tokenizer: Any) -> lookup.Model:
     return saved_model(tmp_path / "teacher", tokenizer)
 
 
-def saved_model(folder: Path, tokenizer: Any, **changes: Any) -> models.Model:
+def saved_model(folder: Path, tokenizer: Any, **changes: Any) -> lookup.Model:
     model = built("Llama", **changes)
     model.generation_config.eos_token_id = [2, 5]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return models.find(str(folder))
+    return lookup.find(str(folder))
 
 
-def config_of(teacher: models.Model, **settings: Any) -> Config:
+def config_of(teacher: lookup.Model, **settings: Any) -> Config:
     sections = {"teacher": {"model": teacher.name}, "student": settings, "generate": {"k": 4}}
     return validate({"name": "trial", **sections}, "test")
 
 
-def made(teacher: models.Model, target: Path, rows: Any = None, **settings: Any) -> tuple[Any, dict[str, Any]]:
+def made(teacher: lookup.Model, target: Path, rows: Any = None, **settings: Any) -> tuple[Any, dict[str, Any]]:
     facts = student.make(config_of(teacher, **settings), teacher, target, rows)
-    assert models.find(str(target)).tokenizer().get_vocab() == teacher.tokenizer().get_vocab()
+    assert lookup.find(str(target)).tokenizer().get_vocab() == teacher.tokenizer().get_vocab()
     return student.load(target).eval(), facts
 
 
@@ -342,18 +343,18 @@ def made(teacher: models.Model, target: Path, rows: Any = None, **settings: Any)
     ],
 )
 def test_the_teacher_is_pruned_as_asked(
-    tmp_path: Path, teacher: models.Model, settings: dict[str, Any], kept: list[int]
+    tmp_path: Path, teacher: lookup.Model, settings: dict[str, Any], kept: list[int]
 ) -> None:
     model, facts = made(teacher, tmp_path / "student", **settings)
     pruned = {"of_layers": 6, "layers": kept} if settings else {}
     assert facts == {**pruned, "vocabulary_rows_cut": 0}
     wanted = student.keep_layers(student.load(teacher.path), kept)
     assert torch.equal(logits(model), logits(wanted))
-    said = models.kept_layers({"student": facts})  # as report and card have it
-    assert said == (settings.get("keep_layers") or models.layer_spans(kept) if settings else None)
+    said = lookup.kept_layers({"student": facts})  # as report and card have it
+    assert said == (settings.get("keep_layers") or lookup.layer_spans(kept) if settings else None)
 
 
-def test_layers_are_measured_on_the_rows(tmp_path: Path, teacher: models.Model) -> None:
+def test_layers_are_measured_on_the_rows(tmp_path: Path, teacher: lookup.Model) -> None:
     rows = Rows(6)
     wanted = layers.block_influence(student.load(teacher.path), rows)
     _, facts = made(teacher, tmp_path / "student", rows, num_layers=2, choose_layers="influence")
@@ -362,7 +363,7 @@ def test_layers_are_measured_on_the_rows(tmp_path: Path, teacher: models.Model) 
 
 
 def test_a_student_of_the_family_is_cut_to_the_teachers_rows_and_stops_where_it_does(
-    tmp_path: Path, teacher: models.Model, tokenizer: Any
+    tmp_path: Path, teacher: lookup.Model, tokenizer: Any
 ) -> None:
     small = saved_model(tmp_path / "small", tokenizer, layers=2, vocab_size=VOCAB + 8, seed=3)
     (small.path / "generation_config.json").write_text('{"eos_token_id": 1}')  # as a base model's
@@ -373,7 +374,7 @@ def test_a_student_of_the_family_is_cut_to_the_teachers_rows_and_stops_where_it_
 
 
 def test_a_student_is_given_rows_for_a_token_that_is_not_used(
-    tmp_path: Path, teacher: models.Model, tokenizer: Any
+    tmp_path: Path, teacher: lookup.Model, tokenizer: Any
 ) -> None:
     """A teacher was given a padding token of its own; the student's family has none."""
     small = saved_model(tmp_path / "small", tokenizer, layers=2, vocab_size=TOKENS, seed=3)
@@ -381,24 +382,24 @@ def test_a_student_is_given_rows_for_a_token_that_is_not_used(
     tokenizer.save_pretrained(teacher.path)
     model, facts = made(teacher, tmp_path / "student", model=small.name)
     assert facts == {"vocabulary_rows_cut": 0}
-    assert model.config.vocab_size == TOKENS + 1 == len(models.Model("", tmp_path / "student").tokenizer())
+    assert model.config.vocab_size == TOKENS + 1 == len(lookup.Model("", tmp_path / "student").tokenizer())
     torch.testing.assert_close(logits(model)[..., :TOKENS], logits(student.load(small.path)), rtol=0, atol=1e-6)
     again, _ = made(teacher, tmp_path / "again", model=small.name)
     assert torch.equal(logits(again), logits(model))
 
 
 def test_a_teacher_with_fewer_rows_than_tokens_is_its_own_student(
-    tmp_path: Path, teacher: models.Model, tokenizer: Any
+    tmp_path: Path, teacher: lookup.Model, tokenizer: Any
 ) -> None:
     """As Gemma 3's text models: a token for images, which they have no row for."""
     tokenizer.add_tokens([f"<image {n}>" for n in range(VOCAB + 1 - TOKENS)])
     tokenizer.save_pretrained(teacher.path)
-    models.check_student(config_of(teacher), teacher, teacher.tokenizer())
+    lookup.check_student(config_of(teacher), teacher, teacher.tokenizer())
     model, _ = made(teacher, tmp_path / "student")
     assert model.config.vocab_size == VOCAB == len(tokenizer) - 1
 
 
-def test_random_weights_follow_from_config_and_seed(tmp_path: Path, teacher: models.Model, tokenizer: Any) -> None:
+def test_random_weights_follow_from_config_and_seed(tmp_path: Path, teacher: lookup.Model, tokenizer: Any) -> None:
     folder = tmp_path / "new"
     LlamaConfig(**{**SIZES, "num_hidden_layers": 3, "eos_token_id": 9, "pad_token_id": 4}).save_pretrained(folder)
     config = config_of(teacher, config=str(folder))
@@ -420,7 +421,7 @@ def test_random_weights_follow_from_config_and_seed(tmp_path: Path, teacher: mod
     assert facts == {"vocabulary_rows_cut": 0}
 
 
-def test_weights_that_were_cut_short_are_told_with_their_folder(teacher: models.Model, tmp_path: Path) -> None:
+def test_weights_that_were_cut_short_are_told_with_their_folder(teacher: lookup.Model, tmp_path: Path) -> None:
     shutil.copytree(teacher.path, tmp_path / "cut")
     [weights] = (tmp_path / "cut").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:100])
@@ -428,7 +429,7 @@ def test_weights_that_were_cut_short_are_told_with_their_folder(teacher: models.
         student.load(tmp_path / "cut")
 
 
-def test_drawing_weights_leaves_the_global_generator_as_it_was(teacher: models.Model, tokenizer: Any) -> None:
+def test_drawing_weights_leaves_the_global_generator_as_it_was(teacher: lookup.Model, tokenizer: Any) -> None:
     before = torch.random.get_rng_state()
     student.random_model(str(teacher.path), tokenizer, 5)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -450,7 +451,7 @@ def test_drawing_weights_leaves_the_global_generator_as_it_was(teacher: models.M
 )
 def test_what_can_not_be_made_is_one_line_before_the_first_stage(
     tmp_path: Path,
-    teacher: models.Model,
+    teacher: lookup.Model,
     tokenizer: Any,
     monkeypatch: pytest.MonkeyPatch,
     settings: dict[str, Any],
@@ -471,8 +472,8 @@ def test_what_can_not_be_made_is_one_line_before_the_first_stage(
     config = config_of(teacher, **settings)
 
     def before_the_first_stage() -> None:
-        models.check_settings(config)  # the command
-        models.check_student(config, teacher, tokenizer)  # prepare's first line
+        lookup.check_settings(config)  # the command
+        lookup.check_student(config, teacher, tokenizer)  # prepare's first line
 
     for attempt in (before_the_first_stage, lambda: student.make(config, teacher, tmp_path / "student", None)):
         with pytest.raises(UserError, match=said) as caught:
@@ -480,19 +481,19 @@ def test_what_can_not_be_made_is_one_line_before_the_first_stage(
         assert "\n" not in str(caught.value)
 
 
-def test_choosing_layers_without_their_number_is_refused(teacher: models.Model) -> None:
+def test_choosing_layers_without_their_number_is_refused(teacher: lookup.Model) -> None:
     with pytest.raises(UserError, match=r"choose_layers=evenly chooses nothing yet: .*student\.num_layers"):
-        models.check_settings(config_of(teacher, choose_layers="evenly"))
+        lookup.check_settings(config_of(teacher, choose_layers="evenly"))
 
 
 @pytest.fixture
-def filtered(tmp_path: Path, teacher: models.Model, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    monkeypatch.setattr(models, "check_weights", lambda *_: None)  # the run's answers are fabricated
+def filtered(tmp_path: Path, teacher: lookup.Model, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    monkeypatch.setattr(lookup, "check_weights", lambda *_: None)  # the run's answers are fabricated
     return fabricated(tmp_path, until="filter", teacher=teacher.name)
 
 
 def test_the_run_remembers_which_layers_were_chosen(
-    teacher: models.Model, filtered: RunDir, monkeypatch: pytest.MonkeyPatch
+    teacher: lookup.Model, filtered: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object, **__: object) -> None:
         raise InterruptedError
@@ -510,7 +511,7 @@ def test_the_run_remembers_which_layers_were_chosen(
 
 
 def test_another_config_of_random_weights_is_another_student(
-    tmp_path: Path, teacher: models.Model, filtered: RunDir
+    tmp_path: Path, teacher: lookup.Model, filtered: RunDir
 ) -> None:
     path = tmp_path / "new.json"
     config = config_of(teacher, config=str(path))
@@ -526,12 +527,12 @@ def test_another_config_of_random_weights_is_another_student(
 
 
 def test_another_tokenizer_is_pointed_to_sequence_level_sft(
-    tmp_path: Path, teacher: models.Model, tokenizer: Any, byte_tokenizer: Path
+    tmp_path: Path, teacher: lookup.Model, tokenizer: Any, byte_tokenizer: Path
 ) -> None:
     other = transformers.AutoTokenizer.from_pretrained(byte_tokenizer)
     name = saved_model(tmp_path / "other", other, layers=1, vocab_size=300).name
     with pytest.raises(UserError, match=r"can't be compared across tokenizers.*retort export corpus RUN.*trl sft") as e:
-        models.check_student(config_of(teacher, model=name), teacher, tokenizer)
+        lookup.check_student(config_of(teacher, model=name), teacher, tokenizer)
     assert "\n" not in str(e.value)
 
 

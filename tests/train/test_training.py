@@ -9,10 +9,10 @@ from transformers import LlamaForCausalLM
 from pipeline.config import Generate, Train
 from pipeline.errors import UserError
 from pipeline.generate import support
-from pipeline.head import Head, support_logprobs
+from pipeline.models.forward.head import Head, support_logprobs
 from pipeline.train import contract
 from pipeline.train.batches import LengthGrouped, collate
-from pipeline.train.divergences import buckets, forward_kl_nats
+from pipeline.train.losses.divergences import buckets, forward_kl_nats
 from pipeline.train.targets import IGNORED
 
 DRAWN = Generate(support="sampled", num_draws=6)

@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import chat_set, config
+from pipeline import config
 from pipeline.console import counted
+from pipeline.eval_sets import chat_set
 from pipeline.evaluate.judge import checks
 from pipeline.evaluate.judge.figures import Clustered, Figures, Outcome, by_category, compared
 from pipeline.evaluate.judge.turns import Rows, pairs, replies
-from pipeline.evaluate.statistics import exact
 from pipeline.judge import ask, cost_of
 from pipeline.judge.ledger import Ledger
 from pipeline.judge.questions import Asker, Pair, Question, Reply
+from pipeline.statistics import exact
 
 GRADED = ("teacher", "student", "sft_only")
 RIVALS = {"teacher": "the teacher's", "sft_only": "that of the student trained by cross-entropy alone"}

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from pipeline.console import counted
 from pipeline.evaluate.judge.figures import Figures, Outcome, wilson
-from pipeline.evaluate.statistics import Figure
 from pipeline.judge.questions import Pair, Reply
+from pipeline.statistics import Figure
 
 MIN_SENTENCES = 3  # of an answer that is to be shuffled and halved
 # Below or beyond these the judge should not be believed.

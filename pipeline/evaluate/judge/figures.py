@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluate.statistics import Figure, ratio, resampled_weights
 from pipeline.judge.questions import Choice
+from pipeline.statistics import Figure, ratio, resampled_weights
 
 Array = npt.NDArray[np.float64]
 Figures = dict[str, Figure]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import Filter
-from pipeline.repetition import has_duplicate_ngram
+from pipeline.text.repetition import has_duplicate_ngram
 
 Verdict = tuple[float, bool]  # (score, keep)
 Nats = npt.NDArray[np.float32]
@@ -29,7 +29,7 @@ LIST_ITEM = re.compile(r"^[ \t]*(?:[-*+•–][ \t]+\S|\d{1,3}[.)][ \t]+\S|\|)",
 # Scripts that put no space between words: each character counts as a word of its own.
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 MIN_LIST_ITEMS = 3
-MIN_LOOP_WORD_CHARS = 20  # a word of so many may be a loop without spaces: see pipeline/loops.py
+MIN_LOOP_WORD_CHARS = 20  # a word of so many may be a loop without spaces: see pipeline/text/loops.py
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def unclosed_tag(answer: Candidate, settings: Filter) -> Verdict | None:
 
 
 def broken_characters(answer: Candidate, settings: Filter) -> Verdict | None:
-    """Characters that no text has: U+FFFD (bytes that are no UTF-8), controls, private use; and UTF-8 read as Latin-1.
+    """Characters that no text has: U+FFFD (bytes that are not UTF-8), controls, private use; and UTF-8 read as Latin-1.
 
     At the end of an answer that was cut off a character may be half there (ftfy's mojibake, in short).
     """

@@ -15,7 +15,7 @@ from pipeline.config import Filter
 from pipeline.filter.rules.candidate import Candidate, Verdict
 
 MIN_WORDS = 20
-MIN_WORD_CHARS = 3  # below, a text of letters is spelt out, or is no text
+MIN_WORD_CHARS = 3  # below, a text of letters is spelt out, or is not text
 MIN_PROMPT_WORDS = 3
 MIN_PROMPT_PROB = 0.5
 MIN_SECOND_PROB = 0.1  # a short prompt may be in its second or third likeliest language

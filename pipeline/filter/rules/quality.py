@@ -8,7 +8,7 @@ import re
 
 from pipeline.config import Filter
 from pipeline.filter.rules.candidate import Candidate, Verdict
-from pipeline.repetition import SYMBOLS_ALONE
+from pipeline.text.repetition import SYMBOLS_ALONE
 
 MARKDOWN = frozenset('-*+•–—|#=&/→…:;?!«»„"') | {"##", "###", "####", "---", "***", "**"}  # and what French sets apart
 SYMBOLS = re.compile(r"#+|\.\.\.|…")

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from pipeline.config import Filter
 from pipeline.filter.rules.candidate import Candidate, Verdict
-from pipeline.refusals import refuses
+from pipeline.text.refusals import refuses
 
 # Asked to decline, the teacher declines for the user; that is an answer.
 ASKS_REFUSAL = re.compile(
@@ -77,7 +77,7 @@ def refusal(answer: Candidate, settings: Filter) -> Verdict | None:
     """1 where the first 200 characters refuse. No ban: refusals may be `max_refusal_frac` of what the run keeps.
 
     The rule marks; filter then keeps so many of those that nothing else dropped, in the order of their ids' hashes.
-    Asked to decline for the user, an answer that declines is none (pipeline/refusals.py).
+    Asked to decline for the user, an answer that declines is none (pipeline/text/refusals.py).
     """
     if settings.max_refusal_frac is None:
         return None

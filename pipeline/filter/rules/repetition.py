@@ -8,10 +8,10 @@ be three times as long again, and shares are let be: a loop in such an answer is
 import re
 from collections.abc import Callable
 
-from pipeline import repetition as measures
 from pipeline.config import Filter
 from pipeline.filter.rules.candidate import Candidate, Verdict
-from pipeline.loops import loop_repeats
+from pipeline.text import repetition as measures
+from pipeline.text.loops import loop_repeats
 
 RUN_SLACK = {"code": 2, "maths": 2, "list": 3, "prose": 1}
 SHARE_SLACK = 1.5

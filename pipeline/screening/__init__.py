@@ -1,0 +1,1 @@
+"""What prompts and responses must not carry unseen: personal data, unsafe content, licences, unknown origins."""

@@ -1,0 +1,1 @@
+"""What can be said of a text without a model: near duplicates, contamination, repetition, refusals; and templates."""
