@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import ROOT
 
-ROOT = Path(__file__).parent.parent
 # GiB of each engine's KV cache: vLLM never gives back that of an engine in this process
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
@@ -53,16 +53,3 @@ def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     special = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
     PreTrainedTokenizerFast(tokenizer_object=cutter, **special).save_pretrained(folder)
     return folder
-
-
-def retort(*arguments: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command as a user types it, from the repository's root."""
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )

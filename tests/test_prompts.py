@@ -1,26 +1,17 @@
 """The shipped prompts: enough of them, well formed, and none asked in training that evaluation asks again."""
 
-import json
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support.shipped_prompts import PROMPTS, load, near_pairs, words
 
-import pipeline
 from pipeline.config import Source
 from pipeline.corpora import BadRowError, read
 from pipeline.prepare.sources import prompt_of
 
-PROMPTS = Path(pipeline.__file__).parent.parent / "prompts"
-NGRAM_WORDS = 5
-NEAR = 0.2  # Jaccard similarity of two prompts' 5-grams of words
 NUM_CATEGORIES = 8
-
-
-def load(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (PROMPTS / name).read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -34,25 +25,6 @@ def seeds() -> list[str]:
 @pytest.fixture(scope="module")
 def items() -> list[dict[str, Any]]:
     return load("chat_eval.jsonl")
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
-def ngrams(text: str) -> set[tuple[str, ...]]:
-    """5-grams of words; the whole text where it is shorter."""
-    sequence = words(text)
-    return {tuple(sequence[i : i + NGRAM_WORDS]) for i in range(max(1, len(sequence) - NGRAM_WORDS + 1))}
-
-
-def similarity(one: set[tuple[str, ...]], other: set[tuple[str, ...]]) -> float:
-    return len(one & other) / len(one | other)
-
-
-def near_pairs(some: list[str], others: list[str]) -> list[tuple[str, str]]:
-    grams = {text: ngrams(text) for text in [*some, *others]}
-    return [(a, b) for a in some for b in others if a is not b and similarity(grams[a], grams[b]) >= NEAR]
 
 
 @pytest.mark.parametrize(

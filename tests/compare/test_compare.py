@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import fabricated_run
 import psutil
 import pytest
-from fabricated_run import PLANTED, make
-from serving import Page, serving
 from starlette.testclient import TestClient
+from support import fabricated_run
+from support.fabricated_run import PLANTED, make
+from support.serving import Page, serving
 
 from pipeline import compare
 from pipeline.compare.questions import draw

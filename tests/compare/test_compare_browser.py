@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from chromium_tab import BINARIES, CHROMIUM, Tab, tab
-from fabricated_run import make
-from serving import serving
+from support.chromium_tab import BINARIES, CHROMIUM, Tab, tab
+from support.fabricated_run import make
+from support.serving import serving
 
 from pipeline.compare.questions import draw
 from pipeline.run import votes

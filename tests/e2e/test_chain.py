@@ -16,7 +16,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from processes import survivors
+from support.processes import survivors
 
 from pipeline import codec
 from pipeline.run.files import file_hash

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import families
 import pytest
+from support import families
 from transformers import AutoTokenizer
 
 from pipeline import config as config_module

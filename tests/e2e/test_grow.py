@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import retort
+from support.commands import retort
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 PASSAGE = """The lighthouse at Skerry Point was built in 1871 from grey stone. Its lamp burned paraffin until 1956,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_judge import FakeJudge, by_score
+from support.fake_judge import FakeJudge, by_score
 
 from pipeline import config as config_module
 from pipeline.run.rundir import RunDir

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import make
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fabricated_run import make
 
 from pipeline import config as config_module
 from pipeline.evaluate import speed

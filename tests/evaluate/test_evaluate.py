@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import tiny_model
-from fabricated_run import make
+from support import tiny_model
+from support.fabricated_run import make
 from tokenizers.normalizers import Lowercase
 from transformers import AutoTokenizer
 

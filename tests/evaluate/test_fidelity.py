@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_model
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import tiny_model
 
 from pipeline.config import Evaluate
 from pipeline.evaluate import fidelity

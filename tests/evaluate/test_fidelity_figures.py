@@ -4,11 +4,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import fabricated_run
 import numpy as np
 import pytest
 import torch
-from test_fidelity import tiny
+from support import fabricated_run, tiny_model
 
 from pipeline import config as config_module
 from pipeline import evaluate
@@ -22,7 +21,12 @@ from pipeline.records import DECISIONS, RESPONSES
 from pipeline.run.rundir import RunDir
 
 SETTINGS = Evaluate(bootstrap=200)
+VOCAB_SIZE = 37
 Row = dict[str, Any]
+
+
+def tiny(seed: int) -> Any:
+    return tiny_model.make(seed, VOCAB_SIZE)
 
 
 def chat_rows(arms: list[str], num_items: int = 6) -> list[Row]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_judge import KEY, FakeJudge, by_score, first_place, longer
+from support.fake_judge import KEY, FakeJudge, by_score, first_place, longer
 
 import pipeline
 from pipeline.config import Evaluate, Judge

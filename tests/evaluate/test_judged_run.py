@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from fabricated_run import WEIGHTS_HASH, make, samples
-from fake_judge import KEY, FakeJudge, first_place
+from support.fabricated_run import WEIGHTS_HASH, make, samples
+from support.fake_judge import KEY, FakeJudge, first_place
 
 from pipeline import config as config_module
 from pipeline import evaluate

@@ -2,8 +2,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_model
 import torch
+from support import tiny_model
 
 from pipeline.evaluate.fidelity import preference
 from pipeline.evaluate.fidelity.preference import mean_logprobs_nats, self_preference

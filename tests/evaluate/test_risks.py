@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fabricated_run import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fabricated_run import make
 
 import pipeline
 from pipeline import config as config_module

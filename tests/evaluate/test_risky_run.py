@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import tiny_model
-from fabricated_run import make
+from support import tiny_model
+from support.fabricated_run import make
 from transformers import AutoTokenizer
 
 from pipeline import config as config_module

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import fabricated_run
 import pytest
+from support import fabricated_run
 
 from pipeline.evaluate import verdict
 from pipeline.report import figures

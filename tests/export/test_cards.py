@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import make, scores
 from huggingface_hub import ModelCard
+from support.fabricated_run import make, scores
 
 from pipeline import export
 from pipeline.export import cards

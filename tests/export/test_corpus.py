@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fabricated_run import WEIGHTS_HASH, make
+from support.fabricated_run import WEIGHTS_HASH, make
 
 from pipeline import codec
 from pipeline.errors import UserError

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_model
-from fabricated_run import make
 from huggingface_hub import ModelCard
+from support import tiny_model
+from support.fabricated_run import make
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import config as config_module

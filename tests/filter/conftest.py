@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from captured import END, Filtered
+from support.captured import END, Filtered
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from planted import EDITS, ITEMS, SEEDS, change_a_word, prose
+from support.planted import EDITS, ITEMS, SEEDS, change_a_word, prose
 
 from pipeline import filter as filter_stage
 from pipeline.config import Config, validate

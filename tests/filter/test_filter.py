@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from captured import END, Filtered, Row, reasons, response
+from support.captured import END, Filtered, Row, reasons, response
 
 from pipeline import filter as filter_stage
 from pipeline.config import validate

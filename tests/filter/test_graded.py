@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from captured import Filtered, Row, reasons, response
-from fake_judge import KEY, FakeJudge, first_place
 from hypothesis import given
 from hypothesis import strategies as st
+from support.captured import Filtered, Row, reasons, response
+from support.fake_judge import KEY, FakeJudge, first_place
 
 import pipeline
 from pipeline.config import dump, validate

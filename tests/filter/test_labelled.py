@@ -1,7 +1,7 @@
 """The rules as shipped, on answers that were written or read, and labelled, by hand; labelled.py prints each figure."""
 
 import pytest
-from labelled import FAMILIES, Row, dropped, measure, rows
+from support.labelled import FAMILIES, Row, dropped, measure, rows
 
 from pipeline.filter.rules import RULES
 

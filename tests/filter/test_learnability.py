@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_model
 import torch
-from captured import Filtered, Row, reasons, response
+from support import tiny_model
+from support.captured import Filtered, Row, reasons, response
 
 from pipeline import codec
 from pipeline.console import progress

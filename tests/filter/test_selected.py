@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from captured import Filtered, Row, reasons, response
+from support.captured import Filtered, Row, reasons, response
 
 from pipeline.errors import UserError
 

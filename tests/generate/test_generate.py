@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from fabricated_run import make
+from support.fabricated_run import make
 
 from pipeline import config as config_module
 from pipeline import generate

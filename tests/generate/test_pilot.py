@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricated_run import make
+from support.fabricated_run import make
 
 from pipeline.config import Config, validate
 from pipeline.errors import UserError

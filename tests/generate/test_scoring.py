@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.commands import ROOT, retort
 
 from pipeline.config import Train
 from pipeline.inference.engine import Engine, Request
@@ -17,7 +18,6 @@ from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.train import contract
 from pipeline.train.batches import collate
 from pipeline.train.targets import IGNORED
-from tests.conftest import ROOT, retort
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 K, BATCH_TOKENS = 20, 96

@@ -2,7 +2,7 @@ import time
 from typing import Any
 
 import pytest
-from fake_judge import KEY, FakeJudge, first_place
+from support.fake_judge import KEY, FakeJudge, first_place
 
 from pipeline.config import Judge
 from pipeline.errors import UserError

@@ -5,7 +5,7 @@ import random
 from typing import Any
 
 import pytest
-from planted import EDITS, ITEMS, SEEDS, change_a_word, prose
+from support.planted import EDITS, ITEMS, SEEDS, change_a_word, prose
 
 from pipeline.errors import UserError
 from pipeline.models import lookup

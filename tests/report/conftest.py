@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fabricated_run import VOCABULARY, make
+from support.fabricated_run import VOCABULARY, make
 
 from pipeline.run.rundir import RunDir
 

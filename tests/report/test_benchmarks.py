@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from fabricated_run import make, scores
+from support.fabricated_run import make, scores
 
 from pipeline.report import page
 from pipeline.report.tables import benchmarks

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fabricated_run import PLANTED, make
+from support.fabricated_run import PLANTED, make
 
 from pipeline.report import page
 

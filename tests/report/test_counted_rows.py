@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fabricated_run import PLANTED, counted_rows
+from support.fabricated_run import PLANTED, counted_rows
 
 from pipeline.report import page
 from pipeline.report.figures import ARM_NAMES

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import DROPS, PLANTED, make
+from support.fabricated_run import DROPS, PLANTED, make
 
 from pipeline.errors import UserError
 from pipeline.report import ids

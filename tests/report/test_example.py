@@ -3,7 +3,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fabricated_run import PLANTED, make
+from support.fabricated_run import PLANTED, make
 
 from pipeline.errors import UserError
 from pipeline.report import example

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fabricated_run import figure, make, scores
+from support.fabricated_run import figure, make, scores
 from typer.testing import CliRunner
 
 from pipeline.cli.verbs import app

@@ -1,9 +1,9 @@
 from pathlib import Path
 from typing import Any
 
-from fabricated_run import PLANTED, figure, make, scores
-from fake_judge import FakeJudge, by_score
-from test_page import Reader
+from support.fabricated_run import PLANTED, figure, make, scores
+from support.fake_judge import FakeJudge, by_score
+from support.report_reader import Reader
 
 from pipeline.config import Evaluate, Judge
 from pipeline.evaluate import judge

@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from fabricated_run import PLANTED
-from test_page import Reader
+from support.fabricated_run import PLANTED
+from support.report_reader import Reader
 
 from pipeline.report import page
 from pipeline.run.files import write_json

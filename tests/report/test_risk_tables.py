@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from fabricated_run import figure, make, scores
-from test_page import page_of
+from support.fabricated_run import figure, make, scores
+from support.report_reader import page_of
 
 from pipeline.report import page
 from pipeline.report.tables import risks, served

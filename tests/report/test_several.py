@@ -3,9 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import PLANTED, figure, make, scores
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fabricated_run import PLANTED, figure, make, scores
 from typer.testing import CliRunner
 
 from pipeline.cli import verbs

@@ -5,9 +5,9 @@ import re
 from html import unescape
 from pathlib import Path
 
-import fabricated_run
 import pytest
-from fabricated_run import make
+from support import fabricated_run
+from support.fabricated_run import make
 
 from pipeline.compare.questions import draw
 from pipeline.report import page

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from listed import VOCAB, captured, tiny
+from support.listed import VOCAB, captured, tiny
 
 from pipeline.config import Train
 from pipeline.errors import UserError

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from listed import VOCAB, captured, settings, tiny
+from support.listed import VOCAB, captured, settings, tiny
 from torch import Tensor
 from transformers import LlamaForCausalLM
 

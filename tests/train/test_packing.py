@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from listed import Listed
+from support.listed import Listed
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,

@@ -9,23 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from listed import VOCAB, captured, settings, tiny
+from support.commands import ROOT
+from support.listed import VOCAB, captured, settings, tiny
 
 from pipeline.train.batches import collate
 from pipeline.train.losses import token_losses
-from tests.conftest import ROOT
 
 pytestmark = pytest.mark.e2e
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 ALONE = [sys.executable]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
 
 def start(launcher: list[str], script: str, *arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(HERE / script), *arguments]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{TESTS}", "OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(TESTS / "support" / script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from listed import Listed
+from support.listed import Listed
 
 from pipeline import codec
 from pipeline import config as config_module

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from fabricated_run import make as fabricated
+from support.fabricated_run import make as fabricated
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

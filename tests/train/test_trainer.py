@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from listed import VOCAB, Listed, captured, reasoned, settings, tiny
+from support.listed import VOCAB, Listed, captured, reasoned, settings, tiny
 from transformers import LlamaForCausalLM
 
 from pipeline.config import Train

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from listed import VOCAB, Listed, captured, reasoned, settings, tiny
+from support.listed import VOCAB, Listed, captured, reasoned, settings, tiny
 from transformers import LlamaForCausalLM
 
 from pipeline.config import Generate, Train
