@@ -246,7 +246,7 @@ def test_shapes_that_disagree_are_refused(shapes: tuple[tuple[int, int], tuple[i
         ([[1, 2]], [[-np.inf, -np.inf]], "no entry"),
         ([[1, 1 << 24]], [[-1.0, -2.0]], "token ids"),
         ([[1, -1]], [[-1.0, -2.0]], "token ids"),
-        ([[1, 2]], [[np.nan, -2.0]], "no number"),
+        ([[1, 2]], [[np.nan, -2.0]], "is not a number"),
     ],
 )
 def test_rows_that_can_not_be_kept_are_refused(ids: Any, logprobs: Any, said: str) -> None:

@@ -344,7 +344,7 @@ def test_what_was_dropped_can_be_read(tmp_path: Path) -> None:
     run = make(tmp_path, until="filter").path
     assert "1 of 1 answer: truncated" in invoke("sample", run, "--reason", "truncated").stdout
     assert "2 of 4 answers: kept" in invoke("sample", run, "--reason", "kept", "--num", "2").stdout
-    assert "no reason of this run's filter" in error_line("sample", run, "--reason", "ugly")
+    assert "not a reason of this run's filter" in error_line("sample", run, "--reason", "ugly")
 
 
 # --- check

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from read_by_transformers_4 import read
+from support.read_by_transformers_4 import read
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.models import model_folder
@@ -20,7 +20,7 @@ from pipeline.models.lookup import Model
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 # configs and tokenizers need no torch
 PINNED = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2", "jinja2==3.1.6")
-SCRIPT = Path(__file__).parent / "read_by_transformers_4.py"
+SCRIPT = Path(__file__).parents[1] / "support/read_by_transformers_4.py"
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8, "pad_token_id": None}
 SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True, "eos_token_id": 1}
 LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

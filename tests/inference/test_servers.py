@@ -31,8 +31,8 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    for module in ("health", "server"):
-        monkeypatch.setattr(f"pipeline.generate.{module}.say", lines.append)
+    for module in ("pipeline.inference.servers", "pipeline.inference.servers.pool"):
+        monkeypatch.setattr(f"{module}.say", lines.append)
     return lines
 
 

@@ -101,7 +101,7 @@ def test_what_may_fit_is_said_and_not_refused(folder: Path, monkeypatch: pytest.
     check(folder)
     assert said.pop().endswith("the GPUs have 0.0 GB, so the rest is kept in main memory, which is slow")
     machine(monkeypatch, total=1000, gpus=1000)
-    with pytest.raises(UserError, match=r"this machine has 0\.0 GB on its GPUs and 0\.0 GB beside them"):
+    with pytest.raises(UserError, match=r"this machine has 0\.0 GB on its GPUs and 0\.0 GB of main memory"):
         check(folder)
 
 

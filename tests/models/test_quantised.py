@@ -104,7 +104,7 @@ def test_a_teacher_that_transformers_cannot_load_is_told_before_anything_runs(
     message = str(caught.value)
     assert f"transformers can't load {method} weights on this machine" in message
     assert said in message
-    assert "go without evaluate: `retort prepare`, `generate`, `filter`, `train` and `export`, one by one" in message
+    assert "or skip evaluate: run `retort prepare`, `generate`, `filter`, `train` and `export` one by one" in message
     assert "\n" not in message
     with pytest.raises(UserError, match=f"train: teacher: transformers can't load {method}"):
         language_model.load(teacher, "float32", "train: teacher")

@@ -253,7 +253,7 @@ def test_no_difference_is_said_where_the_interval_holds_one() -> None:
     assert "No difference" in verdict._kl_sentence(over(0.97, 0.9, 1.04), "x")
     assert "closer" in verdict._kl_sentence(over(0.8, 0.7, 0.9), "x")
     assert "farther" in verdict._kl_sentence(over(1.2, 1.1, 1.3), "x")
-    assert "no multiple of that of x" in verdict._kl_sentence(None, "x")
+    assert "not a multiple of that of x" in verdict._kl_sentence(None, "x")
 
 
 def test_measures_that_speak_for_the_other_student_are_told_as_well() -> None:
