@@ -239,7 +239,8 @@ def test_room_is_made_where_vllm_takes_page_cache_for_memory_in_use(
 def test_importing_what_no_stage_needs_torch_for_imports_no_heavy_library() -> None:
     program = """
 import importlib, sys
-for module in ("config", "machine.hardware", "run.rundir", "cli.verbs", "models.lookup", "prepare", "filter", "generate"):
+modules = "config machine.hardware run.rundir cli.verbs models.lookup prepare filter generate"
+for module in modules.split():
     importlib.import_module(f"pipeline.{module}")
     heavy = {"torch", "transformers", "vllm", "trl", "datasets"} & set(sys.modules)
     if heavy:
