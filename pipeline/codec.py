@@ -113,7 +113,9 @@ def encode(ids_NK: IdArray, logprobs_NK: FloatArray, log_tail_N: FloatArray, kin
     return header | _streams(lengths_N, ids_E, levels_E, differences_E.astype(np.uint8), log_tail_N, width)
 
 
-def encode_draws(ids_NK: IdArray, counts_NK: npt.NDArray[np.integer], log_tail_N: FloatArray, kind: int) -> Packed:
+def encode_draws(
+    ids_NK: IdArray, counts_NK: npt.NDArray[np.integer], log_tail_N: FloatArray, kind: int = SYSTEMATIC
+) -> Packed:
     """Pack counts of draws from the K ids, the same number in every row; an id with a count of 0 is not an entry.
 
     Raises ValueError where the shapes or the numbers of draws disagree.

@@ -223,9 +223,8 @@ class Generate(Section):
     )
     nucleus_mass: Fraction = Field(default=0.98, description="nucleus: entries are stored until they hold this; 0-1.")
     nucleus_min: Positive = Field(default=4, description="nucleus: fewest entries per token.")
-    num_draws: Positive = Field(default=50, description="drawn, sampled: draws per token.", le=127)
-    draw: Literal["systematic", "independent"] = Field(
-        default="systematic", description="drawn, sampled: evenly spaced draws, which vary least, or independent."
+    num_draws: Positive = Field(
+        default=50, description="drawn, sampled: draws per token, evenly spaced, so that they vary least.", le=127
     )
     seed: int = Field(
         default=0, description="Seed; each response draws from its own stream, made of this and its id.", ge=0

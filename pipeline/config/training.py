@@ -89,11 +89,8 @@ class Train(Section):
     )
     positions_frac: Fraction = Field(
         default=1.0,
-        description="Share of answer tokens with loss, those of highest entropy; the head skips the rest.",
+        description="Share of answer tokens with loss, where the teacher is least certain; the head skips the rest.",
         gt=0,
-    )
-    positions_by: Literal["teacher_entropy", "student_entropy"] = Field(
-        default="teacher_entropy", description="Whose entropy chooses: of the stored rows, or of the student as it is."
     )
     sft_only_arm: bool = Field(
         default=False, description="Also train a second student by CE alone, same tokens, to show what KD bought."
@@ -178,11 +175,10 @@ def check_counts(train: Train, support: str) -> None:
     """Raises UserError where stored counts of draws are asked for what they are not unbiased for."""
     if support != "sampled" or train.targets == "live" or train.kd_weight == (train.kd_weight_end or 0) == 0:
         return
-    by_teacher = train.positions_frac if train.positions_by == "teacher_entropy" else 1  # chosen by their own noise
     for name, value, only in (
         ("divergence", train.divergence, "forward_kl"),
         ("temperature", train.temperature, 1),
-        ("positions_frac", by_teacher, 1),
+        ("positions_frac", train.positions_frac, 1),
         ("tail", train.tail, "bucket"),
     ):
         if value != only:

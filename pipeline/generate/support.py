@@ -25,8 +25,7 @@ def pack(
     if settings.support in ("drawn", "sampled"):
         counts_NK = counts_of_draws(logprobs_NK, uniforms(len(ids_NK), settings, response_id))
         if settings.support == "sampled":
-            kind = codec.SYSTEMATIC if settings.draw == "systematic" else codec.INDEPENDENT
-            return codec.encode_draws(ids_NK, counts_NK, codec.log_tail(logprobs_NK, vocab_size), kind)
+            return codec.encode_draws(ids_NK, counts_NK, codec.log_tail(logprobs_NK, vocab_size))
         drawn_NK = np.where(counts_NK > 0, logprobs_NK, -np.inf).astype(np.float32)
         return codec.encode(ids_NK, drawn_NK, codec.log_tail(drawn_NK, vocab_size), codec.DRAWN_LEVELS)
     if settings.support == "nucleus":
@@ -45,13 +44,10 @@ def uniforms(num_tokens: int, settings: Generate, response_id: str) -> npt.NDArr
     """Where the draws of each token fall in [0, 1), (N, draws): a function of seed, response id and position alone.
 
     Systematic draws are evenly spaced from one random start, so a count is the expected one, rounded up or down:
-    their variance is the least that single draws can have. Independent ones are those of random-sampling KD
-    (arXiv:2503.16870).
+    their variance is the least that single draws can have. Random-sampling KD (arXiv:2503.16870) draws independently.
     """
     digest = hashlib.sha256(f"draws {settings.seed} {response_id}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-    if settings.draw == "independent":
-        return generator.random((num_tokens, settings.num_draws))
     return (np.arange(settings.num_draws) + generator.random((num_tokens, 1))) / settings.num_draws
 
 

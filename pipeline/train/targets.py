@@ -32,7 +32,7 @@ class Lesson(NamedTuple):
 
 
 def lesson(row: dict[str, Any], vocab_size: int, settings: Train) -> Lesson:
-    """The lesson of a row of rows.COLUMNS, by train.reasoning, .tail, .positions_frac and .positions_by.
+    """The lesson of a row of rows.COLUMNS, by train.reasoning, .tail and .positions_frac.
 
     Tokens of its `masked_spans` are context alone: their labels are ignored and their rows left out. Raises UserError
     where rows are damaged or differ from tokens in number, where an id is outside the student's vocabulary and can't be
@@ -81,10 +81,10 @@ def _learnable(row: dict[str, Any], first: int) -> npt.NDArray[np.int64]:
 def _kept(soft: Soft, learnable_N: npt.NDArray[np.int64], settings: Train) -> npt.NDArray[np.int64]:
     """Which of the tokens that may be learnt have a loss.
 
-    By the teacher's entropy it is answer by answer, so the choice is the same in whatever batch, pack or process the
-    answer stands; of equal ones, the earlier. By the student's it is not known here: all.
+    The teacher's entropy chooses, answer by answer, so the choice is the same in any batch, pack or process; of equal
+    ones, the earlier stays.
     """
-    if settings.positions_frac == 1 or settings.positions_by == "student_entropy":
+    if settings.positions_frac == 1:
         return learnable_N
     wanted = math.ceil(settings.positions_frac * len(learnable_N) - 1e-9)  # 0.07 · 100 is 7.000000000000001
     order = np.argsort(-entropy_nats(soft[1][learnable_N], soft[2][learnable_N]), kind="stable")

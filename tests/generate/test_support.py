@@ -26,11 +26,10 @@ def rows(num_tokens: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return order_NV.astype(np.int32), np.take_along_axis(logprobs_NV, order_NV, 1).astype(np.float32)
 
 
-@pytest.mark.parametrize("draw", ["systematic", "independent"])
-def test_draws_are_unbiased_within_the_k_best(draw: str) -> None:
+def test_draws_are_unbiased_within_the_k_best() -> None:
     """Over many responses the shares of the draws are the probabilities; each within six deviations."""
     _, logprobs_NK = rows(1, 20)
-    many, num = np.repeat(logprobs_NK, 4000, axis=0), settings(draw=draw)
+    many, num = np.repeat(logprobs_NK, 4000, axis=0), settings()
     counts_NK = support.counts_of_draws(many, support.uniforms(len(many), num, "r-0"))
     p_K = np.exp(logprobs_NK[0].astype(np.float64)) / np.exp(logprobs_NK[0].astype(np.float64)).sum()
     deviation_K = np.sqrt(p_K * (1 - p_K) / (32 * len(many)))
@@ -42,10 +41,9 @@ def test_systematic_draws_are_the_expected_count_rounded_and_vary_less() -> None
     _, logprobs_NK = rows(500, 40)
     p_NK = np.exp(logprobs_NK.astype(np.float64))
     p_NK /= p_NK.sum(axis=1, keepdims=True)
-    off = {}
-    for draw in ("systematic", "independent"):
-        uniforms_ND = support.uniforms(500, settings(draw=draw), "r-0")
-        off[draw] = support.counts_of_draws(logprobs_NK, uniforms_ND) - 32 * p_NK
+    independent_ND = np.random.default_rng(0).random((500, 32))  # as random-sampling KD draws
+    drawn = {"systematic": support.uniforms(500, settings(), "r-0"), "independent": independent_ND}
+    off = {how: support.counts_of_draws(logprobs_NK, uniforms_ND) - 32 * p_NK for how, uniforms_ND in drawn.items()}
     assert np.abs(off["systematic"]).max() < 1
     assert np.abs(off["independent"]).max() > 2
     assert (off["systematic"] ** 2).mean() < 0.5 * (off["independent"] ** 2).mean()
@@ -114,7 +112,7 @@ def test_drawn_entries_keep_their_own_log_probs_and_all_else_is_the_tail() -> No
 
 @pytest.mark.parametrize(
     "chosen",
-    [{"support": "top"}, {"support": "nucleus"}, {"support": "drawn"}, {}, {"draw": "independent"}, {"num_draws": 7}],
+    [{"support": "top"}, {"support": "nucleus"}, {"support": "drawn"}, {}, {"num_draws": 7}],
 )
 def test_every_support_keeps_the_contract_and_a_shift_is_seen(chosen: dict[str, Any]) -> None:
     """Tokens drawn from the rows themselves, the whole vocabulary included, pass; moved by one token they don't."""

@@ -383,7 +383,7 @@ def accepting(run_dir: RunDir, *keys: str) -> RunDir:
         ("temperature", "; did you mean generate.temperature?"),
         ("generate.temperature.low", "; did you mean generate.temperature?"),
         ("teacher.engine.dtype", "; did you mean teacher.engine?"),
-        ("filter.min_tokens", "; choose from generate.draw, "),
+        ("filter.min_tokens", "; choose from generate.k, "),
     ],
 )
 def test_what_a_stage_has_no_setting_by_can_not_be_accepted(finished: RunDir, key: str, known: str) -> None:

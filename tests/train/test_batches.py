@@ -212,12 +212,6 @@ def test_of_equal_entropies_the_earlier_stays_and_whole_shares_are_not_rounded_u
     assert (labels != IGNORED).nonzero()[:, 0].tolist() == list(range(1, 8))
 
 
-def test_the_students_entropy_chooses_elsewhere() -> None:
-    row, _ = row_of()
-    batch = collate([row], 0, VOCAB, Train(positions_frac=0.2, positions_by="student_entropy"))
-    assert len(batch["teacher_ids_NK"]) == 12
-
-
 def test_positions_are_chosen_among_what_is_learnt() -> None:
     row, _ = row_of(num_tokens=20)
     row |= {"reasoning_tokens": 12, "reasoning_start": 1, "reasoning_end": 11}

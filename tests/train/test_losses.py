@@ -1,6 +1,5 @@
 """The loss of a batch against whole logits, for every target, temperature and choice of positions."""
 
-import math
 from typing import Any
 
 import pytest
@@ -79,15 +78,3 @@ def test_tempering_is_exact_where_the_tail_is_what_it_is_taken_for() -> None:
     peaked_NV = torch.cat([logits_NV[:, :K] + 8, torch.randn(4, M, generator=generator).double() * 3], dim=1)
     rows = peaked_NV.log_softmax(dim=1)[:, :K], peaked_NV.log_softmax(dim=1)[:, K:].logsumexp(dim=1)
     assert temperature.tempering_error_nats(peaked_NV, ids_NK, *rows, 2.0).min() > 1e-3
-
-
-def test_the_share_of_positions_where_the_student_is_least_certain(teacher: LlamaForCausalLM) -> None:
-    learner = tiny(1)
-    asked = settings(positions_frac=0.3, positions_by="student_entropy", head_chunk_tokens=7)
-    batch = collate(list(captured(teacher, 6)), 0, VOCAB, asked)
-    whole = token_losses(learner, batch, settings())
-    logprobs_NV = whole_logits(learner, batch).log_softmax(dim=1)
-    entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(dim=1)
-    wanted = sorted(range(len(entropy_N)), key=lambda n: -entropy_N[n].item())[: math.ceil(0.3 * len(entropy_N))]
-    for got_N, whole_N in zip(token_losses(learner, batch, asked), whole, strict=True):
-        torch.testing.assert_close(got_N, whole_N[sorted(wanted)])

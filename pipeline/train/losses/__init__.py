@@ -3,7 +3,6 @@
 Axes: B batch, T tokens of a row, N loss positions, C tokens of one chunk, K stored support, V vocabulary, H hidden.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,10 +33,6 @@ def token_losses(model: Any, inputs: dict[str, Tensor], settings: Train, teacher
     teacher_NH = hidden_NH if teacher is None else live_states(teacher, inputs)
     targets = [inputs[f"teacher_{name}"] for name in ("ids_NK", "logprobs_NK", "log_tail_N")]
     head, chunk_tokens = head_of(model), settings.head_chunk_tokens
-    if settings.positions_by == "student_entropy" and settings.positions_frac < 1:
-        most_S = most_uncertain(hidden_NH, head, settings.positions_frac, chunk_tokens)
-        hidden_NH, teacher_NH, labels_N = hidden_NH[most_S], teacher_NH[most_S], labels_N[most_S]
-        targets = [tensor[most_S] for tensor in targets]
     ids_NK, logprobs_NK, log_tail_N = targets
     plain = support_logprobs(hidden_NH, head, ids_NK, labels_N, chunk_tokens)
     pair = buckets(logprobs_NK, log_tail_N, plain.support_NK, plain.log_tail_N)
@@ -93,15 +88,6 @@ def states(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 def live_states(teacher: Any, inputs: dict[str, Tensor]) -> Tensor:
     """The teacher's own hidden states at the batch's loss positions."""
     return states(teacher, inputs)[0]
-
-
-def most_uncertain(hidden_NH: Tensor, head: Head, frac: float, chunk_tokens: int) -> Tensor:
-    """Places of the ceil(frac · N) positions where the student's own entropy is highest, in order.
-
-    Tavor et al. 2026 (SE-KD), arXiv:2602.01395.
-    """
-    entropy_N, _ = entropy_and_best(hidden_NH, head, chunk_tokens)
-    return entropy_N.topk(math.ceil(frac * len(entropy_N))).indices.sort().values
 
 
 def live_divergence(
