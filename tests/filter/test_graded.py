@@ -298,7 +298,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from pipeline import config, filter
-from pipeline.rundir import RunDir
+from pipeline.run.rundir import RunDir
 loaded = config.load(Path(sys.argv[1]))
 filter.run(loaded, RunDir(loaded.run_path))
 """

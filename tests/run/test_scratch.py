@@ -14,7 +14,7 @@ from pipeline.run.files import user_disk_errors
 
 PROGRAM = """
 import pathlib, sys
-from pipeline import scratch
+from pipeline.run import scratch
 
 def resident_kib():
     return int(pathlib.Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
