@@ -30,7 +30,7 @@ HANDED_ON, NUM_PROCESSES = "RETORT_ORDER", "RETORT_PROCESSES"
 UNSURE = 75  # exit code: nothing was done, and cli.py asks whether it may
 
 
-class Order(BaseModel):
+class StageOrder(BaseModel):
     """What a stage is started with."""
 
     config: Config
@@ -49,7 +49,7 @@ def main() -> None:
     quiet.libraries()
     stage, handed_on = sys.argv[1], os.environ.get(HANDED_ON)
     with user_errors():
-        order = Order.model_validate(json.loads(handed_on or sys.stdin.buffer.read()))
+        order = StageOrder.model_validate(json.loads(handed_on or sys.stdin.buffer.read()))
         try:
             _do(stage, order, handed_on is not None)
         except UnsureError as unsure:
@@ -59,7 +59,7 @@ def main() -> None:
             raise SystemExit(UNSURE) from None
 
 
-def _do(stage: str, order: Order, is_handed_on: bool) -> None:
+def _do(stage: str, order: StageOrder, is_handed_on: bool) -> None:
     target = order.run_dir(order.fresh)
     if is_handed_on:
         hardware.die_with_parent()
@@ -83,7 +83,7 @@ def _module(stage: str) -> Any:
         return importlib.import_module(f"pipeline.{stage}")
 
 
-def _launch(stage: str, order: Order) -> None:
+def _launch(stage: str, order: StageOrder) -> None:
     """`accelerate launch` of this stage; ends with the exit code of the process that failed first."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -120,7 +120,7 @@ def _launch(stage: str, order: Order) -> None:
         raise SystemExit(max(1, error.returncode)) from None
 
 
-def _check_number(order: Order) -> None:
+def _check_number(order: StageOrder) -> None:
     started = os.environ.get("WORLD_SIZE", "1")
     wanted = os.environ.get(NUM_PROCESSES, started)
     if wanted != started:

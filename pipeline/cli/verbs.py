@@ -30,7 +30,7 @@ from pipeline.cli.arguments import (
     Runs,
     ShowRest,
 )
-from pipeline.cli.stage import UNSURE, Order
+from pipeline.cli.stage import UNSURE, StageOrder
 from pipeline.cli.target import Target
 from pipeline.config import Config
 from pipeline.console import console, say, user_errors
@@ -505,7 +505,7 @@ def _is_meant() -> bool:
 
 def _in_child(stage: str, config: Config, run_dir: RunDir) -> int:
     """Run one stage in a process of its own (cli/stage.py), which dies with this one. Returns its exit code."""
-    order = Order(
+    order = StageOrder(
         config=config,
         path=run_dir.path,
         fresh=run_dir.fresh,

@@ -9,20 +9,20 @@ from pipeline.errors import UserError
 from pipeline.eval_sets import chat_set
 from pipeline.run.files import file_hash
 from pipeline.run.rundir import RunDir
-from pipeline.run.votes import Arm, Pair, pairs
+from pipeline.run.votes import AnswerPair, Arm, pairs
 
 
 @dataclass(frozen=True)
-class Question:
+class BlindQuestion:
     """A pair, and which arm is shown as A; the same side in all turns of an item, where earlier ones are in view."""
 
-    pair: Pair
+    pair: AnswerPair
     a: Arm
     b: Arm
     instruction: str | None  # the system message that both arms were given
 
 
-def draw(run_dir: RunDir, seed: int) -> list[Question]:
+def draw(run_dir: RunDir, seed: int) -> list[BlindQuestion]:
     """All pairs that differ: items in an order drawn from the seed, so that whoever stops early saw a fair sample.
 
     Raises UserError where evaluate has not finished, or there is nothing to choose between.
@@ -39,7 +39,7 @@ def draw(run_dir: RunDir, seed: int) -> list[Question]:
     for pair in sorted(shown, key=lambda pair: (place[pair.item_id], pair.turn)):
         if not pair.is_identical():
             a, b = _sides(pair.item_id, seed)
-            questions.append(Question(pair, a, b, instructions.get(pair.item_id)))
+            questions.append(BlindQuestion(pair, a, b, instructions.get(pair.item_id)))
     return questions
 
 

@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from pipeline.compare.guard import Guard
-from pipeline.compare.questions import Question, draw
+from pipeline.compare.questions import BlindQuestion, draw
 from pipeline.errors import UserError
 from pipeline.report.page import script_hash, templates
 from pipeline.run import votes
@@ -64,7 +64,7 @@ def application(run_dir: RunDir, key: str, seed: int) -> ASGIApp:
 class _Pages:
     """Each page as a function of the request and of what is on disk."""
 
-    def __init__(self, run_dir: RunDir, questions: list[Question]) -> None:
+    def __init__(self, run_dir: RunDir, questions: list[BlindQuestion]) -> None:
         self.run_dir, self.questions = run_dir, questions
         self.environment = _environment()
 
@@ -128,7 +128,7 @@ class _Pages:
         template = self.environment.get_template("message.html.j2")
         return template.render(text=text or EXPLAINED.get(status, "That can't be done here."), status=status)
 
-    def _asked(self, request: Request) -> tuple[int, Question]:
+    def _asked(self, request: Request) -> tuple[int, BlindQuestion]:
         number = request.path_params["number"]
         if not 1 <= number <= len(self.questions):
             raise HTTPException(404)
@@ -148,7 +148,7 @@ class _Pages:
         return HTMLResponse(self.environment.get_template(template).render(**context))
 
 
-def _as_shown(vote: Vote, asked: Question) -> Choice:
+def _as_shown(vote: Vote, asked: BlindQuestion) -> Choice:
     """A vote by the sides that are shown now: another seed may have had them the other way round."""
     if vote.a == asked.a or vote.vote not in ("a", "b"):
         return vote.vote

@@ -13,7 +13,7 @@ from pipeline.records import UNCATEGORISED
 from pipeline.run.files import json_lines
 
 
-class Item(BaseModel):
+class ChatItem(BaseModel):
     """One line of the chat set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,12 +23,12 @@ class Item(BaseModel):
     turns: tuple[str, ...] = Field(min_length=1)
 
 
-ItemType = TypeVar("ItemType", bound=Item)
+ItemType = TypeVar("ItemType", bound=ChatItem)
 
 
-def load(path: Path, limit: int | None) -> list[Item]:
+def load(path: Path, limit: int | None) -> list[ChatItem]:
     """The items, at most `limit`, taken from the categories in turn. Raises UserError with file and line."""
-    return load_as(Item, path, limit, "chat", "evaluate.chat_set")
+    return load_as(ChatItem, path, limit, "chat", "evaluate.chat_set")
 
 
 def load_as(kind: type[ItemType], path: Path, limit: int | None, what: str, setting: str) -> list[ItemType]:

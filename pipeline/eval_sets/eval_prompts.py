@@ -43,7 +43,7 @@ def check_settings(config: Config) -> None:
     check(config, ChatTemplate(tokenizer, config.teacher.chat_template_kwargs))
 
 
-def conversation(item: chat_set.Item, answers: list[str]) -> list[dict[str, str]]:
+def conversation(item: chat_set.ChatItem, answers: list[str]) -> list[dict[str, str]]:
     """The item's turn after these answers, with all that stands before it."""
     messages = [{"role": "system", "content": item.system}] if item.system else []
     for turn, answer in zip(item.turns, answers, strict=False):
@@ -51,7 +51,7 @@ def conversation(item: chat_set.Item, answers: list[str]) -> list[dict[str, str]
     return [*messages, {"role": "user", "content": item.turns[len(answers)]}]
 
 
-def _check_item(path: str, item: chat_set.Item, name: str, template: ChatTemplate) -> None:
+def _check_item(path: str, item: chat_set.ChatItem, name: str, template: ChatTemplate) -> None:
     for turn in range(len(item.turns)):
         try:
             template.apply(conversation(item, [ANSWER] * turn), add_generation_prompt=True, tokenize=False)
@@ -59,7 +59,7 @@ def _check_item(path: str, item: chat_set.Item, name: str, template: ChatTemplat
             raise UserError(f"{path}: item {item.id} can't be asked of {name}: {error}") from None
 
 
-def _items(config: Config) -> Iterator[tuple[str, chat_set.Item]]:
+def _items(config: Config) -> Iterator[tuple[str, chat_set.ChatItem]]:
     """`(file, item)` of all sets."""
     settings = config.evaluate
     if settings.chat_set:

@@ -16,7 +16,7 @@ KINDS = {  # what the items of each kind must say besides, so that their answers
 }
 
 
-class Probe(chat_set.Item):
+class Probe(chat_set.ChatItem):
     """One line of the probe set."""
 
     category: str = Field(pattern=f"^({'|'.join(KINDS)})$")
@@ -52,12 +52,12 @@ class Probe(chat_set.Item):
             texts.append(text)
         return texts
 
-    def items(self) -> list[chat_set.Item]:
+    def items(self) -> list[chat_set.ChatItem]:
         """The chat items to be asked, one for each prompt."""
         prompts = self.prompts()
         ids = [self.id] if len(prompts) == 1 else [f"{self.id}/{place}" for place in range(len(prompts))]
         return [
-            chat_set.Item(id=name, category=self.category, system=self.system, turns=(prompt,))
+            chat_set.ChatItem(id=name, category=self.category, system=self.system, turns=(prompt,))
             for name, prompt in zip(ids, prompts, strict=True)
         ]
 

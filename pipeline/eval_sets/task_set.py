@@ -18,7 +18,7 @@ class Check(BaseModel):
     earlier: int | None = Field(default=None, ge=0)  # the turn whose answer this one is held against
 
 
-class Item(chat_set.Item):
+class TaskItem(chat_set.ChatItem):
     """One line of the task set."""
 
     category: str = Field(pattern="^[a-z][a-z_]*$")  # part of the names of its figures
@@ -26,7 +26,7 @@ class Item(chat_set.Item):
     reference: str | None = Field(default=None, min_length=1)  # a good last answer, for ROUGE-L and chrF
 
     @model_validator(mode="after")
-    def _can_be_checked(self) -> "Item":
+    def _can_be_checked(self) -> "TaskItem":
         for check in self.checks:
             turn = self.turn_of(check)
             if turn >= len(self.turns):
@@ -43,6 +43,6 @@ class Item(chat_set.Item):
         return len(self.turns) - 1 if check.turn is None else check.turn
 
 
-def load(path: Path, limit: int | None) -> list[Item]:
+def load(path: Path, limit: int | None) -> list[TaskItem]:
     """The items, at most `limit`, taken from the categories in turn. Raises UserError with file and line."""
-    return chat_set.load_as(Item, path, limit, "task", "evaluate.tasks.path")
+    return chat_set.load_as(TaskItem, path, limit, "task", "evaluate.tasks.path")

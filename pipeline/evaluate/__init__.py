@@ -16,13 +16,13 @@ from pipeline.data import shipped
 from pipeline.errors import UserError
 from pipeline.eval_sets import chat_set, task_set
 from pipeline.evaluate import judge, risks, speed, tasks, verdict
-from pipeline.evaluate.fidelity import fidelity_figures, forced_texts, preference
+from pipeline.evaluate.fidelity import fidelity_figures, forced_responses, preference
 from pipeline.evaluate.fidelity.fidelity_figures import SumsBySection
 from pipeline.evaluate.risks import risk_figures
 from pipeline.evaluate.speed import cost, memory
 from pipeline.evaluate.tasks import chat, harness
-from pipeline.evaluate.tasks.chat import Manner
-from pipeline.inference.child_engine import Served
+from pipeline.evaluate.tasks.chat import ChatFormat
+from pipeline.inference.child_engine import ChildEngine
 from pipeline.inference.kv_cache import Load
 from pipeline.judge import fingerprint as judge_fingerprint
 from pipeline.machine import hardware
@@ -44,9 +44,9 @@ SPEED_FALLBACK_PROMPT = "Tell me something about the sea."
 class _Asked:
     """What every arm is asked, and how the teacher was set up when it answered in generate."""
 
-    items: list[chat_set.Item]
-    tasks: list[task_set.Item]
-    manners: dict[str, Manner]  # by arm
+    items: list[chat_set.ChatItem]
+    tasks: list[task_set.TaskItem]
+    chat_formats: dict[str, ChatFormat]  # by arm
     engine_args: dict[str, Any]
     probes: risks.Probes
 
@@ -68,7 +68,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     if stage.complete:
         return
     run_dir.check_files("train")
-    next(forced_texts.held_out(config, run_dir))  # before an arm is served: there is one
+    next(forced_responses.held_out(config, run_dir))  # before an arm is served: there is one
     teacher = lookup.teacher_of(run_dir)
     lookup.check_weights(teacher, run_dir)
     model_checks.check_runs_in_transformers(teacher)
@@ -79,11 +79,11 @@ def run(config: Config, run_dir: RunDir) -> None:
     asked = _asked(config, run_dir, teacher, folders)
     answered = _serve(config, stage, folders, asked)
     judged = judge.run(config.evaluate, answered.chat, stage.path, config.teacher.model, asked.items)
-    templates = {arm: manner.template for arm, manner in asked.manners.items()}
+    templates = {arm: chat_format.template for arm, chat_format in asked.chat_formats.items()}
     engine_of = partial(_arm_engine, config=config, asked=asked)
     benchmarks = harness.run(config.evaluate, folders, engine_of, templates, stage)
-    teachers = asked.manners["teacher"]
-    alike = {arm: of for arm, of in folders.items() if _has_tokens_of(asked.manners[arm].tokenizer, teachers)}
+    teachers = asked.chat_formats["teacher"]
+    alike = {arm: of for arm, of in folders.items() if _has_tokens_of(asked.chat_formats[arm].tokenizer, teachers)}
     _leave_out_unloadable(alike)
     sums, preferred = _fidelity(config, run_dir, alike, answered.chat, lookup.teacher_dtype(run_dir))
     scored = {arm: tasks.scores(asked.tasks, _of(arm, answered.tasks)) for arm in folders}
@@ -132,34 +132,34 @@ def run(config: Config, run_dir: RunDir) -> None:
 def _asked(config: Config, run_dir: RunDir, teacher: lookup.Model, folders: dict[str, Path]) -> _Asked:
     fingerprint = run_dir.manifest("generate")["fingerprint"]
     tags = tuple(tags) if (tags := fingerprint.get("teacher.reasoning_tags")) else None
-    teachers = Manner(lookup.chat_template_of(run_dir, teacher.tokenizer()), tags)
-    manners = dict.fromkeys(folders, teachers)
+    teachers = ChatFormat(lookup.chat_template_of(run_dir, teacher.tokenizer()), tags)
+    chat_formats = dict.fromkeys(folders, teachers)
     if "other" in folders:
         tokenizer = lookup.Model("other", folders["other"]).tokenizer()
         prepared = run_dir.manifest("prepare")
         day = prepared["fingerprint"].get("teacher.date") or prepared["finished"][:10]
-        manners["other"] = _manner(tokenizer, teachers, day)
+        chat_formats["other"] = _chat_format(tokenizer, teachers, day)
     return _Asked(
         items=_items(config),
         tasks=_tasks(config),
-        manners=manners,
+        chat_formats=chat_formats,
         engine_args=fingerprint["teacher.engine"] | config.evaluate.engine,
-        probes=risks.load(config, run_dir, manners),
+        probes=risks.load(config, run_dir, chat_formats),
     )
 
 
-def _manner(tokenizer: Any, teachers: Manner, day: str) -> Manner:
+def _chat_format(tokenizer: Any, teachers: ChatFormat, day: str) -> ChatFormat:
     """The other model's: the teacher's, if it has the teacher's tokens and its template writes the same."""
     if not tokenizer.chat_template:
         raise UserError("evaluate.other: its tokenizer has no chat template; choose an instruction-tuned model")
     if _has_tokens_of(tokenizer, teachers) and tokens.renders_alike(teachers.tokenizer, tokenizer):
         return teachers
-    return Manner(ChatTemplate(tokenizer, day=day), teachers.reasoning_tags)
+    return ChatFormat(ChatTemplate(tokenizer, day=day), teachers.reasoning_tags)
 
 
-def _has_tokens_of(tokenizer: Any, manner: Manner) -> bool:
+def _has_tokens_of(tokenizer: Any, chat_format: ChatFormat) -> bool:
     """Whether distributions over its tokens can be held against each other."""
-    return tokenizer is manner.tokenizer or tokens.difference(manner.tokenizer, tokenizer) is None
+    return tokenizer is chat_format.tokenizer or tokens.difference(chat_format.tokenizer, tokenizer) is None
 
 
 def _leave_out_unloadable(folders: dict[str, Path]) -> None:
@@ -206,12 +206,12 @@ def _of(arm: str, rows: Rows) -> Rows:
 def _load(config: Config, asked: _Asked) -> Load:
     """What an arm's engine will be asked."""
     settings, probes = config.evaluate, [item for probe in asked.probes.probes for item in probe.items()]
-    sets: list[tuple[list[chat_set.Item], int]] = [
+    sets: list[tuple[list[chat_set.ChatItem], int]] = [
         (asked.items, settings.max_tokens),
         ([*asked.tasks], settings.tasks.max_tokens),
         (probes, settings.risks.max_tokens),
     ]
-    return memory.load_of(sets, asked.probes.openings, asked.manners.values(), settings)
+    return memory.load_of(sets, asked.probes.openings, asked.chat_formats.values(), settings)
 
 
 def _serve(config: Config, stage: Stage, folders: dict[str, Path], asked: _Asked) -> _Answered:
@@ -223,9 +223,9 @@ def _serve(config: Config, stage: Stage, folders: dict[str, Path], asked: _Asked
     for group in [engines] if done.together else [{arm: engine} for arm, engine in engines.items()]:
         say(f"evaluate: starting vLLM with {', '.join(group)}")
         with ExitStack() as stack:
-            served: list[Served] = []
+            served: list[ChildEngine] = []
             for arm, (arguments, its_load) in memory.shared_out(group, load_of_all).items():
-                served.append(stack.enter_context(Served(arm, str(folders[arm]), arguments, its_load)))
+                served.append(stack.enter_context(ChildEngine(arm, str(folders[arm]), arguments, its_load)))
                 if not hardware.is_cpu():  # vLLM takes what others put on a card meanwhile for its own
                     served[-1].wait_until_ready()
             for arm in served:
@@ -235,7 +235,7 @@ def _serve(config: Config, stage: Stage, folders: dict[str, Path], asked: _Asked
             done.tasks.extend(of_tasks)
             done.risks.extend(risks.answer(asked.probes, served, stage))
             say(f"evaluate: timing {', '.join(group)}")
-            prompts = {arm.name: _speed_prompts(config, asked, asked.manners[arm.name]) for arm in served}
+            prompts = {arm.name: _speed_prompts(config, asked, asked.chat_formats[arm.name]) for arm in served}
             done.rounds.update(speed.time_arms(served, prompts, settings))
     return done
 
@@ -243,10 +243,10 @@ def _serve(config: Config, stage: Stage, folders: dict[str, Path], asked: _Asked
 def _answers(
     what: str,
     name: str,
-    items: Sequence[chat_set.Item],
+    items: Sequence[chat_set.ChatItem],
     settings: Evaluate,
     stage: Stage,
-    served: list[Served],
+    served: list[ChildEngine],
     asked: _Asked,
 ) -> Rows:
     """The arms' answers to a set; those of an arm that a stopped try finished are read back."""
@@ -258,7 +258,7 @@ def _answers(
             if path.exists():
                 rows += read_committed(path, SAMPLES.names).to_pylist()
             elif items:
-                answers = chat.answer(arm, items, asked.manners[arm.name], settings)
+                answers = chat.answer(arm, items, asked.chat_formats[arm.name], settings)
                 stage.commit(pa.Table.from_pylist(answers, schema=SAMPLES), path.name)
                 rows += answers
             bar.update(task, advance=1, note=arm.name)
@@ -273,9 +273,9 @@ def _fidelity(
         arm: load(folder, dtype, f"evaluate: {arm} ({folder})") for arm, folder in folders.items()
     }
     vocab_size = len(loaded["teacher"].get_output_embeddings().weight)
-    answers = {arm: forced_texts.of_arm(rows, arm, vocab_size) for arm in loaded}
+    answers = {arm: forced_responses.of_arm(rows, arm, vocab_size) for arm in loaded}
     settings = config.evaluate
-    sums = fidelity_figures.measure_all(loaded, forced_texts.held_out(config, run_dir), answers, settings)
+    sums = fidelity_figures.measure_all(loaded, forced_responses.held_out(config, run_dir), answers, settings)
     preferred = preference.self_preference(
         loaded["teacher"], rows, ("sft_only",), settings.batch_tokens, settings.bootstrap, settings.seed
     )
@@ -326,20 +326,20 @@ def _comparisons(
     return compared
 
 
-def _items(config: Config) -> list[chat_set.Item]:
+def _items(config: Config) -> list[chat_set.ChatItem]:
     chosen = config.evaluate.chat_set
     return chat_set.load(Path(chosen), config.evaluate.chat_items) if chosen else []
 
 
-def _tasks(config: Config) -> list[task_set.Item]:
+def _tasks(config: Config) -> list[task_set.TaskItem]:
     settings = config.evaluate.tasks
     return task_set.load(Path(settings.path), settings.limit) if settings.path else []
 
 
-def _speed_prompts(config: Config, asked: _Asked, manner: Manner) -> list[list[int]]:
+def _speed_prompts(config: Config, asked: _Asked, chat_format: ChatFormat) -> list[list[int]]:
     questions = [item.turns[0] for item in asked.items] or [SPEED_FALLBACK_PROMPT]
     chosen = [questions[n % len(questions)] for n in range(max(config.evaluate.speed_concurrency))]
-    return [manner.template.render([{"role": "user", "content": question}]) for question in chosen]
+    return [chat_format.template.render([{"role": "user", "content": question}]) for question in chosen]
 
 
 def _arm_engine(arm: str, folder: Path, config: Config, asked: _Asked) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from pipeline.config import Config, Filter, Selection, output_settings
 from pipeline.console import counted, say
 from pipeline.errors import UserError
 from pipeline.filter import comparison, grading, learnability, rules, screen, selection
-from pipeline.filter.comparison import Comparison, ExactDuplicates
-from pipeline.filter.learnability import Learnability
-from pipeline.filter.rules import REFUSAL, RULES, Candidate, Run, Verdict, confidence
+from pipeline.filter.comparison import ExactDuplicates, ResponseComparison
+from pipeline.filter.learnability import LearnabilityLimits
+from pipeline.filter.rules import REFUSAL, RULES, Response, Run, Verdict, confidence
 from pipeline.filter.selection import Selector
 from pipeline.models import lookup
 from pipeline.models.tokenizer import tokens
@@ -62,7 +62,7 @@ class Marked(NamedTuple):
 
 
 @dataclass
-class Tally:
+class DecisionCounts:
     """What was decided so far."""
 
     counts: Counter[str] = field(default_factory=lambda: Counter(responses=0, kept=0, kept_train=0))
@@ -123,11 +123,16 @@ def run(config: Config, run_dir: RunDir) -> None:
         return
     _check_best_of(settings, run_dir)
     sample = None if settings.near_duplicates is None else Sample[Exchange]()
-    facts, tally, selector, files = _facts(run_dir, settings, sample), Tally(), Selector(settings.selection), []
-    learnable = Learnability(config, run_dir, weights.get("filter.learnability.weights"))
+    facts, tally, selector, files = (
+        _facts(run_dir, settings, sample),
+        DecisionCounts(),
+        Selector(settings.selection),
+        [],
+    )
+    learnable = LearnabilityLimits(config, run_dir, weights.get("filter.learnability.weights"))
     screening = screen.Screen(config, lookup.teacher_of(run_dir).tokenizer())
     with scratch.database(stage.path) as database:
-        others = Comparison(config, run_dir, stage, database, _boilerplate(sample))
+        others = ResponseComparison(config, run_dir, stage, database, _boilerplate(sample))
         exact = ExactDuplicates(database)
         for number, answers in enumerate(_answers(run_dir, settings, facts)):
             name = f"decisions-{number:05d}.parquet"
@@ -167,7 +172,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     )
 
 
-def _tell(run_dir: RunDir, tally: Tally, held_out: Row) -> None:
+def _tell(run_dir: RunDir, tally: DecisionCounts, held_out: Row) -> None:
     """Say which rules drop many answers, and whether too few held-out ones are kept.
 
     Of selection nothing is said: it drops what it was told to.
@@ -243,7 +248,7 @@ def _grade(run_dir: RunDir, settings: Selection, selector: Selector) -> Row | No
     is_asked_N = selector.contested(settings.best_of)
     shards = _with_prompts(run_dir, ["response_id", "prompt_id", "category", "text"], "tools")
     answers = (pair for shard, prompts in shards for pair in zip(shard.to_pylist(), prompts, strict=True))
-    grades_N, facts = grading.grades(settings, run_dir.path / grading.VERDICTS, answers, is_asked_N)
+    grades_N, facts = grading.grades(settings, run_dir.path / grading.GRADES, answers, is_asked_N)
     selector.rank_by(grades_N)
     return facts
 
@@ -254,7 +259,7 @@ def _revise(stage: Stage, name: str, revised: Callable[[Row], Row]) -> None:
     stage.commit(pa.Table.from_pylist([revised(row) for row in rows], schema=DECISIONS), name)
 
 
-def _select(stage: Stage, tally: Tally, selector: Selector, files: list[Path]) -> None:
+def _select(stage: Stage, tally: DecisionCounts, selector: Selector, files: list[Path]) -> None:
     """Drop what selection has no need of; refusals among it are marked no more."""
     if not selector.is_on or not tally.counts["kept_train"]:
         return
@@ -274,7 +279,7 @@ def _select(stage: Stage, tally: Tally, selector: Selector, files: list[Path]) -
     tally.marked = [refusal for refusal in tally.marked if refusal.response_id not in dropped]
 
 
-def _cap_refusals(stage: Stage, tally: Tally, settings: Filter) -> None:
+def _cap_refusals(stage: Stage, tally: DecisionCounts, settings: Filter) -> None:
     """Drop refusals above `max_refusal_frac` of what is kept, those whose ids' hashes come last."""
     if settings.max_refusal_frac is None:
         return
@@ -344,13 +349,13 @@ def _logprobs(shard: pa.Table) -> list[npt.NDArray[np.float32]]:
     return [values[start:end] for start, end in zip(starts, offsets[1:], strict=True)]
 
 
-def _answers(run_dir: RunDir, settings: Filter, facts: Run) -> Iterator[list[tuple[Row, Row, Candidate]]]:
+def _answers(run_dir: RunDir, settings: Filter, facts: Run) -> Iterator[list[tuple[Row, Row, Response]]]:
     """Each shard's answers with what was asked, as rules read them. Raises UserError as `_with_prompts` does."""
     columns = COLUMNS if settings.min_end_prob is None else [*COLUMNS, "logprobs"]
     for shard, prompts in _with_prompts(run_dir, columns):
         rows = shard.drop_columns("token_logprobs").to_pylist()
         answers = zip(rows, prompts, _logprobs(shard), strict=True)
-        yield [(row, asked, _candidate(row, asked, logprobs, facts)) for row, asked, logprobs in answers]
+        yield [(row, asked, _response(row, asked, logprobs, facts)) for row, asked, logprobs in answers]
 
 
 def _with_prompts(run_dir: RunDir, columns: list[str], *of_prompts: str) -> Iterator[tuple[pa.Table, list[Row]]]:
@@ -376,9 +381,9 @@ def _with_prompts(run_dir: RunDir, columns: list[str], *of_prompts: str) -> Iter
         yield shard, of_shard
 
 
-def _candidate(row: Row, asked: Row, logprobs: npt.NDArray[np.float32], facts: Run) -> Candidate:
+def _response(row: Row, asked: Row, logprobs: npt.NDArray[np.float32], facts: Run) -> Response:
     said = [(message["role"], message["content"] or "") for message in asked["messages"]]
-    return Candidate(
+    return Response(
         text=row["text"],
         token_ids=row["token_ids"][row["reasoning_tokens"] :],
         finish_reason=row["finish_reason"],

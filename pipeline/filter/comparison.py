@@ -35,7 +35,7 @@ def fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
     }
 
 
-class Comparison:
+class ResponseComparison:
     """Evaluation items, and the answers kept so far; of two that are alike the first stays, whichever side it is on.
 
     The answers are held in the database: duplicates.NearDuplicates. What many of them share makes none alike.

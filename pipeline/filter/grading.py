@@ -16,10 +16,10 @@ from pipeline.config import Selection
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.judge.ledger import Ledger
-from pipeline.judge.questions import Asker, Reply
+from pipeline.judge.questions import Asker, JudgedAnswer
 
 Row = dict[str, Any]
-VERDICTS = "verdicts.jsonl"  # in the run's folder
+GRADES = "grades.jsonl"  # in the run's folder
 
 
 def fingerprint(settings: Selection) -> Row:
@@ -66,7 +66,7 @@ def grades(
     return grades_N, {**facts, "prompt_tokens": tokens.prompt, "completion_tokens": tokens.completion, "cost": cost}
 
 
-def _reply(answer: Row, prompt: Row) -> Reply:
+def _reply(answer: Row, prompt: Row) -> JudgedAnswer:
     """An answer with all that was said before it; a tool's result is put to the assistant as a question is."""
     system: list[str] = []
     asked: list[str] = []
@@ -78,7 +78,7 @@ def _reply(answer: Row, prompt: Row) -> Reply:
             asked = []
         else:
             (system if message["role"] == "system" else asked).append(text)
-    return Reply(
+    return JudgedAnswer(
         item_id=answer["response_id"],
         category=answer["category"] or "",
         turn=len(history),

@@ -44,7 +44,7 @@ def fingerprint(config: Config) -> Row:
     return {} if name is None else {"filter.learnability.weights": lookup.find(name).weights_hash()}
 
 
-class Learnability:
+class LearnabilityLimits:
     """The first student's KL of every answer, and the limits that the run's answers set."""
 
     def __init__(self, config: Config, run_dir: RunDir, weights_hash: str | None) -> None:
@@ -128,10 +128,10 @@ def _student(run_dir: RunDir, name: str) -> lookup.Model:
 
 def _scored(model: Any, rows: list[Row], batch_tokens: int) -> Iterator[tuple[Row, float | None]]:
     """Each answer with the model's mean KL from the stored rows, nats a token; None where it has no tokens."""
-    from pipeline.models.forward.forced import ForcedText, batches
+    from pipeline.models.forward.forced import ForcedResponse, batches
 
     by_id = {row["response_id"]: row for row in rows if row["token_ids"]}
-    texts = [ForcedText(name, row["prompt_token_ids"], row["token_ids"]) for name, row in by_id.items()]
+    texts = [ForcedResponse(name, row["prompt_token_ids"], row["token_ids"]) for name, row in by_id.items()]
     means: dict[str, float] = {}
     for batch in batches(texts, batch_tokens):
         stored = [decode(by_id[text.cluster]["logprobs"]) for text in batch]

@@ -24,10 +24,10 @@ from pipeline.console import console, counted, progress, say
 from pipeline.errors import UserError
 from pipeline.generate import reuse, support
 from pipeline.generate.reuse import Reuse
-from pipeline.inference.engine import Answer, Engine, Request
+from pipeline.inference.engine import Completion, Engine, Request
 from pipeline.inference.engine_args import LOGPROBS_MODE
 from pipeline.inference.kv_cache import Load
-from pipeline.inference.servers import Server
+from pipeline.inference.servers import TeacherServers
 from pipeline.machine import hardware
 from pipeline.models import lookup
 from pipeline.models.tokenizer import reasoning
@@ -52,7 +52,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     if config.teacher.server.urls:
         served = _recorded_server(config, run_dir, fingerprint)
         if served is None:
-            engine = Server(config.teacher.server, teacher.vocab_size(), config.generate.k)
+            engine = TeacherServers(config.teacher.server, teacher.vocab_size(), config.generate.k)
             served = asdict(engine.served)
         fingerprint |= {"vllm": served["vllm"], "teacher.served": {k: v for k, v in served.items() if k != "vllm"}}
     stage = run_dir.begin("generate", config, fingerprint)
@@ -90,10 +90,10 @@ def _common(dtypes: set[str]) -> str:
     return next(iter(dtypes)) if len(dtypes) == 1 else ""
 
 
-def open_teacher(config: Config, teacher: lookup.Model, k: int, load: Load) -> Engine | Server:
+def open_teacher(config: Config, teacher: lookup.Model, k: int, load: Load) -> Engine | TeacherServers:
     """The servers that the config names, or else a vLLM engine in this process, for up to K log-probs a token."""
     if config.teacher.server.urls:
-        return Server(config.teacher.server, teacher.vocab_size(), k)
+        return TeacherServers(config.teacher.server, teacher.vocab_size(), k)
     say(f"starting vLLM with {teacher.name}")
     return Engine(str(teacher.path), config.teacher.engine, k, load, scoring=config.generate.mode == "score")
 
@@ -143,7 +143,7 @@ def request(row: Row, settings: Generate) -> Request:
     )
 
 
-def response(row: Row, answer: Answer, tokenizer: Any, vocab_size: int, config: Config) -> Row:
+def response(row: Row, answer: Completion, tokenizer: Any, vocab_size: int, config: Config) -> Row:
     """One row of RESPONSES."""
     parts = reasoning.split(tokenizer, config.teacher.reasoning_tags, row["prompt_token_ids"], answer.token_ids)
     return {
@@ -203,7 +203,7 @@ def _take(stage: Stage, earlier: Reuse, plan: Iterator[tuple[str, list[Row]]], d
 
 def _generate(
     stage: Stage,
-    engine: Engine | Server,
+    engine: Engine | TeacherServers,
     config: Config,
     tokenizer: Any,
     todo: Iterator[tuple[str, list[Row]]],

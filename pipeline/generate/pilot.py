@@ -17,7 +17,7 @@ from pipeline import generate
 from pipeline.config import Config
 from pipeline.console import console, progress
 from pipeline.errors import UserError
-from pipeline.inference.engine import Answer
+from pipeline.inference.engine import Completion
 from pipeline.inference.engine_args import num_gpus
 from pipeline.models import lookup
 from pipeline.records import RESPONSES
@@ -43,7 +43,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     engine = generate.open_teacher(config, teacher, k, generate.load_of(config, run_dir, len(chosen)))
     start_s = time.monotonic() - began
     wide = config.model_copy(update={"generate": config.generate.model_copy(update={"k": k})})
-    answers: list[Answer] = []
+    answers: list[Completion] = []
     began = time.monotonic()
     with progress("answers") as bar:
         task = bar.add_task("plan", total=len(chosen), note="")
@@ -66,7 +66,7 @@ def run(config: Config, run_dir: RunDir) -> None:
 
 
 def measure_supports(
-    answers: list[Answer], place: dict[str, Row], teacher: lookup.Model, vocab_size: int, config: Config
+    answers: list[Completion], place: dict[str, Row], teacher: lookup.Model, vocab_size: int, config: Config
 ) -> dict[int, dict[str, float]]:
     """For each K: the mean mass that the K best hold, and bytes a token of the shard, every column included.
 
@@ -78,7 +78,9 @@ def measure_supports(
     for k in sorted({*KS, config.generate.k}):
         if k > answers[0].ids_TK.shape[1]:
             continue
-        cut = [Answer(**{**vars(a), "ids_TK": a.ids_TK[:, :k], "logprobs_TK": a.logprobs_TK[:, :k]}) for a in answers]
+        cut = [
+            Completion(**{**vars(a), "ids_TK": a.ids_TK[:, :k], "logprobs_TK": a.logprobs_TK[:, :k]}) for a in answers
+        ]
         mass = sum(float(np.exp(a.logprobs_TK.astype(np.float64)).sum()) for a in cut) / num_tokens
         rows = [generate.response(place[a.request.request_id], a, tokenizer, vocab_size, config) for a in cut]
         with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ Reply = dict[str, Any]
 COMMAND = (sys.executable, "-P", "-m", "pipeline.inference.worker")
 
 
-class Served:
+class ChildEngine:
     """`with Served(...) as model: model.ask(...)`. The process starts at once; the first question waits for its engine.
 
     `load` is what it will be asked. With `server.urls` the process hands the questions on to those servers, and starts
@@ -39,7 +39,7 @@ class Served:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._is_ready = False
 
-    def __enter__(self) -> "Served":
+    def __enter__(self) -> "ChildEngine":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

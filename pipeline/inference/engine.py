@@ -52,7 +52,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """One answer drawn or scored: T tokens, the end-of-turn included, and row t of the log-probs for token t."""
 
     request: Request
@@ -93,7 +93,7 @@ class Engine:
         if k > self.vocab_size:
             raise UserError(f"generate.k={k} is above the teacher's vocabulary of {self.vocab_size}")
 
-    def answers(self, requests: Iterable[Request], timed: bool = False) -> Iterator[Answer]:
+    def answers(self, requests: Iterable[Request], timed: bool = False) -> Iterator[Completion]:
         """Answers as they finish, out of order. `requests` is read no further ahead than keeps the engine full.
 
         `timed` has every token reported, so that `first_token_s` is the first token's; else it is the whole's.
@@ -239,14 +239,14 @@ def _reaches_into_completion(request: Request, output: Any) -> bool:
     return request.completion_token_ids is not None and (output.num_cached_tokens or 0) > wanted_from
 
 
-def _answer(request: Request, output: Any, first_s: float, total_s: float) -> Answer:
+def _answer(request: Request, output: Any, first_s: float, total_s: float) -> Completion:
     drawn = output.outputs[0]
     scored = request.completion_token_ids
     token_ids = list(drawn.token_ids if scored is None else scored)
     ids_TC, logprobs_TC = _rows(drawn.logprobs if scored is None else output.prompt_logprobs, request.k, len(token_ids))
     if scored is not None and ids_TC[:, 0].tolist() != token_ids:
         raise RuntimeError(f"{request.request_id}: vLLM's log-probs are not those of the text that was to be scored")
-    return Answer(
+    return Completion(
         request=request,
         token_ids=token_ids,
         finish_reason=str(drawn.finish_reason) if scored is None else "stop",

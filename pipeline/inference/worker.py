@@ -18,9 +18,9 @@ from typing import Any, TextIO
 
 from pipeline import config, quiet
 from pipeline.errors import UserError
-from pipeline.inference.engine import Answer, Engine, Request
+from pipeline.inference.engine import Completion, Engine, Request
 from pipeline.inference.kv_cache import Load
-from pipeline.inference.servers import Server
+from pipeline.inference.servers import TeacherServers
 from pipeline.machine import hardware
 from pipeline.models import lookup
 
@@ -32,7 +32,7 @@ def serve(model: str, engine_args: dict[str, Any], load: Load, server: config.Se
         if server is None:
             engine = Engine(model, engine_args, load=load)
         else:
-            engine = Server(server, lookup.Model(model, Path(model)).vocab_size())
+            engine = TeacherServers(server, lookup.Model(model, Path(model)).vocab_size())
         _reply(replies, {"context_tokens": engine.max_model_len, "start_s": time.monotonic() - began})
         for line in sys.stdin:
             asked = json.loads(line)
@@ -48,7 +48,7 @@ def serve(model: str, engine_args: dict[str, Any], load: Load, server: config.Se
         _reply(replies, {"error": str(error)})
 
 
-def _plain(answer: Answer) -> dict[str, Any]:
+def _plain(answer: Completion) -> dict[str, Any]:
     fields = ("token_ids", "finish_reason", "first_token_s", "total_s")
     return {"request_id": answer.request.request_id, **{name: getattr(answer, name) for name in fields}}
 

@@ -7,8 +7,8 @@ from pipeline.config import output_settings
 from pipeline.console import progress, say
 from pipeline.errors import UserError
 from pipeline.judge.client import Client, estimated_tokens
-from pipeline.judge.ledger import Ledger, Tokens, Verdict
-from pipeline.judge.questions import Asker, Question, template_hashes
+from pipeline.judge.ledger import JudgeVerdict, Ledger, Tokens
+from pipeline.judge.questions import Asker, JudgeRequest, template_hashes
 
 MESSAGE_TOKENS = 8  # that a chat template puts around a message, about
 
@@ -21,7 +21,7 @@ def fingerprint(settings: config.Grader) -> dict[str, Any] | None:
     return {**output_settings(settings), "templates.hash": template_hashes(settings)}
 
 
-def ask(settings: config.Grader, questions: list[Question], ledger: Ledger, *fewer: str) -> None:
+def ask(settings: config.Grader, questions: list[JudgeRequest], ledger: Ledger, *fewer: str) -> None:
     """Ask what the ledger lacks; afterwards it has a verdict on each question. `fewer`: settings that lessen them.
 
     Raises UserError before the first call where it may be too dear, and while it is; and as `Client.ask` does.
@@ -33,7 +33,7 @@ def ask(settings: config.Grader, questions: list[Question], ledger: Ledger, *few
     with progress("verdicts") as bar:
         task = bar.add_task("judge", total=len(missing), note="")
 
-        def take(verdict: Verdict) -> None:
+        def take(verdict: JudgeVerdict) -> None:
             ledger.add(verdict)
             cost = cost_of(settings, ledger.tokens(settings.model))
             bar.update(task, advance=1, note=f"cost {cost:.2f}" if settings.price_in or settings.price_out else "")
@@ -57,7 +57,7 @@ def cost_of(settings: config.Grader, tokens: Tokens) -> float:
 
 
 def _check_cost(
-    settings: config.Grader, missing: list[Question], num_all: int, ledger: Ledger, fewer: tuple[str, ...]
+    settings: config.Grader, missing: list[JudgeRequest], num_all: int, ledger: Ledger, fewer: tuple[str, ...]
 ) -> None:
     """Say what is to come; each reply counts at its longest, each verdict as read at once."""
     place, request = settings.place, settings.request

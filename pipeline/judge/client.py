@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pipeline import config
 from pipeline.errors import UserError
-from pipeline.judge.ledger import Verdict
-from pipeline.judge.questions import REMINDER, Question, body, read, request_hash
+from pipeline.judge.ledger import JudgeVerdict
+from pipeline.judge.questions import REMINDER, JudgeRequest, body, read, request_hash
 from pipeline.run.files import one_line
 
 ATTEMPTS = 5  # at one reply, of a server that answers others
@@ -79,7 +79,7 @@ class Client:
         self._answered_s = 0.0
         self._is_proved = False
 
-    def ask(self, questions: list[Question], is_proved: bool, take: Callable[[Verdict], None]) -> None:
+    def ask(self, questions: list[JudgeRequest], is_proved: bool, take: Callable[[JudgeVerdict], None]) -> None:
         """Give `take` each verdict as it comes. Until a question was answered (`is_proved`) a refusal is an error.
 
         Raises UserError where the server refuses the key or all questions, or none is answered within `patience_s`; and
@@ -94,7 +94,7 @@ class Client:
                 raise
             raise _first(of_user) from None
 
-    async def _ask(self, questions: list[Question], take: Callable[[Verdict], None]) -> None:
+    async def _ask(self, questions: list[JudgeRequest], take: Callable[[JudgeVerdict], None]) -> None:
         waiting = sorted(questions, key=lambda q: len(q.text))  # the shortest can't be too long
         async with self._http() as http:
             if waiting and not self._is_proved:
@@ -104,11 +104,13 @@ class Client:
                 for _ in range(min(self._settings.concurrency, len(waiting))):
                     group.create_task(self._work(http, source, take))
 
-    async def _work(self, http: httpx.AsyncClient, source: Iterator[Question], take: Callable[[Verdict], None]) -> None:
+    async def _work(
+        self, http: httpx.AsyncClient, source: Iterator[JudgeRequest], take: Callable[[JudgeVerdict], None]
+    ) -> None:
         for question in source:
             take(await self._verdict(http, question))
 
-    async def _verdict(self, http: httpx.AsyncClient, question: Question) -> Verdict:
+    async def _verdict(self, http: httpx.AsyncClient, question: JudgeRequest) -> JudgeVerdict:
         """The judge's verdict; what can't be read is asked for again, with the reply and a reminder before it."""
         texts, given, choice, last = [question.text], [], None, ""
         while choice is None and len(given) <= self._settings.retries:
@@ -122,7 +124,7 @@ class Client:
             choice = read(question.kind, reply.text)
             if reply.text.strip():
                 texts = [question.text, reply.text, REMINDER]
-        return Verdict(
+        return JudgeVerdict(
             key=question.key,
             kind=question.kind,
             choice=choice,
@@ -135,7 +137,7 @@ class Client:
             request=request_hash(self._settings),
         )
 
-    async def _reply(self, http: httpx.AsyncClient, request: dict[str, Any], question: Question) -> _Reply:
+    async def _reply(self, http: httpx.AsyncClient, request: dict[str, Any], question: JudgeRequest) -> _Reply:
         """A reply, asked for with growing pauses. Raises _Refused, and UserError where there is no use in going on."""
         failures = of_request = 0
         while True:
@@ -157,7 +159,7 @@ class Client:
                 pause_s = min(longest_s, first_s * 2 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)  # noqa: S311
                 await asyncio.sleep(min(self._settings.patience_s, max(failure.pause_s, pause_s)))
 
-    async def _post(self, http: httpx.AsyncClient, request: dict[str, Any], question: Question) -> _Reply:
+    async def _post(self, http: httpx.AsyncClient, request: dict[str, Any], question: JudgeRequest) -> _Reply:
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 reply = await http.post(self._url, json=request)

@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import config
 from pipeline.console import say
-from pipeline.judge.questions import Choice, Kind, Question, request_hash
+from pipeline.judge.questions import Choice, JudgeRequest, Kind, request_hash
 from pipeline.run.files import json_lines, user_disk_errors
 
 
-class Verdict(BaseModel):
+class JudgeVerdict(BaseModel):
     """What came of a question; `choice` is null where no verdict could be read."""
 
     model_config = ConfigDict(frozen=True)
@@ -34,7 +34,7 @@ class Tokens(NamedTuple):
     prompt: int = 0
     completion: int = 0
 
-    def more(self, verdict: Verdict) -> "Tokens":
+    def more(self, verdict: JudgeVerdict) -> "Tokens":
         return Tokens(self.prompt + verdict.prompt_tokens, self.completion + verdict.completion_tokens)
 
 
@@ -46,14 +46,14 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._verdicts: dict[str, Verdict] = {}
+        self._verdicts: dict[str, JudgeVerdict] = {}
         self._by_key: dict[str, Tokens] = {}
         self._by_model: dict[str | None, Tokens] = {}
         self._requests: set[str | None] = set()  # those that were answered
         num_unreadable = 0
         for line in json_lines(path) if path.is_file() else ():
             try:
-                self._take(Verdict.model_validate_json(line))
+                self._take(JudgeVerdict.model_validate_json(line))
             except ValidationError:
                 num_unreadable += bool(line)
         if num_unreadable:
@@ -68,34 +68,34 @@ class Ledger:
         """Of all of a judge's verdicts."""
         return self._by_model.get(model, Tokens())
 
-    def tokens_on(self, questions: Iterable[Question]) -> Tokens:
+    def tokens_on(self, questions: Iterable[JudgeRequest]) -> Tokens:
         """Of the verdicts on these questions, each counted once."""
         of_each = [self._by_key.get(key, Tokens()) for key in {question.key for question in questions}]
         return Tokens(sum(each.prompt for each in of_each), sum(each.completion for each in of_each))
 
-    def add(self, verdict: Verdict) -> None:
+    def add(self, verdict: JudgeVerdict) -> None:
         """Append and flush. Raises UserError where the disk is full."""
         with user_disk_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write("\n" * self._is_torn + verdict.model_dump_json() + "\n")
         self._is_torn = False
         self._take(verdict)
 
-    def missing(self, questions: Iterable[Question], tries: int) -> list[Question]:
+    def missing(self, questions: Iterable[JudgeRequest], tries: int) -> list[JudgeRequest]:
         """The questions still to be asked, each once; one without a verdict counts as asked after so many tries."""
         wanted = {question.key: question for question in questions}
         return [question for key, question in wanted.items() if not self._is_settled(key, tries)]
 
-    def num_refused(self, questions: Iterable[Question]) -> int:
+    def num_refused(self, questions: Iterable[JudgeRequest]) -> int:
         return sum(not self._verdicts[question.key].tries for question in questions)
 
-    def choice(self, question: Question) -> Choice | None:
+    def choice(self, question: JudgeRequest) -> Choice | None:
         return self._verdicts[question.key].choice
 
     def _is_settled(self, key: str, tries: int) -> bool:
         verdict = self._verdicts.get(key)
         return verdict is not None and (verdict.choice is not None or verdict.tries >= tries)
 
-    def _take(self, verdict: Verdict) -> None:
+    def _take(self, verdict: JudgeVerdict) -> None:
         self._verdicts[verdict.key] = verdict
         self._by_key[verdict.key] = self._by_key.get(verdict.key, Tokens()).more(verdict)
         self._by_model[verdict.model] = self.tokens(verdict.model).more(verdict)

@@ -23,7 +23,7 @@ LINES: dict[Kind, re.Pattern[str]] = {
 
 
 @dataclass(frozen=True)
-class Reply:
+class JudgedAnswer:
     """An arm's answer to a turn, and its conversation before: pairs of question and answer."""
 
     item_id: str
@@ -42,12 +42,12 @@ class Pair:
     """Two answers to one turn; in order 0 `one` is A, in order 1 `other` is."""
 
     name: str  # what is compared
-    one: Reply
-    other: Reply
+    one: JudgedAnswer
+    other: JudgedAnswer
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgeRequest:
     """One request to the judge."""
 
     kind: Kind
@@ -63,16 +63,16 @@ class Asker:
         self._settings = settings
         self._templates = {kind: _template(settings, kind) for kind in settings.kinds}
 
-    def pairwise(self, pair: Pair, order: int) -> Question:
+    def pairwise(self, pair: Pair, order: int) -> JudgeRequest:
         first, second = (pair.one, pair.other) if order == 0 else (pair.other, pair.one)
         about = {"compared": pair.name, "item_id": pair.one.item_id, "turn": pair.one.turn, "order": order}
         return self._question("pairwise", about, pair.one, first=first, second=second)
 
-    def single(self, arm: str, reply: Reply) -> Question:
+    def single(self, arm: str, reply: JudgedAnswer) -> JudgeRequest:
         about = {"graded": arm, "item_id": reply.item_id, "turn": reply.turn}
         return self._question("single", about, reply, given=reply)
 
-    def _question(self, kind: Kind, about: dict[str, Any], asked: Reply, **shown: Reply) -> Question:
+    def _question(self, kind: Kind, about: dict[str, Any], asked: JudgedAnswer, **shown: JudgedAnswer) -> JudgeRequest:
         try:
             known = {name: getattr(asked, name) for name in ("system", "tools", "question", "reference")}
             text = self._templates[kind].fill({**known, **shown})
@@ -80,7 +80,7 @@ class Asker:
             raise UserError(f"{_path(self._settings, kind)}: {error} ({self._settings.place}.templates)") from None
         # the text holds the template, the question, the answers and their order
         key = text_hash(json.dumps([kind, body(self._settings, [text])], sort_keys=True))
-        return Question(kind, text, key, about)
+        return JudgeRequest(kind, text, key, about)
 
 
 def body(settings: config.Grader, texts: list[str]) -> dict[str, Any]:

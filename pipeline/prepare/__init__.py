@@ -23,10 +23,10 @@ from pipeline.models import lookup
 from pipeline.models.tokenizer import chat_template, tokens
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.prepare import comparison, conversations, growth, screening, sources, synthesis
-from pipeline.prepare.comparison import Comparison, text_of
+from pipeline.prepare.comparison import PromptComparison, text_of
 from pipeline.prepare.conversations import Asked, Renderer
 from pipeline.prepare.skipped import Skipped, Unseen
-from pipeline.prepare.synthesis.instructions import Pool, template_hash
+from pipeline.prepare.synthesis.instructions import InstructionPool, template_hash
 from pipeline.records import PROMPTS
 from pipeline.run import left_out, scratch
 from pipeline.run.files import file_hash, folder_hash, text_hash
@@ -67,7 +67,7 @@ def _prepare(
     config: Config, stage: Stage, renderer: Renderer, licence: licences.Found, earlier: dict[str, Any] | None = None
 ) -> None:
     """Write the prompts and the manifest; `earlier` is the manifest of a run that grows."""
-    pool, writes_more = Pool(), config.prepare.synthesis.num_prompts is not None and earlier is None
+    pool, writes_more = InstructionPool(), config.prepare.synthesis.num_prompts is not None and earlier is None
     with scratch.database(stage.path) as database:
         prompts = _Prompts(config, stage, renderer, database)
         if earlier:
@@ -110,8 +110,8 @@ class _Prompts:
         self.screened = screening.Screening(config)
         self._skipped, self._num_rows = Skipped(), 0
         self._known = growth.Known(database)
-        self._others = Comparison(config, stage, database, self._boilerplate())
-        self._read: list[tuple[str, sources.Tally, Unseen]] = []  # what the rows of each source were taken for
+        self._others = PromptComparison(config, stage, database, self._boilerplate())
+        self._read: list[tuple[str, sources.SourceSummary, Unseen]] = []  # what the rows of each source were taken for
         self.shards = _Shards(stage, config.prepare.shard_prompts)
         self.counts: Counter[str] = Counter(
             prompts=0, held_out=0, duplicates=0, near_duplicates=0, contaminated=0, bad_rows=0
@@ -172,9 +172,9 @@ class _Prompts:
         parts = [f"{num} {why.replace('_', ' ')}{told.get(why, '')}" for why, num in self.screened.lost().items()]
         return f": {self._num_rows} rows were read, and all left out: {', '.join(parts)}"
 
-    def synthesise(self, teacher: lookup.Model, template: ChatTemplate, pool: Pool) -> dict[str, Any]:
+    def synthesise(self, teacher: lookup.Model, template: ChatTemplate, pool: InstructionPool) -> dict[str, Any]:
         """Add the prompts that the teacher writes. Returns what the manifest says of them."""
-        judge = synthesis.Judge(self._config, template.tokenizer, pool, self.screened, self._fault_of_draft)
+        judge = synthesis.DraftReader(self._config, template.tokenizer, pool, self.screened, self._fault_of_draft)
         files, report = synthesis.grow(self._config, self._stage, teacher, template, pool, judge)
         self.counts["synthesised"] = report["written"]
         for asked in synthesis.prompts(files):
@@ -229,7 +229,7 @@ class _Prompts:
         A survey counts no row and says nothing: the rows are read again.
         """
         for source in map(licences.with_card, given_sources):
-            template, tally = sources.load_template(source.template), sources.Tally()
+            template, tally = sources.load_template(source.template), sources.SourceSummary()
             digest = template_hash(template.text) if template else None
             is_scored = self._config.generate.mode == "score"
             unseen = Unseen(source, is_scored)

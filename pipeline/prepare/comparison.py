@@ -14,7 +14,7 @@ from pipeline.text.words import ask, prompt_text, words
 CONTAMINATION, NEAR_DUPLICATES = NOTES = "contamination.jsonl", "near_duplicates.jsonl"
 
 
-class Comparison:
+class PromptComparison:
     """Judges prompts in the order of the sources: of two that are alike the first stays, whichever side it is on.
 
     A prompt on the other side of the split than one like it is left out even where the two ask for something else (see

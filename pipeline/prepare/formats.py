@@ -39,7 +39,7 @@ class Taken(NamedTuple):
     has_later_turns: bool = False  # which wait for an answer that the row has not
 
 
-class Tally:
+class SourceSummary:
     """What the rows of a source were taken for, for people."""
 
     def __init__(self) -> None:

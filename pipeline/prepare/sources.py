@@ -10,7 +10,7 @@ from pipeline.config import Config, Source
 from pipeline.corpora import BadRowError, Row, utf8
 from pipeline.errors import UserError
 from pipeline.prepare import formats
-from pipeline.prepare.formats import Taken, Tally
+from pipeline.prepare.formats import SourceSummary, Taken
 from pipeline.prepare.messages import a, canonical, check_encodable, from_text
 from pipeline.records import UNCATEGORISED
 from pipeline.text import prompt_templates
@@ -59,7 +59,7 @@ def _preview(source: Source, template: PromptTemplate | None, config: Config) ->
         try:
             if isinstance(row, BadRowError):
                 raise row
-            tally = Tally()
+            tally = SourceSummary()
             (pairs_of if is_scored else prompt_of)(row, source, template, tally)
             return f"{place}: {next(tally.told())}"
         except BadRowError as problem:
@@ -69,7 +69,9 @@ def _preview(source: Source, template: PromptTemplate | None, config: Config) ->
     return f"{source.path or source.dataset}: there is no row in it"
 
 
-def prompt_of(row: Row, source: Source, template: PromptTemplate | None, tally: Tally | None = None) -> Messages:
+def prompt_of(
+    row: Row, source: Source, template: PromptTemplate | None, tally: SourceSummary | None = None
+) -> Messages:
     """The conversation that a row asks the teacher to go on with, up to its last user or tool message.
 
     `tally` is told what the row was taken for. Raises BadRowError where there is no such message.
@@ -86,7 +88,7 @@ def prompt_of(row: Row, source: Source, template: PromptTemplate | None, tally: 
 
 
 def pairs_of(
-    row: Row, source: Source, template: PromptTemplate | None, tally: Tally | None = None
+    row: Row, source: Source, template: PromptTemplate | None, tally: SourceSummary | None = None
 ) -> list[tuple[Messages, Message]]:
     """`(prompt, completion)` of each assistant message to be scored: all that stands before it, and the message.
 

@@ -30,7 +30,7 @@ class Condition(NamedTuple):
     limit: float
 
 
-class Outcome(NamedTuple):
+class GateOutcome(NamedTuple):
     """A condition, and whether it holds of a run's figure."""
 
     condition: Condition
@@ -59,7 +59,7 @@ def parse(text: str) -> list[Condition]:
     return conditions
 
 
-def check(run_dir: RunDir, conditions: list[Condition]) -> list[Outcome]:
+def check(run_dir: RunDir, conditions: list[Condition]) -> list[GateOutcome]:
     """Hold a run's figures to conditions: by value, not by interval.
 
     Raises UserError where evaluate has not finished, and where it has no such figure, naming those that there are.
@@ -70,7 +70,7 @@ def check(run_dir: RunDir, conditions: list[Condition]) -> list[Outcome]:
     for condition in conditions:
         figure = figures[_path(condition.name, figures)]
         holds = OPERATORS[condition.sign](figure["value"], condition.limit)
-        outcomes.append(Outcome(condition, figure, holds))
+        outcomes.append(GateOutcome(condition, figure, holds))
     return outcomes
 
 

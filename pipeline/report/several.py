@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pipeline.report import charts, figures, page
 from pipeline.report.figures import Cell, cell, is_number, nats, percent, times
-from pipeline.report.tables.judged import Table
+from pipeline.report.tables.judged import JudgedTable
 from pipeline.run.files import read_json, write_text
 from pipeline.run.rundir import RunDir
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 HASH_CHARS = 12  # of a hash the first say enough
 
 
-class Measured(NamedTuple):
+class MeasuredRun(NamedTuple):
     """A figure of the verdict or the student, by which runs are compared."""
 
     label: str
@@ -33,17 +33,17 @@ def _student(section: str, key: str) -> Callable[[Row], Row | None]:
     return lambda scores: scores["arms"]["student"].get(section, {}).get(key)
 
 
-SPEED = Measured("Speed, × the teacher", _verdict("speed_over_teacher"), times, "higher")
-QUALITY = Measured("Retained quality", _verdict("retained_quality"), percent, "higher")
-KL = Measured("Forward KL, nats a token", _student("fidelity", "forward_kl_nats"), nats, "lower")
+SPEED = MeasuredRun("Speed, × the teacher", _verdict("speed_over_teacher"), times, "higher")
+QUALITY = MeasuredRun("Retained quality", _verdict("retained_quality"), percent, "higher")
+KL = MeasuredRun("Forward KL, nats a token", _student("fidelity", "forward_kl_nats"), nats, "lower")
 COLUMNS = (
     KL,
-    Measured("Same first choice", _student("fidelity", "top1_agreement_frac"), percent, "higher"),
-    Measured("Tasks passed", _student("quality", "task_pass_frac"), percent, "higher"),
+    MeasuredRun("Same first choice", _student("fidelity", "top1_agreement_frac"), percent, "higher"),
+    MeasuredRun("Tasks passed", _student("quality", "task_pass_frac"), percent, "higher"),
     QUALITY,
-    Measured("Gap closed", _verdict("gap_closed"), percent, "higher"),
+    MeasuredRun("Gap closed", _verdict("gap_closed"), percent, "higher"),
     SPEED,
-    Measured("Parameters, × the teacher", _verdict("parameters_over_teacher"), times, "lower"),
+    MeasuredRun("Parameters, × the teacher", _verdict("parameters_over_teacher"), times, "lower"),
 )
 
 
@@ -67,7 +67,7 @@ def render(runs: list[RunDir]) -> str:
             drawn[name] = charts.trade(points, front(points, measured.better), measured.label, measured.better)
     rows = [(name, [cell(each.of(of), each.write) for each in COLUMNS]) for name, of in scores.items()]
     context = {
-        "table": Table("The students", ["Run", *(each.label for each in COLUMNS)], rows),
+        "table": JudgedTable("The students", ["Run", *(each.label for each in COLUMNS)], rows),
         "differing": _differing(runs),
         "charts": drawn,
     }
@@ -90,7 +90,7 @@ def front(points: dict[str, tuple[Row, Row]], better: str) -> list[str]:
     return sorted((name for name in values if name not in beaten), key=lambda name: values[name][0])
 
 
-def _points(scores: dict[str, Row], measured: Measured) -> dict[str, tuple[Row, Row]]:
+def _points(scores: dict[str, Row], measured: MeasuredRun) -> dict[str, tuple[Row, Row]]:
     """Speed and figure of the runs that have both."""
     points = {}
     for name, of in scores.items():
@@ -100,7 +100,7 @@ def _points(scores: dict[str, Row], measured: Measured) -> dict[str, tuple[Row, 
     return points
 
 
-def _differing(runs: list[RunDir]) -> list[Table]:
+def _differing(runs: list[RunDir]) -> list[JudgedTable]:
     """What is not the same in all runs, of that which figures depend on; empty where all is."""
     names = _names(runs)
     found = [_conditions(run_dir) for run_dir in runs]
@@ -109,7 +109,7 @@ def _differing(runs: list[RunDir]) -> list[Table]:
         values = [_written(conditions[what]) if what in conditions else figures.NONE for conditions in found]
         if len(set(values)) > 1:
             rows.append((what, [Cell(value) for value in values]))
-    return [Table("What is not the same in all runs", ["", *names], rows)] if rows else []
+    return [JudgedTable("What is not the same in all runs", ["", *names], rows)] if rows else []
 
 
 def _conditions(run_dir: RunDir) -> Row:

@@ -32,7 +32,7 @@ def _of(meaning: str) -> Any:
     return Field(default=None, description=meaning)
 
 
-class Section(BaseModel):
+class ScoreSection(BaseModel):
     """Figures by name; `PATTERNS` are names of which a part is the run's own: a category, a number of requests."""
 
     PATTERNS: ClassVar[dict[str, str]] = {}  # regular expression: meaning
@@ -40,7 +40,7 @@ class Section(BaseModel):
     __pydantic_extra__: dict[str, OneFigure] = Field(init=False)  # type: ignore[assignment]  # as pydantic documents it
 
     @model_validator(mode="after")
-    def _has_no_other_key(self) -> "Section":
+    def _has_no_other_key(self) -> "ScoreSection":
         for name in self.__pydantic_extra__:
             if not any(re.fullmatch(pattern, name) for pattern in self.PATTERNS):
                 raise ValueError(f"{name}: no such figure")
@@ -57,7 +57,7 @@ def _close(schema: dict[str, Any], model: Any) -> None:
         }
 
 
-class Fidelity(Section):
+class Fidelity(ScoreSection):
     """The arm's distribution beside the teacher's at every token of a set of answers: means per token."""
 
     forward_kl_nats: OneFigure = _of("KL of the arm from the teacher, expectation under the teacher")
@@ -73,7 +73,7 @@ class Fidelity(Section):
     ece_frac: OneFigure = _of("expected calibration error, 15 bins of equal mass")
 
 
-class OwnOverChat(Section):
+class OwnOverChat(ScoreSection):
     """The measure on the arm's own answers ÷ that on the teacher's answers to the same questions."""
 
     forward_kl_nats: OneFigure = _of("above 1: the arm strays in what it wrote itself")
@@ -83,7 +83,7 @@ class OwnOverChat(Section):
     acceptance_frac: OneFigure = _of("below 1: the arm strays")
 
 
-class Quality(Section):
+class Quality(ScoreSection):
     """The arm's own answers: health of those to the chat set, and tasks that a program checks."""
 
     PATTERNS = {"task_.+_pass_frac": "items of one category of which all that was asked was done"}
@@ -97,7 +97,7 @@ class Quality(Section):
     task_chrf: OneFigure = _of("chrF with the reference, where an item has one")
 
 
-class Risks(Section):
+class RiskScores(ScoreSection):
     """Probes of risk, judged by rule; means over probes."""
 
     PATTERNS = {
@@ -119,7 +119,7 @@ class Risks(Section):
     verbatim_excess_tokens_p: OneFigure = _of("permutation test of that, not by Holm; of 10 answers a split or more")
 
 
-class Speed(Section):
+class Speed(ScoreSection):
     """Served by vLLM: median of the rounds, with the slowest and the fastest."""
 
     PATTERNS = {"output_tokens_per_s_at_[0-9]+": "throughput with so many requests at once"}
@@ -128,7 +128,7 @@ class Speed(Section):
     time_per_token_s: OneFigure = _of("time of each further token, one request alone")
 
 
-class Cost(Section):
+class Cost(ScoreSection):
     """What the arm takes."""
 
     num_parameters: OneFigure = _of("parameters, shared ones once")
@@ -144,7 +144,7 @@ class Cost(Section):
     )
 
 
-class WinRate(Section):
+class WinRate(ScoreSection):
     """How often the judge prefers the student's answer, ties counted half."""
 
     win_rate: OneFigure = _of("raw")
@@ -163,7 +163,7 @@ class Compared(WinRate):
     invalid_frac: OneFigure = _of("verdicts that could not be read")
 
 
-class Checks(Section):
+class Checks(ScoreSection):
     """What the judge made of pairs with a known verdict."""
 
     identical_first_place_score: OneFigure = _of("what the first place is given of the same answer twice; should be ½")
@@ -172,7 +172,7 @@ class Checks(Section):
     invalid_frac: OneFigure = _of("verdicts that could not be read")
 
 
-class JudgeCost(Section):
+class JudgeCost(ScoreSection):
     """What the judge was asked, and what that cost."""
 
     verdicts: OneFigure = _of("different questions to the judge")
@@ -181,7 +181,7 @@ class JudgeCost(Section):
     cost: OneFigure = _of("at evaluate.judge.price_in and price_out")
 
 
-class Judge(BaseModel):
+class JudgeScores(BaseModel):
     """What a judge said; comparisons, checks and cost stand under the student alone."""
 
     model_config = ConfigDict(extra="forbid")
@@ -195,7 +195,7 @@ class Judge(BaseModel):
     cost: JudgeCost = JudgeCost()
 
 
-class Harness(Section):
+class HarnessScores(ScoreSection):
     """Tasks of lm-evaluation-harness: its own figures."""
 
     PATTERNS = {r"\w+": "task, metric and, where there is one, the filter of the answers"}
@@ -223,11 +223,11 @@ class Arm(BaseModel):
     own_over_chat: OwnOverChat = OwnOverChat()
     breakdowns: Breakdowns = Breakdowns()
     quality: Quality = Quality()
-    risks: Risks = Risks()
+    risks: RiskScores = RiskScores()
     speed: Speed = Speed()
     cost: Cost = Cost()
-    judge: Judge = Judge()
-    harness: Harness = Harness()
+    judge: JudgeScores = JudgeScores()
+    harness: HarnessScores = HarnessScores()
 
 
 class Claim(BaseModel):
@@ -238,7 +238,7 @@ class Claim(BaseModel):
     rows: str = Field(description="the file of evaluate's folder that holds what it was counted from")
 
 
-class Verdict(Section):
+class Verdict(ScoreSection):
     """The student against the other arms, paired by prompt, item or round; and what was shown, in words."""
 
     PATTERNS = {

@@ -47,7 +47,7 @@ class Vote(BaseModel):
 
 
 @dataclass(frozen=True)
-class Exchange:
+class AnsweredTurn:
     """A question, and what each arm answered."""
 
     question: str
@@ -56,12 +56,12 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Pair:
+class AnswerPair:
     """Two answers to be compared: those of the last exchange; the earlier ones of the talk are shown above them."""
 
     item_id: str
     turn: int
-    exchanges: tuple[Exchange, ...]
+    exchanges: tuple[AnsweredTurn, ...]
 
     @cached_property
     def hash(self) -> str:
@@ -75,7 +75,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Tally:
+class VoteCounts:
     """What the votes come to. Votes on one item hang together: it goes to the arm that more of them prefer."""
 
     preferred: dict[Arm, int]  # votes
@@ -102,7 +102,7 @@ class Tally:
         return sign_test(self.items["won"], self.items["lost"])
 
 
-def pairs(run_dir: RunDir) -> list[Pair]:
+def pairs(run_dir: RunDir) -> list[AnswerPair]:
     """The answers of teacher and student to the chat set, in its order; turns that one of them lacks are left out.
 
     Raises UserError where evaluate has not finished, or is damaged.
@@ -161,7 +161,7 @@ def votes_path(run_dir: RunDir) -> Path:
     return run_dir.path / "votes.jsonl"
 
 
-def latest(votes: Iterable[Vote], shown: Iterable[Pair]) -> dict[tuple[str, str, int], Vote]:
+def latest(votes: Iterable[Vote], shown: Iterable[AnswerPair]) -> dict[tuple[str, str, int], Vote]:
     """Of each voter, item and turn the vote that holds, where it is about the answers that are there now."""
     hashes = {(pair.item_id, pair.turn): pair.hash for pair in shown}
     return {
@@ -171,7 +171,7 @@ def latest(votes: Iterable[Vote], shown: Iterable[Pair]) -> dict[tuple[str, str,
     }
 
 
-def tally(votes: list[Vote], shown: list[Pair]) -> Tally:
+def tally(votes: list[Vote], shown: list[AnswerPair]) -> VoteCounts:
     """Count the votes that hold; those on answers that are no more are only counted as outdated."""
     holding = latest(votes, shown)
     given = {(vote.voter, vote.item_id, vote.turn, vote.answers_hash) for vote in votes}
@@ -184,7 +184,7 @@ def tally(votes: list[Vote], shown: list[Pair]) -> Tally:
             lead[vote.item_id] += 1 if arm == "student" else -1
         elif vote.vote != "skip":
             lead[vote.item_id] += 0  # level, unless other votes decide
-    return Tally(
+    return VoteCounts(
         preferred={"teacher": preferred["teacher"], "student": preferred["student"]},
         both_good=choices["both_good"],
         both_bad=choices["both_bad"],
@@ -200,15 +200,15 @@ def tally(votes: list[Vote], shown: list[Pair]) -> Tally:
     )
 
 
-def _of_talk(item_id: str, turns: dict[int, dict[str, dict[str, Any]]]) -> Iterable[Pair]:
+def _of_talk(item_id: str, turns: dict[int, dict[str, dict[str, Any]]]) -> Iterable[AnswerPair]:
     """A pair for each turn that both arms reached."""
-    exchanges: list[Exchange] = []
+    exchanges: list[AnsweredTurn] = []
     for turn in sorted(turns):
         arms = turns[turn]
         if "teacher" not in arms or "student" not in arms:
             return
         exchanges.append(
-            Exchange(
+            AnsweredTurn(
                 question=arms["teacher"]["question"],
                 answers={"teacher": arms["teacher"]["answer"], "student": arms["student"]["answer"]},
                 is_cut_off={
@@ -217,4 +217,4 @@ def _of_talk(item_id: str, turns: dict[int, dict[str, dict[str, Any]]]) -> Itera
                 },
             )
         )
-        yield Pair(item_id, turn, tuple(exchanges))
+        yield AnswerPair(item_id, turn, tuple(exchanges))

@@ -34,7 +34,7 @@ MAX_NOTED = 5
 
 
 @dataclass(frozen=True)
-class Item:
+class EvaluationItem:
     """A text that is asked in an evaluation, and its place: file:line or dataset:row."""
 
     place: str
@@ -45,7 +45,7 @@ class Item:
 class Hit:
     """An item that a text repeats."""
 
-    item: Item
+    item: EvaluationItem
     rule: str  # 13-gram | 8-grams (5-grams, ...) | whole
     covered_frac: float  # share of the item's n-grams that stand in the text
 
@@ -72,8 +72,8 @@ class EvaluationItems:
     Memory: the texts, and 12 bytes for each of an item's words in each of two indexes.
     """
 
-    def __init__(self, items: Iterable[Item]) -> None:
-        self._items: list[Item] = []
+    def __init__(self, items: Iterable[EvaluationItem]) -> None:
+        self._items: list[EvaluationItem] = []
         self._short: dict[tuple[str, ...], int] = {}
         self._num_ngrams: list[int] = []
         gathered: dict[int, list[tuple[Hashes, int]]] = {}
@@ -177,9 +177,9 @@ def load(sets: Iterable[EvaluationSet], settings: Privacy | None = None) -> Eval
     )
 
 
-def _as_prompts_have_it(item: Item, settings: Privacy | None) -> list[Item]:
+def _as_prompts_have_it(item: EvaluationItem, settings: Privacy | None) -> list[EvaluationItem]:
     redacted = item.text if settings is None else privacy.redact(item.text, settings, Counter())
-    return [item] if redacted == item.text else [item, Item(item.place, redacted)]
+    return [item] if redacted == item.text else [item, EvaluationItem(item.place, redacted)]
 
 
 def content_hashes(sets: Iterable[EvaluationSet], setting: str) -> dict[str, str]:
@@ -195,7 +195,7 @@ def content_hashes(sets: Iterable[EvaluationSet], setting: str) -> dict[str, str
     return hashes
 
 
-def _items(source: EvaluationSet) -> Iterator[Item]:
+def _items(source: EvaluationSet) -> Iterator[EvaluationItem]:
     for place, row in read(source, {*source.columns, *Probe.model_fields}):
         if isinstance(row, BadRowError):
             raise UserError(f"{place}: {row} (decontaminate)")
@@ -206,7 +206,7 @@ def _items(source: EvaluationSet) -> Iterator[Item]:
                 f"{place}: no text in any of the columns {', '.join(source.columns)} (the row has:"
                 f" {listed(row)}); name yours in the set's `columns`"
             )
-        yield from (Item(place, text) for text in texts)
+        yield from (EvaluationItem(place, text) for text in texts)
 
 
 def _asked(place: str, row: Row) -> Row:

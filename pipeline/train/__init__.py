@@ -16,7 +16,7 @@ from pipeline.run.files import file_hash, readable, user_disk_errors
 from pipeline.run.left_out import LARGE_FRAC
 from pipeline.run.rundir import RunDir, Stage
 from pipeline.train import contract, student
-from pipeline.train.rows import MIN_ANSWERS_TO_SPLIT, Answers, kept_answers, split_validation, why_left_out
+from pipeline.train.rows import MIN_ANSWERS_TO_SPLIT, TrainingExamples, kept_answers, split_validation, why_left_out
 from pipeline.train.trainer import fit
 
 
@@ -39,23 +39,23 @@ def run(config: Config, run_dir: RunDir) -> None:
     teacher, settings = lookup.teacher_of(run_dir), config.train
     check_counts(settings, run_dir.manifest("generate")["fingerprint"]["generate.support"])
     answers = kept_answers(run_dir, "train", settings.max_length, settings.reasoning)
-    lessons, validation = split_validation(answers, settings.validation_frac)
+    examples, validation = split_validation(answers, settings.validation_frac)
     if is_first:
         _tell(answers, validation, settings)
-    facts = _make_ready(config, run_dir, stage, teacher, lessons) if is_first else {}
+    facts = _make_ready(config, run_dir, stage, teacher, examples) if is_first else {}
     for arm, of_arm in _arms(settings).items():
         processes.wait_for_everyone()
-        _train_arm(stage, arm, of_arm, lessons, validation, teacher, is_first)
+        _train_arm(stage, arm, of_arm, examples, validation, teacher, is_first)
     processes.wait_for_everyone()
     if is_first:
-        _finish(stage, settings, lessons, validation, facts)
+        _finish(stage, settings, examples, validation, facts)
 
 
-def _tell(answers: Answers, validation: Answers, settings: Train) -> None:
+def _tell(answers: TrainingExamples, validation: TrainingExamples, settings: Train) -> None:
     """Say where much of what filter kept is left out, and where nothing is kept back to validate."""
-    num_left_out = answers.too_long + answers.without_lesson
+    num_left_out = answers.too_long + answers.nothing_to_learn
     if num_left_out > LARGE_FRAC * (len(answers) + num_left_out):
-        causes = why_left_out(answers.too_long, answers.without_lesson, settings.max_length, settings.reasoning)
+        causes = why_left_out(answers.too_long, answers.nothing_to_learn, settings.max_length, settings.reasoning)
         say(f"train: {counted(len(answers), 'answer')} to train on; {causes}")
     if settings.validation_frac and not len(validation):
         why = f"fewer than {MIN_ANSWERS_TO_SPLIT}" if len(answers) < MIN_ANSWERS_TO_SPLIT else "too few conversations"
@@ -74,28 +74,30 @@ def _arms(settings: Train) -> dict[str, Train]:
 
 
 def _make_ready(
-    config: Config, run_dir: RunDir, stage: Stage, teacher: lookup.Model, lessons: Answers
+    config: Config, run_dir: RunDir, stage: Stage, teacher: lookup.Model, examples: TrainingExamples
 ) -> dict[str, Any]:
     """Make the untrained student, and prove on it what training rests on. Returns what was measured."""
     lookup.check_weights(teacher, run_dir)
     untrained = stage.path / "untrained"
-    _once(untrained, lambda target: stage.remember(student=student.make(config, teacher, target, lessons)))
+    _once(untrained, lambda target: stage.remember(student=student.make(config, teacher, target, examples)))
     say("train: proving that tokens and log-probs are aligned")
     made = run_dir.manifest("generate")
     is_quantised = quantised.is_served(teacher.config(), made["fingerprint"].get("teacher.engine", {}))
     dtype = made.get("teacher_dtype", "")
-    return contract.prove(lessons, teacher, student.load(untrained), dtype, config.train, is_quantised)
+    return contract.prove(examples, teacher, student.load(untrained), dtype, config.train, is_quantised)
 
 
-def _finish(stage: Stage, settings: Train, lessons: Answers, validation: Answers, facts: dict[str, Any]) -> None:
+def _finish(
+    stage: Stage, settings: Train, examples: TrainingExamples, validation: TrainingExamples, facts: dict[str, Any]
+) -> None:
     trained = stage.facts()["arms"]
     shutil.rmtree(stage.path / "checkpoints", ignore_errors=True)
     counts = {
-        "rows": len(lessons),
+        "rows": len(examples),
         "validation_rows": len(validation),
-        "too_long": lessons.too_long,
-        "nothing_to_learn": lessons.without_lesson,
-        "answer_tokens": int(lessons.index.learnt.sum()),
+        "too_long": examples.too_long,
+        "nothing_to_learn": examples.nothing_to_learn,
+        "answer_tokens": int(examples.index.learnt.sum()),
         "steps": max(fitted["steps"] for fitted in trained.values()),
     }
     folders = [stage.path / "untrained", *(stage.path / arm for arm in _arms(settings))]
@@ -116,8 +118,8 @@ def _train_arm(
     stage: Stage,
     arm: str,
     settings: Train,
-    lessons: Answers,
-    validation: Answers,
+    examples: TrainingExamples,
+    validation: TrainingExamples,
     teacher: lookup.Model,
     is_first: bool,
 ) -> None:
@@ -128,7 +130,7 @@ def _train_arm(
     model = student.load(untrained) if settings.lora is None else student.load_frozen(untrained, settings.lora.bits)
     live = student.load(teacher.path, _live_dtype(settings, teacher)) if settings.targets == "live" else None
     tokenizer, checkpoints = teacher.tokenizer(), stage.path / "checkpoints" / arm
-    fitted = fit(settings, arm, model, tokenizer, lessons, validation, stage.path, checkpoints, live)
+    fitted = fit(settings, arm, model, tokenizer, examples, validation, stage.path, checkpoints, live)
     trained, weights = fitted.pop("model"), fitted.pop("state_dict")
 
     def save(target: Path) -> None:

@@ -17,20 +17,20 @@ from torch.utils.data import Sampler
 from pipeline.config import Train
 from pipeline.errors import UserError
 from pipeline.train import packing
-from pipeline.train.rows import WINDOW_SHARDS, Answers, Row
-from pipeline.train.targets import IGNORED, Lesson, lesson
+from pipeline.train.rows import WINDOW_SHARDS, Row, TrainingExamples
+from pipeline.train.targets import IGNORED, TrainingExample, training_example
 
 GROUPED_BATCHES = 50  # batches' worth of shuffled rows among which like lengths are put together
 ITEM_COLUMNS = ["rows", "length", "group"]  # of `items`; Trainer is to leave them there
 
 
 class Rows(Protocol):
-    """What `collate_items` takes its rows from: Answers, or a list."""
+    """What `collate_items` takes its rows from: TrainingExamples, or a list."""
 
     def __getitem__(self, number: int, /) -> Row: ...
 
 
-def items(answers: Answers, settings: Train) -> Dataset:
+def items(answers: TrainingExamples, settings: Train) -> Dataset:
     """What the trainer is given as its dataset: numbers of rows alone, some 20 bytes an answer.
 
     Columns: `rows`, the numbers in `answers` of an item, one, or with train.pack_tokens those of a pack; `length`, its
@@ -71,14 +71,14 @@ def collate(rows: Sequence[Row], pad_token_id: int, vocab_size: int, settings: T
     Label t of a row is token t of the row; a causal model predicts it at position t − 1. The teacher's row for an
     answer's token t is the distribution of exactly that label (records.py), so row n of the `teacher_*` tensors goes
     with the n-th label that is not ignored. Which tokens have a loss, and what of the stored rows is the target, is
-    said in targets.py. Raises UserError as `targets.lesson` does, and where there is nothing to learn.
+    said in targets.py. Raises UserError as `targets.training_example` does, and where there is nothing to learn.
     """
-    lessons = [lesson(row, vocab_size, settings) for row in rows]
-    T = max(len(each.input_ids) for each in lessons)
+    examples = [training_example(row, vocab_size, settings) for row in rows]
+    T = max(len(each.input_ids) for each in examples)
     input_ids_BT = np.full((len(rows), T), pad_token_id, np.int64)
     labels_BT = np.full((len(rows), T), IGNORED, np.int64)
     attention_BT = np.zeros((len(rows), T), np.int64)
-    for b, each in enumerate(lessons):
+    for b, each in enumerate(examples):
         length = len(each.input_ids)
         input_ids_BT[b, :length] = each.input_ids
         labels_BT[b, :length] = each.labels
@@ -87,7 +87,7 @@ def collate(rows: Sequence[Row], pad_token_id: int, vocab_size: int, settings: T
         "input_ids": torch.from_numpy(input_ids_BT),
         "attention_mask": torch.from_numpy(attention_BT),
         "labels": torch.from_numpy(labels_BT),
-        **_teacher(lessons, rows, settings),
+        **_teacher(examples, rows, settings),
     }
 
 
@@ -98,29 +98,29 @@ def collate_flat(rows: Sequence[Row], vocab_size: int, settings: Train) -> dict[
     FlashAttentionKwargs name it (packed_attention.use makes a model heed it); and the teacher's rows as in
     `collate`. There is no attention_mask. The first label of an answer is always ignored: no position predicts it.
     """
-    lessons = [lesson(row, vocab_size, settings) for row in rows]
-    lengths = [len(each.input_ids) for each in lessons]
+    examples = [training_example(row, vocab_size, settings) for row in rows]
+    lengths = [len(each.input_ids) for each in examples]
     ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
     return {
-        "input_ids": torch.tensor([[token for each in lessons for token in each.input_ids]]),
-        "labels": torch.tensor([[label for each in lessons for label in each.labels]]),
+        "input_ids": torch.tensor([[token for each in examples for token in each.input_ids]]),
+        "labels": torch.tensor([[label for each in examples for label in each.labels]]),
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
         "cu_seq_lens_q": ends,
         "cu_seq_lens_k": ends,
         "max_length_q": max(lengths),
         "max_length_k": max(lengths),
-        **_teacher(lessons, rows, settings),
+        **_teacher(examples, rows, settings),
     }
 
 
-def _teacher(lessons: list[Lesson], rows: Sequence[Row], settings: Train) -> dict[str, Tensor]:
-    """The teacher's rows of all lessons, filled up to one width as the codec does: the row's first id again, at −inf.
+def _teacher(examples: list[TrainingExample], rows: Sequence[Row], settings: Train) -> dict[str, Tensor]:
+    """The teacher's rows of all examples, filled up to one width as the codec does: the row's first id again, at −inf.
 
     Raises UserError where there are none.
     """
-    K = max(each.ids_NK.shape[1] for each in lessons)
-    ids_NK = np.concatenate([_filled(each.ids_NK, each.ids_NK[:, :1], K) for each in lessons])
-    logprobs_NK = np.concatenate([_filled(each.logprobs_NK, np.float32(-np.inf), K) for each in lessons])
+    K = max(each.ids_NK.shape[1] for each in examples)
+    ids_NK = np.concatenate([_filled(each.ids_NK, each.ids_NK[:, :1], K) for each in examples])
+    logprobs_NK = np.concatenate([_filled(each.logprobs_NK, np.float32(-np.inf), K) for each in examples])
     if not len(ids_NK):
         names = ", ".join(row["response_id"] for row in rows)
         how = settings.reasoning
@@ -132,7 +132,7 @@ def _teacher(lessons: list[Lesson], rows: Sequence[Row], settings: Train) -> dic
     return {
         "teacher_ids_NK": torch.from_numpy(ids_NK.astype(np.int64)),
         "teacher_logprobs_NK": torch.from_numpy(logprobs_NK),
-        "teacher_log_tail_N": torch.from_numpy(np.concatenate([each.log_tail_N for each in lessons])),
+        "teacher_log_tail_N": torch.from_numpy(np.concatenate([each.log_tail_N for each in examples])),
     }
 
 

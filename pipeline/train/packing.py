@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import UserError
-from pipeline.train.rows import WINDOW_SHARDS, Answers
+from pipeline.train.rows import WINDOW_SHARDS, TrainingExamples
 
 
-def plan(answers: Answers, pack_tokens: int, seed: int) -> tuple[list[list[int]], npt.NDArray[np.int32]]:
+def plan(answers: TrainingExamples, pack_tokens: int, seed: int) -> tuple[list[list[int]], npt.NDArray[np.int32]]:
     """`(packs, windows)`: which answers each pack holds, at most `pack_tokens` tokens, and whose window it is of.
 
     First-fit decreasing among the answers of WINDOW_SHARDS files, so that a pack is read from files that are held

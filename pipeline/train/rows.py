@@ -21,7 +21,7 @@ from pipeline.run.rundir import RunDir, read_answers, shard_paths
 
 WINDOW_SHARDS = 8  # files whose rows are shuffled together, and as many are held in memory
 MAX_VALIDATION_ANSWERS = 256
-MIN_ANSWERS_TO_SPLIT = 20  # of fewer, each is worth more as a lesson than as a measurement
+MIN_ANSWERS_TO_SPLIT = 20  # of fewer, each is worth more as a training example than as a measurement
 REASONING = ["reasoning_tokens", "reasoning_start", "reasoning_end"]
 COLUMNS = ["response_id", "prompt_token_ids", "token_ids", "token_logprobs", "logprobs", *REASONING]
 MASKED = "masked_spans"  # filter's: tokens of the response that no loss may touch
@@ -44,7 +44,7 @@ class Index:
         return Index(**{name: values[chosen] for name, values in vars(self).items()})
 
 
-class Answers:
+class TrainingExamples:
     """The kept answers of a run that fit, in the order of its files: `answers[i]` reads the file it stands in.
 
     Memory is 24 bytes an answer (Index), and the `WINDOW_SHARDS` files that were read last; whoever asks in the order
@@ -53,11 +53,11 @@ class Answers:
     """
 
     def __init__(
-        self, paths: list[tuple[Path, Path]], index: Index, too_long: int = 0, without_lesson: int = 0
+        self, paths: list[tuple[Path, Path]], index: Index, too_long: int = 0, nothing_to_learn: int = 0
     ) -> None:
         self._paths, self.index = paths, index
         self.too_long = too_long  # kept by filter, but longer than max_length
-        self.without_lesson = without_lesson  # kept by filter, but nothing in it that may be learnt
+        self.nothing_to_learn = nothing_to_learn  # kept by filter, but nothing in it that may be learnt
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
@@ -75,9 +75,9 @@ class Answers:
     def __iter__(self) -> Iterator[Row]:
         return (self[number] for number in range(len(self)))
 
-    def subset(self, chosen: npt.NDArray[Any]) -> "Answers":
+    def subset(self, chosen: npt.NDArray[Any]) -> "TrainingExamples":
         """These answers alone, in this order."""
-        return Answers(self._paths, self.index.take(chosen), self.too_long, self.without_lesson)
+        return TrainingExamples(self._paths, self.index.take(chosen), self.too_long, self.nothing_to_learn)
 
     def _table(self, shard: int) -> pa.Table:
         if shard not in self._tables:
@@ -90,7 +90,7 @@ class Answers:
         return self._tables[shard]
 
 
-class HeldAnswers(Answers):
+class HeldExamples(TrainingExamples):
     """A few answers that are asked for again and again: each is read once, and held."""
 
     def __init__(self, *args: Any) -> None:
@@ -105,7 +105,7 @@ class HeldAnswers(Answers):
         return self._rows[number]
 
 
-def kept_answers(run_dir: RunDir, split: str, max_length: int, how: str = "keep") -> Answers:
+def kept_answers(run_dir: RunDir, split: str, max_length: int, how: str = "keep") -> TrainingExamples:
     """The answers of a split that filter kept, of at most `max_length` tokens, and with something to learn.
 
     `how` is train.reasoning. Each file is checked and read once, one at a time. Raises UserError where a file is
@@ -125,10 +125,10 @@ def kept_answers(run_dir: RunDir, split: str, max_length: int, how: str = "keep"
     if not len(whole.lengths):
         causes = why_left_out(too_long, without, max_length, how) or "filter kept none (`retort report` shows why)"
         raise UserError(f"{run_dir.path}: no {split} answer is left to train on: {causes}")
-    return Answers(paths, whole, too_long, without)
+    return TrainingExamples(paths, whole, too_long, without)
 
 
-def why_left_out(too_long: int, without_lesson: int, max_length: int, how: str) -> str:
+def why_left_out(too_long: int, nothing_to_learn: int, max_length: int, how: str) -> str:
     """Why train leaves out so many of the answers that filter kept, and what to change; empty where it leaves out none.
 
     `how` is train.reasoning.
@@ -139,15 +139,15 @@ def why_left_out(too_long: int, without_lesson: int, max_length: int, how: str) 
             f"{too_long} of the answers that filter kept have more than train.max_length={max_length} tokens with"
             " their prompts (raise it)"
         )
-    if without_lesson:
+    if nothing_to_learn:
         told.append(
-            f"{without_lesson} of the answers that filter kept hold nothing to learn with train.reasoning={how} and"
+            f"{nothing_to_learn} of the answers that filter kept hold nothing to learn with train.reasoning={how} and"
             " without what filter masked (train.reasoning=keep and privacy.answers=off keep all)"
         )
     return "; ".join(told)
 
 
-def split_validation(answers: Answers, frac: float) -> tuple[Answers, Answers]:
+def split_validation(answers: TrainingExamples, frac: float) -> tuple[TrainingExamples, TrainingExamples]:
     """`(train, validation)`: about this share of the answers kept back, MAX_VALIDATION_ANSWERS at most.
 
     Whole conversations, all their samples and turns on one side, chosen by a hash of their own: the same in every
@@ -167,7 +167,7 @@ def split_validation(answers: Answers, frac: float) -> tuple[Answers, Answers]:
             chosen[sizes.argmin()] = True
         is_validation = chosen[which]
     kept_back = answers.subset(np.flatnonzero(is_validation))
-    return answers.subset(np.flatnonzero(~is_validation)), HeldAnswers(kept_back._paths, kept_back.index)
+    return answers.subset(np.flatnonzero(~is_validation)), HeldExamples(kept_back._paths, kept_back.index)
 
 
 def _indexed(table: pa.Table, shard: int, how: str) -> Index:

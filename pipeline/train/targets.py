@@ -21,7 +21,7 @@ LOG_TAIL_FLOOR = float(np.log(1e-6))
 Soft = tuple[IdArray, FloatArray, FloatArray]  # ids_NK, logprobs_NK, log_tail_N: what codec.decode gives
 
 
-class Lesson(NamedTuple):
+class TrainingExample(NamedTuple):
     """One answer as the student is given it; row n of the teacher's goes with the n-th label that is not ignored."""
 
     input_ids: list[int]
@@ -31,8 +31,8 @@ class Lesson(NamedTuple):
     log_tail_N: FloatArray
 
 
-def lesson(row: dict[str, Any], vocab_size: int, settings: Train) -> Lesson:
-    """The lesson of a row of rows.COLUMNS, by train.reasoning, .tail and .positions_frac.
+def training_example(row: dict[str, Any], vocab_size: int, settings: Train) -> TrainingExample:
+    """The training example of a row of rows.COLUMNS, by train.reasoning, .tail and .positions_frac.
 
     Tokens of its `masked_spans` are context alone: their labels are ignored and their rows left out. Raises UserError
     where rows are damaged or differ from tokens in number, where an id is outside the student's vocabulary and can't be
@@ -56,7 +56,7 @@ def lesson(row: dict[str, Any], vocab_size: int, settings: Train) -> Lesson:
     labels = np.full(len(context) + len(answer), IGNORED)
     places_N = kept_N - first
     labels[len(context) + places_N] = np.asarray(answer)[places_N]
-    return Lesson(context + answer, labels.tolist(), *soft_N)
+    return TrainingExample(context + answer, labels.tolist(), *soft_N)
 
 
 def entropy_nats(logprobs_NK: FloatArray, log_tail_N: FloatArray) -> npt.NDArray[np.float64]:

@@ -29,7 +29,7 @@ from pipeline.models.forward import packed_attention
 from pipeline.run.files import json_lines, write_text
 from pipeline.train.batches import ITEM_COLUMNS, LengthGrouped, collate_items, items, sampler
 from pipeline.train.losses import Validation, token_losses, validation_measures
-from pipeline.train.rows import Answers
+from pipeline.train.rows import TrainingExamples
 from pipeline.train.targets import IGNORED
 
 AS_STORED = {"positions_frac": 1.0, "tail": "bucket"}  # validation is against the teacher, whatever is trained on
@@ -45,7 +45,7 @@ class DistillationTrainer(SFTTrainer):
     def __init__(self, settings: Train, teacher: Any = None, validation_collator: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._settings, self._teacher, self._validation_collator = settings, teacher, validation_collator
-        self.add_callback(Order(self))
+        self.add_callback(EpochCallback(self))
         if teacher is not None:
             teacher.to(self.accelerator.device).requires_grad_(False).eval()
         self.model_accepts_loss_kwargs = True  # so that Trainer counts the optimizer step's tokens for our loss
@@ -156,7 +156,7 @@ def weights_at(settings: Train, step: int, max_steps: int) -> tuple[float, float
     return first, second
 
 
-class Order(TrainerCallback):
+class EpochCallback(TrainerCallback):
     """Tells the sampler its epoch: where processes share the batches out, neither Trainer nor accelerate reaches it."""
 
     def __init__(self, trainer: DistillationTrainer) -> None:
@@ -239,8 +239,8 @@ def fit(
     arm: str,
     model: Any,
     tokenizer: Any,
-    answers: Answers,
-    validation: Answers,
+    answers: TrainingExamples,
+    validation: TrainingExamples,
     folder: Path,
     checkpoints: Path,
     teacher: Any = None,
@@ -274,8 +274,8 @@ def distillation_trainer(
     settings: Train,
     model: Any,
     tokenizer: Any,
-    answers: Answers,
-    validation: Answers,
+    answers: TrainingExamples,
+    validation: TrainingExamples,
     arguments: SFTConfig,
     teacher: Any = None,
 ) -> DistillationTrainer:

@@ -165,12 +165,12 @@ def score_arm(num: int, tokens: int, rounds: int, texts: Path) -> Rates:
 
 def server_arm(num: int, tokens: int, rounds: int, texts: Path) -> Rates:
     from pipeline import config
-    from pipeline.inference.servers import Server
+    from pipeline.inference.servers import TeacherServers
     from pipeline.models import lookup
 
     with served() as url:
         settings = config.Server(urls=(url,), concurrency=256)
-        server = Server(settings, lookup.find("demo").vocab_size(), k=K)
+        server = TeacherServers(settings, lookup.find("demo").vocab_size(), k=K)
         rates = time_teacher(server, ["plain", "capture"], num, tokens, rounds)
     return {f"server_{arm}": values for arm, values in rates.items()}
 

@@ -31,12 +31,12 @@ import answers as bench
 import numpy as np
 import torch
 
-from pipeline.models.forward.forced import ForcedText
+from pipeline.models.forward.forced import ForcedResponse
 
 NUM_TEXTS = 16  # a round of which takes two cores two minutes
 
 
-def texts(run: Path | None, num: int, vocab_size: int) -> list[ForcedText]:
+def texts(run: Path | None, num: int, vocab_size: int) -> list[ForcedResponse]:
     """The run's held-out answers, or random ones: prompts of 20 to 80 tokens, answers of 90 on average."""
     if run is not None:
         from pipeline.config import Train
@@ -44,13 +44,13 @@ def texts(run: Path | None, num: int, vocab_size: int) -> list[ForcedText]:
 
         answers = kept_answers(bench.run_dir(run, ""), "held_out", Train().max_length)
         rows = [answers[n] for n in range(min(num, len(answers)))]
-        return [ForcedText(str(n), row["prompt_token_ids"], row["token_ids"]) for n, row in enumerate(rows)]
+        return [ForcedResponse(str(n), row["prompt_token_ids"], row["token_ids"]) for n, row in enumerate(rows)]
     generator = np.random.default_rng(0)
     made = []
     for number in range(num):
         prompt, answer = int(generator.integers(20, 80)), int(generator.gamma(2, 45)) + 1
         ids = generator.integers(0, vocab_size, prompt + answer).tolist()
-        made.append(ForcedText(str(number), ids[:prompt], ids[prompt:]))
+        made.append(ForcedResponse(str(number), ids[:prompt], ids[prompt:]))
     return made
 
 
@@ -67,7 +67,7 @@ def pair(folder: Path | None) -> tuple[Any, Any]:
     return teacher, student.keep_layers(copy.deepcopy(teacher), kept).eval()
 
 
-def padded(batch: list[ForcedText], device: torch.device) -> dict[str, torch.Tensor]:
+def padded(batch: list[ForcedResponse], device: torch.device) -> dict[str, torch.Tensor]:
     rows = [torch.tensor(text.prompt_token_ids + text.token_ids) for text in batch]
     ones = [torch.ones_like(row) for row in rows]
     names = {"input_ids": rows, "attention_mask": ones}
@@ -75,14 +75,14 @@ def padded(batch: list[ForcedText], device: torch.device) -> dict[str, torch.Ten
 
 
 @torch.no_grad()
-def forward(models: list[Any], batches: list[list[ForcedText]]) -> None:
+def forward(models: list[Any], batches: list[list[ForcedResponse]]) -> None:
     for batch in batches:
         for model in models:
             model(**padded(batch, model.device), use_cache=False).logits  # noqa: B018 - computed, and thrown away
 
 
 @torch.no_grad()
-def answers_alone(models: list[Any], batches: list[list[ForcedText]]) -> None:
+def answers_alone(models: list[Any], batches: list[list[ForcedResponse]]) -> None:
     from pipeline.evaluate.fidelity import CHUNK_TOKENS
     from pipeline.models.forward.forced import answer_states
 
@@ -94,7 +94,7 @@ def answers_alone(models: list[Any], batches: list[list[ForcedText]]) -> None:
 
 
 @torch.no_grad()
-def check(teacher: Any, student: Any, batch: list[ForcedText]) -> None:
+def check(teacher: Any, student: Any, batch: list[ForcedResponse]) -> None:
     """Forward KL of a few texts, by logits that exist whole."""
     from pipeline.evaluate import fidelity
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import config, filter
-from pipeline.filter.rules import RULES, Candidate, language, verdicts
+from pipeline.filter.rules import RULES, Response, language, verdicts
 from pipeline.run.rundir import RunDir
 
 NUM_TOKENS = 200
@@ -39,7 +39,7 @@ EQUIVALENT = (
 SETTINGS = config.Filter(drop_truncated=False)
 
 
-def long_answers(run_dir: RunDir) -> list[Candidate]:
+def long_answers(run_dir: RunDir) -> list[Response]:
     """A run's answers, laid end to end to 180 to 220 tokens; the prompt is that of the first."""
     facts = filter._facts(run_dir, SETTINGS)
     joined, parts = [], []
@@ -52,11 +52,11 @@ def long_answers(run_dir: RunDir) -> list[Candidate]:
     return joined
 
 
-def _num_tokens(parts: list[Candidate]) -> int:
+def _num_tokens(parts: list[Response]) -> int:
     return sum(part.num_body_tokens for part in parts)
 
 
-def _joined(parts: list[Candidate]) -> Candidate:
+def _joined(parts: list[Response]) -> Response:
     return replace(
         parts[0],
         text="\n\n".join(part.text for part in parts),
@@ -66,19 +66,19 @@ def _joined(parts: list[Candidate]) -> Candidate:
     )
 
 
-def apply_rules(answers: list[Candidate], names: tuple[str, ...]) -> int:
+def apply_rules(answers: list[Response], names: tuple[str, ...]) -> int:
     """How many answers are dropped; nothing is known of them before."""
     language._detect_prompt.cache_clear()
     judged = verdicts([replace(answer) for answer in answers], SETTINGS, names)
     return sum(not all(keep for _, keep in said.values()) for said in judged)
 
 
-def datatrove_filters() -> Callable[[list[Candidate]], int]:
+def datatrove_filters() -> Callable[[list[Response]], int]:
     """datatrove's two filters, one after the other, each as it comes; how many texts they drop."""
     data, theirs = (importlib.import_module(f"datatrove.{name}") for name in ("data", "pipeline.filters"))
     filters = [theirs.GopherRepetitionFilter(), theirs.GopherQualityFilter(min_doc_words=1)]
 
-    def apply(answers: list[Candidate]) -> int:
+    def apply(answers: list[Response]) -> int:
         documents = [data.Document(text=answer.text, id=str(n)) for n, answer in enumerate(answers)]
         return sum(not all(each.filter(document) is True for each in filters) for document in documents)
 
@@ -91,7 +91,7 @@ def cpu_s(work: Callable[[], Any]) -> float:
     return time.process_time() - began
 
 
-def show_rules(answers: list[Candidate], rounds: int) -> None:
+def show_rules(answers: list[Response], rounds: int) -> None:
     """The time of each rule alone, words and such that several share already found."""
     table = Table(title=f"{len(answers)} answers of {NUM_TOKENS} tokens", title_justify="left")
     table.add_column("rule")

@@ -73,9 +73,9 @@ class Repacked:
     def __new__(cls, answers: Any, num: int, settings: Generate) -> Any:
         from pipeline import codec
         from pipeline.generate import support
-        from pipeline.train.rows import Answers
+        from pipeline.train.rows import TrainingExamples
 
-        class Rows(Answers):
+        class Rows(TrainingExamples):
             def __getitem__(self, number: int) -> dict[str, Any]:
                 row = answers[number]
                 ids_NK, logprobs_NK, _ = codec.decode(row["logprobs"])
@@ -108,15 +108,15 @@ class Laboratory:
 
     def __init__(self, run: Any, num: int) -> None:
         from pipeline.models import lookup
-        from pipeline.models.forward.forced import ForcedText
+        from pipeline.models.forward.forced import ForcedResponse
         from pipeline.train import student
-        from pipeline.train.rows import HeldAnswers, kept_answers
+        from pipeline.train.rows import HeldExamples, kept_answers
 
         answers, self.held_out = (kept_answers(run, split, 2048) for split in ("train", "held_out"))
         some = np.random.default_rng(0).permutation(len(answers))[:num]
-        self.answers = HeldAnswers(answers._paths, answers.index.take(some))
+        self.answers = HeldExamples(answers._paths, answers.index.take(some))
         self._texts = [
-            ForcedText(str(conversation), row["prompt_token_ids"], row["token_ids"])
+            ForcedResponse(str(conversation), row["prompt_token_ids"], row["token_ids"])
             for conversation, row in zip(self.held_out.index.conversations, self.held_out, strict=True)
         ]
         self.tokenizer = lookup.find("demo").tokenizer()

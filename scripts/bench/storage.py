@@ -37,7 +37,7 @@ from rich.table import Table
 from pipeline import codec, config, generate
 from pipeline.config import Config, Generate
 from pipeline.generate import support
-from pipeline.inference.engine import Answer, Engine, Request
+from pipeline.inference.engine import Completion, Engine, Request
 from pipeline.models import lookup
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import RESPONSES
@@ -57,7 +57,7 @@ ARMS = {
 Format = tuple[float, float | None]  # bytes per token, KL
 
 
-def demo_answers(num: int) -> tuple[list[Answer], Any, int]:
+def demo_answers(num: int) -> tuple[list[Completion], Any, int]:
     """Answers of the demo teacher to seed prompts, as the quickstart has them; tokenizer and vocabulary."""
     settings = config.load(ROOT / "configs/quickstart.yaml").generate
     teacher = lookup.find("demo")
@@ -75,7 +75,7 @@ def demo_answers(num: int) -> tuple[list[Answer], Any, int]:
     return list(engine.answers(requests)), template.tokenizer, engine.vocab_size
 
 
-def random_answers(num: int, folder: Path) -> list[Answer]:
+def random_answers(num: int, folder: Path) -> list[Completion]:
     """Answers of a small model of random weights over a large vocabulary."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -97,11 +97,11 @@ def random_answers(num: int, folder: Path) -> list[Answer]:
     return list(engine.answers(requests))
 
 
-def shard_bytes(answers: list[Answer], vocab_size: int, settings: Generate, tokenizer: Any) -> dict[str, float]:
+def shard_bytes(answers: list[Completion], vocab_size: int, settings: Generate, tokenizer: Any) -> dict[str, float]:
     """Bytes per answer token of a shard: the columns of KD alone, and all of them."""
     rows = []
     for number, answer in enumerate(answers):
-        cut = Answer(
+        cut = Completion(
             **{
                 **vars(answer),
                 "ids_TK": answer.ids_TK[:, : settings.k],
@@ -121,7 +121,7 @@ def shard_bytes(answers: list[Answer], vocab_size: int, settings: Generate, toke
     return sizes
 
 
-def joined(answers: list[Answer]) -> tuple[np.ndarray, np.ndarray]:
+def joined(answers: list[Completion]) -> tuple[np.ndarray, np.ndarray]:
     """`(ids_NK, logprobs_NK)` of all tokens, K best."""
     return (
         np.concatenate([answer.ids_TK[:, :K] for answer in answers]),
@@ -140,7 +140,7 @@ def kl_nats(logprobs_NK: np.ndarray, after_NK: np.ndarray, tail_N: np.ndarray, a
     )
 
 
-def of_codec(answers: list[Answer], vocab_size: int, settings: Generate) -> float:
+def of_codec(answers: list[Completion], vocab_size: int, settings: Generate) -> float:
     """KL that the codec costs to the buckets of a support of levels."""
     total, tokens = 0.0, 0
     for answer in answers:
@@ -162,7 +162,7 @@ def of_codec(answers: list[Answer], vocab_size: int, settings: Generate) -> floa
     return total / tokens
 
 
-def others(answers: list[Answer], vocab_size: int) -> dict[str, Format]:
+def others(answers: list[Completion], vocab_size: int) -> dict[str, Format]:
     """Bytes per token of the columns of log-probs, and KL, of the formats in use elsewhere; uncompressed."""
     ids_NK, logprobs_NK = joined(answers)
     tail_N = 1 - np.exp(logprobs_NK).sum(axis=1)
@@ -185,7 +185,7 @@ def others(answers: list[Answer], vocab_size: int) -> dict[str, Format]:
     }
 
 
-def rates(answers: list[Answer], vocab_size: int, rounds: int) -> dict[str, list[float]]:
+def rates(answers: list[Completion], vocab_size: int, rounds: int) -> dict[str, list[float]]:
     """Tokens per second of encode and decode at K=50, by turns, on one core."""
     tokens = sum(len(answer.token_ids) for answer in answers)
     settings = Generate(k=K)
@@ -247,7 +247,7 @@ def timed(work: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def compare(answers: list[Answer], vocab_size: int, tokenizer: Any, title: str) -> dict[str, float]:
+def compare(answers: list[Completion], vocab_size: int, tokenizer: Any, title: str) -> dict[str, float]:
     """Print the table of one capture; returns bytes per token of each of Retort's supports, and the KL."""
     table = Table(title=title, title_justify="left")
     for column in ("format", "bytes/token", "with the rest", "KL, nats"):

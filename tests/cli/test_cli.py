@@ -16,7 +16,7 @@ from support.fabricated_run import make
 from typer.testing import CliRunner
 
 from pipeline.cli import interrupt, verbs
-from pipeline.cli.stage import Order
+from pipeline.cli.stage import StageOrder
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.records import STAGES
@@ -453,9 +453,9 @@ def test_a_stage_is_given_the_resolved_settings_and_what_to_accept(stand_in: Pat
     script = 'echo "$@" > "$(dirname "$0")/arguments"; cat > "$(dirname "$0")/order"'
     assert child(stand_in, script, fresh="always", accept=("a.b", "c.d")) == 0
     assert (stand_in.parent / "arguments").read_text() == "-P -m pipeline.cli.child train\n"
-    order = Order.model_validate_json((stand_in.parent / "order").read_text())
+    order = StageOrder.model_validate_json((stand_in.parent / "order").read_text())
     config = config_in(stand_in.parent)
-    assert order == Order(config=config, path=config.run_path, fresh="always", accept=("a.b", "c.d"))
+    assert order == StageOrder(config=config, path=config.run_path, fresh="always", accept=("a.b", "c.d"))
 
 
 def test_after_fresh_the_way_on_is_without_it(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:

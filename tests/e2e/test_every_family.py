@@ -19,7 +19,7 @@ from pipeline import config as config_module
 from pipeline import export
 from pipeline.config import Config
 from pipeline.config.filters import Filter
-from pipeline.evaluate.fidelity import fidelity_figures, forced_texts
+from pipeline.evaluate.fidelity import fidelity_figures, forced_responses
 from pipeline.models import lookup
 from pipeline.models.forward.forced import load
 from pipeline.run.rundir import RunDir
@@ -150,6 +150,6 @@ def forced(config: Config, run_dir: RunDir) -> dict[str, Any]:
     """The student's figures on the teacher's held-out answers, as evaluate measures them."""
     folders = {"teacher": lookup.teacher_of(run_dir).path, "student": run_dir.stage_path("train") / "student"}
     loaded = {arm: load(folder, "float32", arm) for arm, folder in folders.items()}
-    texts = forced_texts.held_out(config, run_dir)
+    texts = forced_responses.held_out(config, run_dir)
     sums = fidelity_figures.measure_all(loaded, texts, dict.fromkeys(loaded, ()), config.evaluate)
     return fidelity_figures.sections(sums, "student", config.evaluate)["fidelity"]

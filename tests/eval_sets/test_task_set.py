@@ -12,7 +12,7 @@ from pipeline.config import EvaluationSet, Prepare
 from pipeline.errors import UserError
 from pipeline.eval_sets import task_set
 from pipeline.eval_sets.checkers import KINDS
-from pipeline.eval_sets.task_set import Item
+from pipeline.eval_sets.task_set import TaskItem
 from pipeline.evaluate import tasks
 from pipeline.text import contamination
 from pipeline.text.words import prompt_text, words
@@ -34,7 +34,7 @@ BLAND = [
 
 
 @pytest.fixture(scope="module")
-def items() -> list[Item]:
+def items() -> list[TaskItem]:
     return task_set.load(PROMPTS / "tasks.jsonl", None)
 
 
@@ -45,11 +45,11 @@ def answers() -> dict[str, list[str]]:
     return {row["id"]: row["answers"] for row in rows}
 
 
-def passed(item: Item, answers: list[str]) -> bool:
+def passed(item: TaskItem, answers: list[str]) -> bool:
     return all(tasks.score(item, answers).passed)
 
 
-def test_there_are_at_least_two_hundred_of_six_categories(items: list[Item]) -> None:
+def test_there_are_at_least_two_hundred_of_six_categories(items: list[TaskItem]) -> None:
     counts = Counter(item.category for item in items)
     assert counts.total() >= 200
     assert counts.keys() == CATEGORIES
@@ -58,18 +58,18 @@ def test_there_are_at_least_two_hundred_of_six_categories(items: list[Item]) -> 
     assert {item.id for item in items}.isdisjoint(item["id"] for item in load("chat_eval.jsonl"))
 
 
-def test_every_kind_of_check_is_used(items: list[Item]) -> None:
+def test_every_kind_of_check_is_used(items: list[TaskItem]) -> None:
     assert len(KINDS) >= 20
     assert {check.kind for item in items for check in item.checks} == KINDS.keys()
 
 
-def test_each_has_an_answer_that_passes_all_its_checks(items: list[Item], answers: dict[str, list[str]]) -> None:
+def test_each_has_an_answer_that_passes_all_its_checks(items: list[TaskItem], answers: dict[str, list[str]]) -> None:
     assert [item.id for item in items] == list(answers)
     failed = {item.id: tasks.score(item, answers[item.id]) for item in items if not passed(item, answers[item.id])}
     assert failed == {}
 
 
-def test_references_are_good_answers_too_and_not_the_same(items: list[Item], answers: dict[str, list[str]]) -> None:
+def test_references_are_good_answers_too_and_not_the_same(items: list[TaskItem], answers: dict[str, list[str]]) -> None:
     with_reference = [item for item in items if item.reference]
     assert {item.category for item in with_reference} == {"writing"}
     assert len(with_reference) >= 20
@@ -78,15 +78,15 @@ def test_references_are_good_answers_too_and_not_the_same(items: list[Item], ans
 
 
 @pytest.mark.parametrize("bland", BLAND)
-def test_no_item_is_passed_by_an_answer_that_says_nothing(items: list[Item], bland: str) -> None:
+def test_no_item_is_passed_by_an_answer_that_says_nothing(items: list[TaskItem], bland: str) -> None:
     assert [item.id for item in items if passed(item, [bland] * len(item.turns))] == []
 
 
-def test_no_item_is_passed_by_its_own_question(items: list[Item]) -> None:
+def test_no_item_is_passed_by_its_own_question(items: list[TaskItem]) -> None:
     assert [item.id for item in items if passed(item, list(item.turns))] == []
 
 
-def test_no_item_is_passed_by_the_answer_to_another(items: list[Item], answers: dict[str, list[str]]) -> None:
+def test_no_item_is_passed_by_the_answer_to_another(items: list[TaskItem], answers: dict[str, list[str]]) -> None:
     """But for a few whose demand another item's answer happens to meet."""
     crossed = [
         (one.id, other.id)
@@ -100,18 +100,18 @@ def test_no_item_is_passed_by_the_answer_to_another(items: list[Item], answers: 
     assert len(crossed) <= 0.0025 * len(items) ** 2
 
 
-def test_multi_turn_items_check_more_than_one_answer(items: list[Item]) -> None:
+def test_multi_turn_items_check_more_than_one_answer(items: list[TaskItem]) -> None:
     turns = {item.id: {item.turn_of(check) for check in item.checks} for item in items if len(item.turns) > 1}
     assert len(turns) >= 20
     assert sum(len(each) > 1 for each in turns.values()) >= 20
 
 
-def test_several_languages_are_asked_for(items: list[Item]) -> None:
+def test_several_languages_are_asked_for(items: list[TaskItem]) -> None:
     asked = {check.args.get("code") or check.args.get("script") for item in items for check in item.checks}
     assert len(asked - {None}) >= 8
 
 
-def test_none_is_near_to_a_prompt_that_ships_or_to_another(items: list[Item]) -> None:
+def test_none_is_near_to_a_prompt_that_ships_or_to_another(items: list[TaskItem]) -> None:
     turns = [turn for item in items for turn in item.turns]
     seeds = [prompt_text(row["messages"]) for row in load("seeds.jsonl")]
     chat = [turn for item in load("chat_eval.jsonl") for turn in item["turns"]]
@@ -126,7 +126,7 @@ def test_no_seed_is_dropped_for_repeating_a_task() -> None:
     assert [row for row in load("seeds.jsonl") if found.hits(words(prompt_text(row["messages"])))] == []
 
 
-def test_a_prompt_that_repeats_a_task_is_found(items: list[Item]) -> None:
+def test_a_prompt_that_repeats_a_task_is_found(items: list[TaskItem]) -> None:
     found = contamination.load([EvaluationSet(path=str(PROMPTS / "tasks.jsonl"))])
     turns = [turn for item in items for turn in item.turns]
     assert [turn for turn in turns if not found.hits(words(turn))] == []
@@ -168,7 +168,7 @@ def test_a_bad_item_is_one_line_that_names_file_line_and_fault(tmp_path: Path, c
     assert "\n" not in line
 
 
-def test_a_limit_takes_from_every_category(items: list[Item]) -> None:
+def test_a_limit_takes_from_every_category(items: list[TaskItem]) -> None:
     chosen = task_set.load(PROMPTS / "tasks.jsonl", 40)
     assert len(chosen) == 40
     assert {item.category for item in chosen} == CATEGORIES

@@ -8,7 +8,7 @@ from pipeline.config import Evaluate
 from pipeline.errors import UserError
 from pipeline.eval_sets import chat_set
 from pipeline.evaluate.tasks import chat
-from pipeline.evaluate.tasks.chat import Manner
+from pipeline.evaluate.tasks.chat import ChatFormat
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.text.repetition import is_repetitive
 
@@ -52,7 +52,7 @@ def write(path: Path, *items: dict) -> Path:
 
 def test_the_second_turn_is_asked_after_the_arms_own_first_answer(tmp_path: Path) -> None:
     path = write(tmp_path / "set.jsonl", {"id": "a", "turns": ["one two", "three"]}, {"id": "b", "turns": ["four"]})
-    rows = chat.answer(Echo(), chat_set.load(path, None), Manner(ChatTemplate(Words())), Evaluate())  # type: ignore[arg-type]
+    rows = chat.answer(Echo(), chat_set.load(path, None), ChatFormat(ChatTemplate(Words())), Evaluate())  # type: ignore[arg-type]
     assert [(r["item_id"], r["turn"], r["answer"]) for r in rows] == [
         ("a", 0, "n2"),
         ("b", 0, "n1"),
@@ -81,8 +81,10 @@ def test_a_talk_ends_after_an_empty_answer_that_is_refused_and_where_it_outgrows
                 answer["token_ids"] = [] if silent and request["request_id"] == "a" else answer["token_ids"]
             return reply
 
-    items = [chat_set.Item(id=name, turns=(first, "two", "three")) for name, first in (("a", "one"), ("b", "one more"))]
-    rows = chat.answer(Arm(), items, Manner(ChatTemplate(Careful())), Evaluate())  # type: ignore[arg-type]
+    items = [
+        chat_set.ChatItem(id=name, turns=(first, "two", "three")) for name, first in (("a", "one"), ("b", "one more"))
+    ]
+    rows = chat.answer(Arm(), items, ChatFormat(ChatTemplate(Careful())), Evaluate())  # type: ignore[arg-type]
     turns = [(row["item_id"], row["turn"]) for row in rows]
     assert turns == [("a", 0), ("b", 0), ("b", 1), ("b", 2)] if silent else [("a", 0), ("b", 0), ("a", 1)]
 

@@ -15,7 +15,7 @@ from pipeline.config import Evaluate
 from pipeline.evaluate import fidelity
 from pipeline.evaluate.fidelity import ALL, BUCKETS, MEASURES, Sums, calibration, fidelity_figures
 from pipeline.models.forward import forced
-from pipeline.models.forward.forced import ForcedText
+from pipeline.models.forward.forced import ForcedResponse
 
 VOCAB_SIZE = 37
 UPWARDS = ("top1_agreement_frac", "top5_overlap_frac", "acceptance_frac", "accuracy_frac")  # more is closer
@@ -27,29 +27,29 @@ def tiny(seed: int, vocab_size: int = VOCAB_SIZE) -> Any:
 
 
 TEXTS = [
-    ForcedText("a", [1, 2, 3], [4, 5, 6, 7], {"category": "maths", "turn": "1"}),
-    ForcedText("b", [9], [8, 30], {"category": "code", "turn": "1"}),
-    ForcedText("a", [1, 2, 3], [11, 12, 13, 14, 15, 16, 17, 18, 19, 20], {"category": "maths", "turn": "2"}),
+    ForcedResponse("a", [1, 2, 3], [4, 5, 6, 7], {"category": "maths", "turn": "1"}),
+    ForcedResponse("b", [9], [8, 30], {"category": "code", "turn": "1"}),
+    ForcedResponse("a", [1, 2, 3], [11, 12, 13, 14, 15, 16, 17, 18, 19, 20], {"category": "maths", "turn": "2"}),
 ]
 
 
-def many(num: int, seed: int = 0) -> Iterator[ForcedText]:
+def many(num: int, seed: int = 0) -> Iterator[ForcedResponse]:
     """Texts of three lengths, each a prompt of its own."""
     generator = np.random.default_rng(seed)
     for number in range(num):
         ids = generator.integers(0, VOCAB_SIZE, 4 + 3 * (number % 3) + 12).tolist()
-        yield ForcedText(f"prompt{number}", ids[:4], ids[4:])
+        yield ForcedResponse(f"prompt{number}", ids[:4], ids[4:])
 
 
-def teachers_own(teacher: Any, num: int) -> list[ForcedText]:
+def teachers_own(teacher: Any, num: int) -> list[ForcedResponse]:
     """What the teacher writes at temperature 1, as a run's answers are."""
     torch.manual_seed(1)
     prompts = torch.randint(VOCAB_SIZE, (num, 3))
     written = teacher.generate(prompts, do_sample=True, min_new_tokens=12, max_new_tokens=12, pad_token_id=0, top_k=0)
-    return [ForcedText(f"prompt{n}", row[:3], row[3:]) for n, row in enumerate(written.tolist())]
+    return [ForcedResponse(f"prompt{n}", row[:3], row[3:]) for n, row in enumerate(written.tolist())]
 
 
-def distributions(model: Any, text: ForcedText) -> np.ndarray:
+def distributions(model: Any, text: ForcedResponse) -> np.ndarray:
     """The model's distributions at the answer's tokens, (N, V), from one unpadded forward pass, in float64."""
     ids = torch.tensor([text.prompt_token_ids + text.token_ids])
     with torch.no_grad():
@@ -76,7 +76,7 @@ def plain(p: np.ndarray, q: np.ndarray, label: int) -> list[float]:
     ]
 
 
-def reference(teacher: Any, student: Any, text: ForcedText) -> np.ndarray:
+def reference(teacher: Any, student: Any, text: ForcedResponse) -> np.ndarray:
     """(N, M): the measures of every token of a text."""
     p_NV, q_NV = distributions(teacher, text), distributions(student, text)
     return np.array([plain(p, q, label) for p, q, label in zip(p_NV, q_NV, text.token_ids, strict=True)])
@@ -138,7 +138,7 @@ def test_buckets_of_a_dimension_share_the_tokens_out(lengths: list[int], seed: i
     generator = np.random.default_rng(seed)
     for length in lengths:
         entropies = generator.gamma(0.5, 1.5, length)
-        text = ForcedText("a", [0], [0] * length)
+        text = ForcedResponse("a", [0], [0] * length)
         buckets, member_BN = fidelity.membership(text, entropies)
         for dimension in BUCKETS:
             of_dimension = [place for place, bucket in enumerate(buckets) if bucket[0] == dimension]
@@ -151,7 +151,7 @@ def test_buckets_of_a_dimension_share_the_tokens_out(lengths: list[int], seed: i
 
 
 def test_buckets_come_from_the_lowest_to_the_highest() -> None:
-    long = ForcedText("a", [1], [*range(VOCAB_SIZE)] * 5)
+    long = ForcedResponse("a", [1], [*range(VOCAB_SIZE)] * 5)
     sums = fidelity.measure(tiny(0), {"s": tiny(1)}, [*TEXTS[::-1], long], 10_000)["s"]
     names = [name for dimension, name in sums.buckets() if dimension == "position"]
     assert names == list(BUCKETS["position"])
@@ -234,9 +234,9 @@ def test_memory_does_not_grow_with_the_number_of_texts(monkeypatch: pytest.Monke
     teacher, student = tiny(0), tiny(1)
     alive: list[int] = []  # tensors, whose memory tracemalloc does not see
 
-    def coming(num: int) -> Iterator[ForcedText]:
+    def coming(num: int) -> Iterator[ForcedResponse]:
         for number, text in enumerate(many(num)):
-            yield ForcedText(f"prompt{number % 20}", text.prompt_token_ids, text.token_ids)
+            yield ForcedResponse(f"prompt{number % 20}", text.prompt_token_ids, text.token_ids)
         alive.append(sum(type(each) is torch.Tensor for each in gc.get_objects()))
 
     def peak_bytes(num: int) -> int:

@@ -14,9 +14,9 @@ from pipeline import evaluate
 from pipeline.config import Config, Evaluate
 from pipeline.errors import UserError
 from pipeline.evaluate import fidelity
-from pipeline.evaluate.fidelity import fidelity_figures, forced_texts
+from pipeline.evaluate.fidelity import fidelity_figures, forced_responses
 from pipeline.evaluate.fidelity.fidelity_figures import BREAKDOWN_MEASURES, EXPOSURE_MEASURES
-from pipeline.models.forward.forced import ForcedText
+from pipeline.models.forward.forced import ForcedResponse
 from pipeline.records import DECISIONS, RESPONSES
 from pipeline.run.rundir import RunDir
 
@@ -45,14 +45,14 @@ def chat_rows(arms: list[str], num_items: int = 6) -> list[Row]:
 
 
 def scored(arms: dict[str, Any], rows: list[Row]) -> dict[str, Row]:
-    held_out = [ForcedText(f"h{n}", [1, 2], [3 + n, 4, 5, 6], {"category": "code"}) for n in range(5)]
-    answers = {arm: forced_texts.of_arm(rows, arm, 37) for arm in arms}
+    held_out = [ForcedResponse(f"h{n}", [1, 2], [3 + n, 4, 5, 6], {"category": "code"}) for n in range(5)]
+    answers = {arm: forced_responses.of_arm(rows, arm, 37) for arm in arms}
     sums = fidelity_figures.measure_all(arms, iter(held_out), answers, SETTINGS)
     return {arm: fidelity_figures.sections(sums, arm, SETTINGS) for arm in arms}
 
 
 def mean(teacher: Any, arm: Any, rows: list[Row], name: str, measure: str) -> float:
-    sums = fidelity.measure(teacher, {"x": arm}, forced_texts.of_arm(rows, name, 37), 64)["x"]
+    sums = fidelity.measure(teacher, {"x": arm}, forced_responses.of_arm(rows, name, 37), 64)["x"]
     return sums.of(measure).sum() / sums.num_tokens().sum()
 
 
@@ -92,7 +92,7 @@ def test_own_over_chat_is_paired_by_item_whatever_the_order() -> None:
     for kind, order in (("own", range(30)), ("chat", range(29, -1, -1))):
         for item in order:
             num = int(generator.integers(5, 40))
-            text = ForcedText(f"i{item}", [0], [0] * num)
+            text = ForcedResponse(f"i{item}", [0], [0] * num)
             kl_N = hard[item] * generator.gamma(20, 1 / 20, num) * (1.3 if kind == "own" else 1)
             values_NM = np.tile(kl_N[:, None], len(fidelity.MEASURES))
             sums[kind].add(text, values_NM, np.ones((1, num)), [fidelity.ALL])
@@ -139,7 +139,7 @@ def test_breakdowns_have_intervals_and_add_up_to_the_whole() -> None:
 def test_an_id_that_the_teacher_cannot_read_ends_the_answer() -> None:
     row = {"item_id": "a", "arm": "student", "turn": 0, "category": None, "prompt_token_ids": [1]}
     rows = [{**row, "token_ids": [5, 40, 6]}, {**row, "token_ids": [40]}, {**row, "token_ids": []}]
-    [text] = forced_texts.of_arm(rows, "student", 37)
+    [text] = forced_responses.of_arm(rows, "student", 37)
     assert text.token_ids == [5]
     assert text.groups == {"turn": "1", "category": "uncategorised"}
     torch.testing.assert_close(tiny(0)(torch.tensor([[1, *text.token_ids]])).logits.shape, torch.Size([1, 2, 37]))
@@ -184,7 +184,7 @@ def test_a_limit_takes_the_first_answer_to_each_prompt_before_the_second(
     tmp_path: Path, limit: int | None, samples: list[int]
 ) -> None:
     run_dir, config = run_of(tmp_path, num_samples=2)
-    texts = list(forced_texts.held_out(with_limit(config, limit), run_dir))
+    texts = list(forced_responses.held_out(with_limit(config, limit), run_dir))
     assert [4 - len(text.token_ids) for text in texts] == samples
     assert {text.cluster for text in texts} == {"prompt1", "prompt3", "prompt5"}
     assert all(text.groups == {"category": "writing"} for text in texts)
@@ -212,4 +212,4 @@ def test_the_stage_measures_the_models_in_its_folders(tmp_path: Path) -> None:
 def test_no_held_out_answer_is_a_user_error(tmp_path: Path) -> None:
     run_dir, config = run_of(tmp_path, num_samples=1, kept=False)
     with pytest.raises(UserError, match="no held-out answer was kept"):
-        list(forced_texts.held_out(config, run_dir))
+        list(forced_responses.held_out(config, run_dir))

@@ -262,7 +262,7 @@ def test_the_fingerprint_is_the_same_after_a_run_has_left_bytecode_behind(tmp_pa
 def test_without_tasks_nothing_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert harness.fingerprint(Harness()) == {}
-    assert harness.run(Evaluate(), {}, _never, {}, stage_in(tmp_path)) == harness.Measured()
+    assert harness.run(Evaluate(), {}, _never, {}, stage_in(tmp_path)) == harness.HarnessResults()
     with pytest.raises(UserError, match=r"pip install 'retort-distill\[harness\]'"):
         harness.fingerprint(settings())
 

@@ -16,7 +16,7 @@ from pipeline.config import Evaluate, Judge
 from pipeline.errors import UserError
 from pipeline.evaluate import judge
 from pipeline.evaluate.judge import checks
-from pipeline.judge.questions import Reply
+from pipeline.judge.questions import JudgedAnswer
 
 ROOT = Path(pipeline.__file__).parent.parent
 NUM_ITEMS = 40
@@ -255,8 +255,8 @@ def test_a_judge_of_the_teachers_family_is_told(tmp_path: Path) -> None:
     assert "Do not believe" in told[0]  # four items show nothing
 
 
-def reply(item: int, text: str, turn: int = 0) -> Reply:
-    return Reply(f"i{item}", "c", turn, None, "q", None, (), text)
+def reply(item: int, text: str, turn: int = 0) -> JudgedAnswer:
+    return JudgedAnswer(f"i{item}", "c", turn, None, "q", None, (), text)
 
 
 def test_planted_answers_are_the_same_worse_and_of_another_item() -> None:

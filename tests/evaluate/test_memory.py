@@ -7,10 +7,10 @@ import pytest
 
 from pipeline.config import Evaluate
 from pipeline.errors import UserError
-from pipeline.eval_sets.chat_set import Item
-from pipeline.evaluate.risks.openings import RECITED_TOKENS, Opening
+from pipeline.eval_sets.chat_set import ChatItem
+from pipeline.evaluate.risks.memorization import RECITED_TOKENS, Opening
 from pipeline.evaluate.speed import memory
-from pipeline.evaluate.tasks.chat import Manner
+from pipeline.evaluate.tasks.chat import ChatFormat
 from pipeline.inference import kv_cache
 from pipeline.inference.kv_cache import Load
 from pipeline.machine import hardware, meters
@@ -36,15 +36,15 @@ class Words:
         return [0] * sum(2 + len(message["content"].split()) * self.tokens_a_word for message in messages)
 
 
-def load_of(items: list[Item], openings: list[Opening], *tokenizers: Any, **settings: Any) -> Load:
-    manners = [Manner(ChatTemplate(tokenizer)) for tokenizer in tokenizers or (Words(),)]
+def load_of(items: list[ChatItem], openings: list[Opening], *tokenizers: Any, **settings: Any) -> Load:
+    chat_formats = [ChatFormat(ChatTemplate(tokenizer)) for tokenizer in tokenizers or (Words(),)]
     asked = Evaluate(speed_concurrency=(1, 2), speed_tokens=4, **settings)
-    return memory.load_of([(items, 50), ([], 1000)], openings, manners, asked)
+    return memory.load_of([(items, 50), ([], 1000)], openings, chat_formats, asked)
 
 
 def test_the_longest_request_is_a_talks_last_turn_after_answers_as_long_as_may_be() -> None:
-    talk = Item(id="a", system="be kind", turns=("one two three", "four"))
-    short = Item(id="b", turns=("one",))
+    talk = ChatItem(id="a", system="be kind", turns=("one two three", "four"))
+    short = ChatItem(id="b", turns=("one",))
     assert load_of([short, talk], []) == Load(2, (2 + 3 + 1) + 3 * 3 + 2 * 50)
 
 
@@ -55,7 +55,7 @@ def test_openings_count_too_and_so_does_the_timing() -> None:
 
 
 def test_the_tokenizer_that_cuts_finest_counts() -> None:
-    [short] = items = [Item(id="b", turns=("one two",))]
+    [short] = items = [ChatItem(id="b", turns=("one two",))]
     wide = load_of(items, [], Words(), Words(tokens_a_word=5))
     assert wide.tokens == 5 * len(short.turns[0].split()) + (2 + 5) + 50
 

@@ -7,7 +7,7 @@ from support import tiny_model
 
 from pipeline.evaluate.fidelity import preference
 from pipeline.evaluate.fidelity.preference import mean_logprobs_nats, self_preference
-from pipeline.models.forward.forced import ForcedText
+from pipeline.models.forward.forced import ForcedResponse
 
 VOCAB = 23
 
@@ -28,11 +28,11 @@ def reference(teacher: Any, prompt: list[int], answer: list[int]) -> float:
 
 
 TEXTS = [
-    ForcedText("a", [1, 2, 3], [4, 5, 6, 7, 8, 9, 10]),
-    ForcedText("b", [9], [8]),
-    ForcedText("c", [9], []),
-    ForcedText("b", [9], [11, 12, 13]),
-    ForcedText("b", [9], [11, 12, 13]),
+    ForcedResponse("a", [1, 2, 3], [4, 5, 6, 7, 8, 9, 10]),
+    ForcedResponse("b", [9], [8]),
+    ForcedResponse("c", [9], []),
+    ForcedResponse("b", [9], [11, 12, 13]),
+    ForcedResponse("b", [9], [11, 12, 13]),
 ]
 
 

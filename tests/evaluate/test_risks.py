@@ -19,11 +19,11 @@ from pipeline.config import Evaluate
 from pipeline.eval_sets import probe_set
 from pipeline.eval_sets.probe_set import Probe
 from pipeline.evaluate import risks
-from pipeline.evaluate.risks import openings, risk_figures
-from pipeline.evaluate.risks.openings import OPENING_TOKENS, RECITED_TOKENS, Opening
+from pipeline.evaluate.risks import memorization, risk_figures
+from pipeline.evaluate.risks.memorization import OPENING_TOKENS, RECITED_TOKENS, Opening
 from pipeline.evaluate.risks.risk_figures import MIN_OPENINGS
 from pipeline.evaluate.risks.valence import valence
-from pipeline.evaluate.tasks.chat import Manner
+from pipeline.evaluate.tasks.chat import ChatFormat
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import ARMS, RISKS
 from pipeline.run.rundir import Stage
@@ -90,7 +90,7 @@ def some_openings() -> list[Opening]:
     ]
 
 
-MANNERS: dict[str, Manner] = dict.fromkeys(ARMS, Manner(ChatTemplate(Text())))
+MANNERS: dict[str, ChatFormat] = dict.fromkeys(ARMS, ChatFormat(ChatTemplate(Text())))
 
 
 def asked(probes: list[Probe] = SHIPPED) -> risks.Probes:
@@ -264,7 +264,7 @@ def test_kind_and_unkind_words_count_with_their_endings(words: str, sign: int) -
 @settings(max_examples=60)
 def test_recited_is_the_longest_common_beginning(token_ids: list[int], rest: list[int]) -> None:
     longest = max(n for n in range(len(rest) + 1) if token_ids[:n] == rest[:n] and n <= len(token_ids))
-    assert openings.recited_tokens(Opening("a", "verbatim_train", [], rest), token_ids) == longest
+    assert memorization.recited_tokens(Opening("a", "verbatim_train", [], rest), token_ids) == longest
 
 
 class Learnt:
@@ -302,8 +302,8 @@ def test_openings_are_of_usable_answers_spread_by_their_prompts_hash(monkeypatch
     ]
     kept = [[True] * 4, [True, True, True, False], [True, True]]
     tables = [(pa.Table.from_pylist(rows), pa.chunked_array([flags])) for rows, flags in zip(shards, kept, strict=True)]
-    monkeypatch.setattr(openings, "read_answers", lambda *_: iter(tables))
-    found = openings.of_run(Learnt(), 2)  # type: ignore[arg-type]
+    monkeypatch.setattr(memorization, "read_answers", lambda *_: iter(tables))
+    found = memorization.of_run(Learnt(), 2)  # type: ignore[arg-type]
     assert [opening.id for opening in found] == [
         "verbatim_train/p04",
         "verbatim_train/p07",
@@ -318,8 +318,8 @@ def test_openings_are_of_usable_answers_spread_by_their_prompts_hash(monkeypatch
 
 def found_ids(monkeypatch: pytest.MonkeyPatch, run: Learnt, num: int, *shards: list[dict[str, Any]]) -> list[str]:
     tables = [(pa.Table.from_pylist(rows), pa.chunked_array([[True] * len(rows)])) for rows in shards]
-    monkeypatch.setattr(openings, "read_answers", lambda *_: iter(tables))
-    return [opening.id.removeprefix("verbatim_") for opening in openings.of_run(run, num)]  # type: ignore[arg-type]
+    monkeypatch.setattr(memorization, "read_answers", lambda *_: iter(tables))
+    return [opening.id.removeprefix("verbatim_") for opening in memorization.of_run(run, num)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("how", "left"), [("mask", ["train/p00"]), ("drop", ["train/p00", "train/p02"])])
@@ -377,7 +377,7 @@ def test_a_memory_is_told_and_of_few_answers_nothing_is_said() -> None:
 def test_an_opening_that_does_not_fit_is_left_out() -> None:
     [arm, _] = arms()
     arm.context_tokens = 20 + RECITED_TOKENS + 2
-    rows = openings.go_on(arm, some_openings(), Text(), 0)
+    rows = memorization.go_on(arm, some_openings(), Text(), 0)
     assert {len(row["prompt_token_ids"]) for row in rows} == {20, 21}
 
 

@@ -10,26 +10,26 @@ import pytest
 from pipeline import evaluate
 from pipeline.config import Evaluate
 from pipeline.eval_sets import task_set
-from pipeline.eval_sets.task_set import Check, Item
+from pipeline.eval_sets.task_set import Check, TaskItem
 from pipeline.evaluate import tasks, verdict
 from pipeline.evaluate.tasks import chat
-from pipeline.evaluate.tasks.chat import Manner
+from pipeline.evaluate.tasks.chat import ChatFormat
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import ARMS, TASKS
 from pipeline.run.rundir import RunDir
 from pipeline.statistics import Figure
 
 ITEMS = [
-    Item(id="two", category="multi_turn", turns=("Shout a colour.", "Another."), checks=(
+    TaskItem(id="two", category="multi_turn", turns=("Shout a colour.", "Another."), checks=(
         Check(kind="upper_case", turn=0),
         Check(kind="upper_case"),
         Check(kind="same_words", earlier=0),
     )),
-    Item(id="one", category="writing", turns=("Name a fruit.",), reference="a ripe fig", checks=(
+    TaskItem(id="one", category="writing", turns=("Name a fruit.",), reference="a ripe fig", checks=(
         Check(kind="num_words", args={"high": 3}),
         Check(kind="includes", args={"words": ["fig"]}),
     )),
-    Item(id="sum", category="arithmetic", turns=("2 + 2?",), checks=(Check(kind="number", args={"value": 4.0}),)),
+    TaskItem(id="sum", category="arithmetic", turns=("2 + 2?",), checks=(Check(kind="number", args={"value": 4.0}),)),
 ]  # fmt: skip
 
 
@@ -72,7 +72,7 @@ class Letters:
 
 
 def rows(arm: str, **script: list[str]) -> list[dict[str, Any]]:
-    return chat.answer(Scripted(arm, **script), ITEMS, Manner(ChatTemplate(Letters())), Evaluate())  # type: ignore[arg-type]
+    return chat.answer(Scripted(arm, **script), ITEMS, ChatFormat(ChatTemplate(Letters())), Evaluate())  # type: ignore[arg-type]
 
 
 GOOD = {"two": ["RED", "RED"], "one": ["A fig"], "sum": ["4"]}
@@ -122,7 +122,7 @@ def test_rows_are_written_with_the_checks_of_their_turn() -> None:
 
 def test_reasoning_is_no_part_of_the_answer_nor_of_the_next_turn() -> None:
     arm = Scripted("student", two=["<think>red?</think>RED", "RED"], one=["fig"], sum=["<think>4</think>5"])
-    answered = chat.answer(arm, ITEMS, Manner(ChatTemplate(Letters()), ("<think>", "</think>")), Evaluate())  # type: ignore[arg-type]
+    answered = chat.answer(arm, ITEMS, ChatFormat(ChatTemplate(Letters()), ("<think>", "</think>")), Evaluate())  # type: ignore[arg-type]
     scored = {item.id: each.passed for item, each in zip(ITEMS, tasks.scores(ITEMS, answered), strict=True)}
     assert scored == {"two": (True, True, True), "one": (True, True), "sum": (False,)}
     [second] = [row for row in answered if row["turn"] == 1]
@@ -131,8 +131,8 @@ def test_reasoning_is_no_part_of_the_answer_nor_of_the_next_turn() -> None:
 
 def test_a_stopped_try_is_not_asked_again(tmp_path: Path) -> None:
     stage = RunDir(tmp_path / "run").begin("evaluate", evaluate.Config(name="run"), {})
-    manners: dict[str, Manner] = dict.fromkeys(ARMS, Manner(ChatTemplate(Letters())))
-    asked = evaluate._Asked([], ITEMS, manners, {}, evaluate.risks.Probes([], [], manners, Evaluate()))
+    chat_formats: dict[str, ChatFormat] = dict.fromkeys(ARMS, ChatFormat(ChatTemplate(Letters())))
+    asked = evaluate._Asked([], ITEMS, chat_formats, {}, evaluate.risks.Probes([], [], chat_formats, Evaluate()))
     first, second = Scripted("teacher", **fresh(GOOD)), Scripted("student", **fresh(WEAK))
     done = evaluate._answers("task answers", "task-answers", ITEMS, Evaluate(), stage, [first], asked)  # type: ignore[list-item]
     again = evaluate._answers("task answers", "task-answers", ITEMS, Evaluate(), stage, [first, second], asked)  # type: ignore[list-item]

@@ -51,7 +51,7 @@ def score(decision: Row) -> float | None:
 
 
 def verdicts(filtered: Filtered) -> list[Row]:
-    path = filtered.run_dir.path / "verdicts.jsonl"
+    path = filtered.run_dir.path / "grades.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

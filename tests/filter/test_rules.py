@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline import codec
 from pipeline.config import Filter
 from pipeline.errors import UserError
-from pipeline.filter.rules import RULES, Candidate, Run, confidence
+from pipeline.filter.rules import RULES, Response, Run, confidence
 
 END = 1  # the end-of-turn, a special token
 RUN = Run(special_ids=frozenset({0, END}), stop_ids=frozenset({END}), nll_limit_nats=2.0)
@@ -24,25 +24,25 @@ SENTENCES = [  # twelve words each
 ]
 
 
-def candidate(text: str = "Hello.", body: int | list[int] = 3, finish_reason: str = "stop", **more: Any) -> Candidate:
+def response(text: str = "Hello.", body: int | list[int] = 3, finish_reason: str = "stop", **more: Any) -> Response:
     """An answer of that many plain tokens, or of these, and its end-of-turn where it was finished."""
     tokens = [7] * body if isinstance(body, int) else body
     ended = [END] if finish_reason == "stop" else []
-    return Candidate(text, tokens + ended, finish_reason, run=RUN, **more)
+    return Response(text, tokens + ended, finish_reason, run=RUN, **more)
 
 
-def verdict(rule: str, answer: Candidate, **settings: Any) -> Verdict:
+def verdict(rule: str, answer: Response, **settings: Any) -> Verdict:
     return RULES[rule](answer, Filter(**settings))
 
 
 @pytest.mark.parametrize(("text", "expected"), [("", (0, False)), (" \n\t ", (0, False)), (" a ", (1, True))])
 def test_an_answer_of_white_space_is_empty(text: str, expected: Verdict) -> None:
-    assert verdict("empty", candidate(text)) == expected
+    assert verdict("empty", response(text)) == expected
 
 
 @pytest.mark.parametrize(("finish_reason", "expected"), [("stop", (0, True)), ("length", (1, False))])
 def test_an_answer_that_hit_the_limit_is_truncated(finish_reason: str, expected: Verdict) -> None:
-    assert verdict("truncated", candidate(finish_reason=finish_reason)) == expected
+    assert verdict("truncated", response(finish_reason=finish_reason)) == expected
 
 
 @pytest.mark.parametrize(
@@ -58,30 +58,30 @@ def test_an_answer_that_hit_the_limit_is_truncated(finish_reason: str, expected:
 def test_special_tokens_before_the_end_of_turn_are_counted(
     body: list[int], finish_reason: str, expected: Verdict
 ) -> None:
-    assert verdict("control_tokens", candidate(body=body, finish_reason=finish_reason)) == expected
+    assert verdict("control_tokens", response(body=body, finish_reason=finish_reason)) == expected
 
 
 @pytest.mark.parametrize(("body", "keep"), [(4, False), (5, True), (6, True)])
 def test_the_shortest_answer_is_counted_without_its_end_of_turn(body: int, keep: bool) -> None:
-    assert verdict("too_short", candidate(body=body), min_tokens=5) == (body, keep)
-    assert verdict("too_short", candidate(body=body, finish_reason="length"), min_tokens=5) == (body, keep)
+    assert verdict("too_short", response(body=body), min_tokens=5) == (body, keep)
+    assert verdict("too_short", response(body=body, finish_reason="length"), min_tokens=5) == (body, keep)
 
 
 @pytest.mark.parametrize(("body", "keep"), [(4, True), (5, True), (6, False)])
 def test_the_longest_answer_is_counted_without_its_end_of_turn(body: int, keep: bool) -> None:
-    assert verdict("too_long", candidate(body=body), max_tokens=5) == (body, keep)
+    assert verdict("too_long", response(body=body), max_tokens=5) == (body, keep)
 
 
 @pytest.mark.parametrize(("times", "keep"), [(1, True), (3, True), (4, False)])
 def test_a_sentence_may_stand_in_a_row_so_many_times(times: int, keep: bool) -> None:
-    assert verdict("repeated_sentence", candidate("Yes. " * times), max_sentence_repeats=3) == (times, keep)
+    assert verdict("repeated_sentence", response("Yes. " * times), max_sentence_repeats=3) == (times, keep)
 
 
 @pytest.mark.parametrize(
     "code", ["```\nx = 1\n```\n", "def f(x):\n    return x\n", "import os\n", "#include <stdio.h>\n"]
 )
 def test_lines_in_an_answer_with_code_may_stand_twice_as_often(code: str) -> None:
-    answers = {times: candidate(code + "print(x)\n" * times) for times in (6, 7)}
+    answers = {times: response(code + "print(x)\n" * times) for times in (6, 7)}
     verdicts = {
         times: verdict("repeated_sentence", answer, max_sentence_repeats=3) for times, answer in answers.items()
     }
@@ -103,12 +103,12 @@ def test_lines_in_an_answer_with_code_may_stand_twice_as_often(code: str) -> Non
 def test_a_loop_that_is_no_sentence_is_dropped_unless_it_was_asked_for(
     text: str, prompt: str, expected: Verdict
 ) -> None:
-    assert verdict("repeated_sentence", candidate(text, prompt=prompt), max_sentence_repeats=3) == expected
+    assert verdict("repeated_sentence", response(text, prompt=prompt), max_sentence_repeats=3) == expected
 
 
 def test_a_loop_of_words_is_dropped_from_its_share_on() -> None:
     """Ten words four times are 31 10-grams, 10 of them different."""
-    answer, share = candidate(" ".join([TEN_WORDS] * 4)), 21 / 31
+    answer, share = response(" ".join([TEN_WORDS] * 4)), 21 / 31
     assert verdict("repeated_ngrams", answer, max_duplicate_ngram_frac=share + 1e-6) == (pytest.approx(share), True)
     assert verdict("repeated_ngrams", answer, max_duplicate_ngram_frac=share - 1e-6) == (pytest.approx(share), False)
 
@@ -146,19 +146,19 @@ def test_a_loop_of_words_is_dropped_from_its_share_on() -> None:
 )
 def test_a_rule_that_is_off_says_nothing(rule: str, off: dict[str, Any]) -> None:
     text = "\n\n".join(SENTENCES * 2)
-    answer = candidate(text, 100, prompt="Output JSON about the fox on the frozen lake at dawn.", **nats([0.1] * 101))
+    answer = response(text, 100, prompt="Output JSON about the fox on the frozen lake at dawn.", **nats([0.1] * 101))
     assert verdict(rule, answer, **off) is None
     assert verdict(rule, answer) is not None
 
 
 def test_rules_that_no_setting_of_the_shipped_config_turns_on_say_nothing() -> None:
-    answer = candidate("word " * 900, prompt="Translate: " + "word " * 30, finish_reason="length")
+    answer = response("word " * 900, prompt="Translate: " + "word " * 30, finish_reason="length")
     assert [name for name in ("unfinished", "length_ratio") if verdict(name, answer) is not None] == []
 
 
 def test_an_ordinary_answer_passes_every_rule_as_shipped() -> None:
     text = "Rain is water that falls from clouds. It forms when vapour cools.\n\n1. Clouds gather.\n2. Drops grow."
-    assert [name for name, rule in RULES.items() if not (rule(candidate(text, 30), Filter()) or (0, True))[1]] == []
+    assert [name for name, rule in RULES.items() if not (rule(response(text, 30), Filter()) or (0, True))[1]] == []
 
 
 # --- form
@@ -172,22 +172,22 @@ def packed(end_prob: float) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("end_prob", "keep"), [(0.4, True), (0.1, False)])
 def test_an_answer_cut_off_where_it_could_have_ended_is_nearly_whole(end_prob: float, keep: bool) -> None:
-    answer = candidate(body=[7, 7], finish_reason="length", logprobs=packed(end_prob))
+    answer = response(body=[7, 7], finish_reason="length", logprobs=packed(end_prob))
     assert verdict("unfinished", answer, min_end_prob=0.25) == (pytest.approx(end_prob, abs=0.01), keep)
 
 
 def test_an_end_of_turn_outside_the_stored_rows_has_no_probability() -> None:
-    answer = Candidate("a", [7, 7], "length", logprobs=packed(0.4), run=Run(stop_ids=frozenset({5})))
+    answer = Response("a", [7, 7], "length", logprobs=packed(0.4), run=Run(stop_ids=frozenset({5})))
     assert verdict("unfinished", answer, min_end_prob=0.01) == (0, False)
 
 
 def test_of_answers_that_ended_or_have_no_rows_nothing_is_said() -> None:
-    assert verdict("unfinished", candidate(logprobs=packed(0.4)), min_end_prob=0.01) is None
-    assert verdict("unfinished", candidate(finish_reason="length"), min_end_prob=0.01) is None
+    assert verdict("unfinished", response(logprobs=packed(0.4)), min_end_prob=0.01) is None
+    assert verdict("unfinished", response(finish_reason="length"), min_end_prob=0.01) is None
 
 
 def test_rows_that_are_damaged_are_a_users_error() -> None:
-    answer = candidate(finish_reason="length", logprobs={**packed(0.4), "version": 1})
+    answer = response(finish_reason="length", logprobs={**packed(0.4), "version": 1})
     with pytest.raises(UserError, match=r"filter: not packed log-probs of version 2.*; generate again: --fresh"):
         verdict("unfinished", answer, min_end_prob=0.01)
 
@@ -206,8 +206,8 @@ def test_rows_that_are_damaged_are_a_users_error() -> None:
     ],
 )
 def test_a_fence_is_closed_by_its_own_kind(text: str, is_open: bool) -> None:
-    assert verdict("unclosed_fence", candidate(text)) == (float(is_open), not is_open)
-    assert verdict("unclosed_fence", candidate(text, finish_reason="length")) is None
+    assert verdict("unclosed_fence", response(text)) == (float(is_open), not is_open)
+    assert verdict("unclosed_fence", response(text, finish_reason="length")) is None
 
 
 @pytest.mark.parametrize(
@@ -215,14 +215,14 @@ def test_a_fence_is_closed_by_its_own_kind(text: str, is_open: bool) -> None:
     [("<think>a</think> b", 0), ("<think>a", 1), ("a</think>b</think>", 2), ("`<think>` opens it", 0), ("a < b", 0)],
 )
 def test_reasoning_tags_come_in_pairs(text: str, num: int) -> None:
-    assert verdict("unclosed_tag", candidate(text)) == (num, num == 0)
+    assert verdict("unclosed_tag", response(text)) == (num, num == 0)
 
 
 @pytest.mark.parametrize(
     ("text", "finish_reason", "num"), [("a\ufffd", "stop", 1), ("a\ufffd", "length", 0), ("a\tb\nc", "stop", 0)]
 )
 def test_half_a_character_is_allowed_where_an_answer_was_cut(text: str, finish_reason: str, num: int) -> None:
-    assert verdict("broken_characters", candidate(text, finish_reason=finish_reason)) == (num, num == 0)
+    assert verdict("broken_characters", response(text, finish_reason=finish_reason)) == (num, num == 0)
 
 
 @pytest.mark.parametrize(
@@ -236,19 +236,19 @@ def test_half_a_character_is_allowed_where_an_answer_was_cut(text: str, finish_r
     ],
 )
 def test_an_echo_is_measured_from_the_start(answer: str, share: float) -> None:
-    score = verdict("echo", candidate(answer, prompt=TEN_WORDS.title()), max_echo_frac=0.81)
+    score = verdict("echo", response(answer, prompt=TEN_WORDS.title()), max_echo_frac=0.81)
     assert score == (pytest.approx(share), share <= 0.81)
 
 
 def test_a_short_prompt_may_be_said_again() -> None:
-    assert verdict("echo", candidate("Four and five?", prompt="Four and five?")) is None
+    assert verdict("echo", response("Four and five?", prompt="Four and five?")) is None
 
 
 @pytest.mark.parametrize(("words", "keep"), [(200, True), (201, False)])
 def test_the_ratio_of_words_counts_from_twenty_words_of_prompt_on(words: int, keep: bool) -> None:
-    answer = candidate("word " * words, prompt="word " * 20)
+    answer = response("word " * words, prompt="word " * 20)
     assert verdict("length_ratio", answer, max_length_ratio=10) == (words / 20, keep)
-    assert verdict("length_ratio", candidate("word " * 999, prompt="word " * 19), max_length_ratio=10) is None
+    assert verdict("length_ratio", response("word " * 999, prompt="word " * 19), max_length_ratio=10) is None
 
 
 @pytest.mark.parametrize(
@@ -268,12 +268,12 @@ def test_the_ratio_of_words_counts_from_twenty_words_of_prompt_on(words: int, ke
 )
 def test_json_is_looked_for_where_it_was_asked_for(prompt: str, answer: str, score: float | None) -> None:
     expected = None if score is None else (score, score == 0)
-    assert verdict("broken_json", candidate(answer, prompt=prompt)) == expected
-    assert verdict("broken_json", candidate(answer, prompt=prompt, finish_reason="length")) is None
+    assert verdict("broken_json", response(answer, prompt=prompt)) == expected
+    assert verdict("broken_json", response(answer, prompt=prompt, finish_reason="length")) is None
 
 
 def test_a_system_message_may_ask_for_json() -> None:
-    assert verdict("broken_json", candidate("yes", prompt="Is it?", system="Output only JSON.")) == (1, False)
+    assert verdict("broken_json", response("yes", prompt="Is it?", system="Output only JSON.")) == (1, False)
 
 
 # --- repetition
@@ -281,25 +281,25 @@ def test_a_system_message_may_ask_for_json() -> None:
 
 def test_repetition_that_was_asked_for_may_go_on_longer() -> None:
     text = "Row the boat. " * 9
-    assert verdict("repeated_sentence", candidate(text), max_sentence_repeats=3) == (9, False)
-    assert verdict("repeated_sentence", candidate(text, prompt="Write a song."), max_sentence_repeats=3) == (9, True)
+    assert verdict("repeated_sentence", response(text), max_sentence_repeats=3) == (9, False)
+    assert verdict("repeated_sentence", response(text, prompt="Write a song."), max_sentence_repeats=3) == (9, True)
 
 
 def test_paragraphs_in_a_row_are_counted() -> None:
-    assert verdict("repeated_paragraph", candidate("\n\n".join(["So be it."] * 3)), max_paragraph_repeats=2) == (
+    assert verdict("repeated_paragraph", response("\n\n".join(["So be it."] * 3)), max_paragraph_repeats=2) == (
         3,
         False,
     )
-    assert verdict("repeated_paragraph", candidate("One line."), max_paragraph_repeats=2) == (1, True)
+    assert verdict("repeated_paragraph", response("One line."), max_paragraph_repeats=2) == (1, True)
 
 
 def test_the_commonest_ngrams_share_is_told_over_its_limit() -> None:
     """`red fox` 10 times: 60 of 120 + 60 characters, half as much again as its limit of .3; the others are below."""
     words = [f"w{chr(97 + n // 26)}{chr(97 + n % 26)}{n % 10}{n % 7}a" for n in range(20)]
     text = " ".join(f"red fox {words[2 * n]} {words[2 * n + 1]}" for n in range(10))
-    score, keep = verdict("top_ngrams", candidate(text), max_top_ngram_frac=(0.3, 0.9, 0.9)) or (0, True)
+    score, keep = verdict("top_ngrams", response(text), max_top_ngram_frac=(0.3, 0.9, 0.9)) or (0, True)
     assert (score, keep) == (pytest.approx(60 / 180 / 0.3), False)
-    assert verdict("top_ngrams", candidate(text), max_top_ngram_frac=(0.34, 0.9, 0.9)) == (
+    assert verdict("top_ngrams", response(text), max_top_ngram_frac=(0.34, 0.9, 0.9)) == (
         pytest.approx(60 / 61.2),
         True,
     )
@@ -309,7 +309,7 @@ def test_duplicate_ngrams_are_told_over_the_limit_of_their_length() -> None:
     text = " ".join([*SENTENCES, SENTENCES[0]])
     num_chars = len(text.replace(" ", ""))
     share = len(SENTENCES[0].replace(" ", "")) / num_chars
-    score, keep = verdict("duplicate_ngrams", candidate(text), max_duplicate_ngram_char_frac=(share / 2,) * 6) or (
+    score, keep = verdict("duplicate_ngrams", response(text), max_duplicate_ngram_char_frac=(share / 2,) * 6) or (
         0,
         True,
     )
@@ -318,14 +318,14 @@ def test_duplicate_ngrams_are_told_over_the_limit_of_their_length() -> None:
 
 def test_lines_and_paragraphs_that_stand_earlier_are_counted() -> None:
     lines, paragraphs = "\n".join([*SENTENCES, SENTENCES[0]]), "\n\n".join([*SENTENCES, SENTENCES[0]])
-    assert verdict("duplicate_lines", candidate(lines), max_duplicate_line_frac=(0.1, 1)) == (pytest.approx(2), False)
+    assert verdict("duplicate_lines", response(lines), max_duplicate_line_frac=(0.1, 1)) == (pytest.approx(2), False)
     limits = {"max_duplicate_paragraph_frac": (0.1, 1)}
-    assert verdict("duplicate_paragraphs", candidate(paragraphs), **limits) == (pytest.approx(2), False)
+    assert verdict("duplicate_paragraphs", response(paragraphs), **limits) == (pytest.approx(2), False)
 
 
 def test_lines_of_code_are_alike_by_nature() -> None:
     text = "```\n" + "    return 1\n" * 3 + "```"
-    assert verdict("duplicate_lines", candidate(text)) == (0, True)
+    assert verdict("duplicate_lines", response(text)) == (0, True)
 
 
 # --- quality
@@ -334,26 +334,26 @@ def test_lines_of_code_are_alike_by_nature() -> None:
 @pytest.mark.parametrize(("num_bare", "keep"), [(5, True), (6, False)])
 def test_words_need_a_letter_or_a_digit(num_bare: int, keep: bool) -> None:
     text = "word 1 " * ((25 - num_bare) // 2) + "word " * ((25 - num_bare) % 2) + "?! " * num_bare
-    assert verdict("few_words", candidate(text), min_word_frac=0.8) == (pytest.approx(1 - num_bare / 25), keep)
+    assert verdict("few_words", response(text), min_word_frac=0.8) == (pytest.approx(1 - num_bare / 25), keep)
 
 
 def test_code_and_maths_may_be_full_of_symbols() -> None:
     text = "x = 1 " + "&& || " * 20
-    assert verdict("few_words", candidate(text)) is None
-    assert verdict("symbols", candidate("```\n" + "# # " * 20 + "\n```")) is None
+    assert verdict("few_words", response(text)) is None
+    assert verdict("symbols", response("```\n" + "# # " * 20 + "\n```")) is None
 
 
 def test_headings_are_no_hash_signs() -> None:
     text = "\n".join(f"## {word}\nand so on" for word in TEN_WORDS.split())
-    assert verdict("symbols", candidate(text)) == (0, True)
-    assert verdict("symbols", candidate(text.replace("and", "#and")), max_symbol_frac=0.1) == (10 / 50, False)
+    assert verdict("symbols", response(text)) == (0, True)
+    assert verdict("symbols", response(text.replace("and", "#and")), max_symbol_frac=0.1) == (10 / 50, False)
 
 
 @pytest.mark.parametrize(
     ("text", "mean", "keep"), [("ab " * 30, 2, False), ("abc " * 30, 3, True), ("a" * 13 + " ", 13, False)]
 )
 def test_words_are_neither_letters_nor_bytes(text: str, mean: float, keep: bool) -> None:
-    assert verdict("word_lengths", candidate(text * (30 if mean > 9 else 1))) == (mean, keep)
+    assert verdict("word_lengths", response(text * (30 if mean > 9 else 1))) == (mean, keep)
 
 
 # --- language
@@ -374,19 +374,19 @@ ENGLISH = "The baker on the corner opens at five, and whoever comes at six will 
     ],
 )
 def test_an_answer_is_in_the_language_of_its_prompt(prompt: str, answer: str, keep: bool) -> None:
-    assert (verdict("wrong_language", candidate(answer, prompt=prompt)) or (0, True))[1] is keep
+    assert (verdict("wrong_language", response(answer, prompt=prompt)) or (0, True))[1] is keep
 
 
 def test_the_config_may_name_the_languages() -> None:
-    answer = candidate(GERMAN, prompt="When does the baker open?")
+    answer = response(GERMAN, prompt="When does the baker open?")
     assert verdict("wrong_language", answer, languages=["de"]) == (0, True)
     score, keep = verdict("wrong_language", answer, languages=["en", "fr"]) or (0, True)
     assert (score > 0.9, keep) == (True, False)
 
 
 def test_nothing_is_said_of_short_answers_nor_for_uncertain_prompts() -> None:
-    assert verdict("wrong_language", candidate("Um fünf Uhr.", prompt="When does the baker open?")) is None
-    assert verdict("wrong_language", candidate(GERMAN, prompt="3 + 4?")) is None
+    assert verdict("wrong_language", response("Um fünf Uhr.", prompt="When does the baker open?")) is None
+    assert verdict("wrong_language", response(GERMAN, prompt="3 + 4?")) is None
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_nothing_is_said_of_short_answers_nor_for_uncertain_prompts() -> None:
     ],
 )
 def test_scripts_need_a_cause(prompt: str, answer: str, share: float) -> None:
-    assert verdict("unexpected_script", candidate(answer, prompt=prompt)) == (share, share == 0)
+    assert verdict("unexpected_script", response(answer, prompt=prompt)) == (share, share == 0)
 
 
 # --- confidence
@@ -413,33 +413,33 @@ def nats(values: list[float]) -> dict[str, Any]:
 def test_a_loop_is_a_stretch_the_teacher_was_sure_of_and_had_written_before() -> None:
     """Five tokens eight times: from the thirteenth on each ends an 8-gram that stands earlier."""
     body = [2, 3, 4, 5, 6] * 8
-    assert verdict("confident_loop", candidate(body=body, **nats([0.01] * 41)), max_loop_tokens=27) == (28, False)
-    assert verdict("confident_loop", candidate(body=body, **nats([0.01] * 41)), max_loop_tokens=28) == (28, True)
-    assert verdict("confident_loop", candidate(body=body, **nats([0.5] * 41)), max_loop_tokens=27) == (0, True)
+    assert verdict("confident_loop", response(body=body, **nats([0.01] * 41)), max_loop_tokens=27) == (28, False)
+    assert verdict("confident_loop", response(body=body, **nats([0.01] * 41)), max_loop_tokens=28) == (28, True)
+    assert verdict("confident_loop", response(body=body, **nats([0.5] * 41)), max_loop_tokens=27) == (0, True)
     unsure = nats([0.01] * 20 + [0.5] + [0.01] * 20)
-    assert verdict("confident_loop", candidate(body=body, **unsure), max_loop_tokens=10) == (19, False)
+    assert verdict("confident_loop", response(body=body, **unsure), max_loop_tokens=10) == (19, False)
 
 
 def test_tokens_that_never_stood_before_are_no_loop() -> None:
-    answer = candidate(body=list(range(10, 110)), **nats([0.0] * 101))
+    answer = response(body=list(range(10, 110)), **nats([0.0] * 101))
     assert verdict("confident_loop", answer, max_loop_tokens=5) == (0, True)
 
 
 @pytest.mark.parametrize(("worst", "keep"), [(3.9, True), (4.1, False)])
 def test_the_worst_span_of_an_answer_is_found(worst: float, keep: bool) -> None:
-    answer = candidate(body=99, **nats([1.0] * 30 + [worst] * 32 + [1.0] * 38))
+    answer = response(body=99, **nats([1.0] * 30 + [worst] * 32 + [1.0] * 38))
     assert verdict("low_confidence_span", answer, max_span_nll_nats=4) == (pytest.approx(worst), keep)
 
 
 def test_a_short_answer_is_one_span() -> None:
-    assert verdict("low_confidence_span", candidate(body=9, **nats([5.0] * 10))) == (pytest.approx(5), False)
-    assert verdict("low_confidence_span", candidate(body=6, **nats([5.0] * 7))) is None
+    assert verdict("low_confidence_span", response(body=9, **nats([5.0] * 10))) == (pytest.approx(5), False)
+    assert verdict("low_confidence_span", response(body=6, **nats([5.0] * 7))) is None
 
 
 @pytest.mark.parametrize(("mean", "keep"), [(1.9, True), (2.1, False)])
 def test_mean_nll_is_held_against_the_runs_limit(mean: float, keep: bool) -> None:
-    assert verdict("high_nll", candidate(body=9, **nats([mean] * 10))) == (pytest.approx(mean), keep)
-    assert verdict("high_nll", Candidate("a", [7] * 10, "length", **nats([mean] * 10))) is None
+    assert verdict("high_nll", response(body=9, **nats([mean] * 10))) == (pytest.approx(mean), keep)
+    assert verdict("high_nll", Response("a", [7] * 10, "length", **nats([mean] * 10))) is None
 
 
 @pytest.mark.parametrize(("worst_frac", "limit"), [(0.2, 7), (0.1, 8), (0.05, None)])
@@ -450,7 +450,7 @@ def test_the_runs_limit_is_below_its_worst_share(worst_frac: float, limit: float
 
 @pytest.mark.parametrize("rule", ["confident_loop", "low_confidence_span", "high_nll"])
 def test_without_log_probs_nothing_is_said_of_confidence(rule: str) -> None:
-    assert verdict(rule, candidate(body=200)) is None
+    assert verdict(rule, response(body=200)) is None
 
 
 # --- refusals
@@ -466,14 +466,14 @@ def test_without_log_probs_nothing_is_said_of_confidence(rule: str) -> None:
     ],
 )
 def test_a_refusal_stands_at_the_start_and_was_not_asked_for(prompt: str, answer: str, refuses: bool) -> None:
-    assert verdict("refusal", candidate(answer, prompt=prompt)) == (float(refuses), not refuses)
+    assert verdict("refusal", response(answer, prompt=prompt)) == (float(refuses), not refuses)
 
 
 def test_names_of_ones_own_are_looked_for_too() -> None:
-    answer = candidate("Ask Brightly for more.")
+    answer = response("Ask Brightly for more.")
     assert verdict("teacher_identity", answer) == (0, True)
     assert verdict("teacher_identity", answer, identity_names=["brightly", "Acme"]) == (1, False)
-    assert verdict("teacher_identity", candidate("It shone brightlyish."), identity_names=["brightly"]) == (0, True)
+    assert verdict("teacher_identity", response("It shone brightlyish."), identity_names=["brightly"]) == (0, True)
 
 
 # --- whatever a teacher writes
@@ -489,7 +489,7 @@ ALL_ON = {"min_end_prob": 0.1, "max_length_ratio": 9.0, "identity_names": ("x",)
 @given(text=WILD, prompt=WILD, finish_reason=st.sampled_from(["stop", "length"]), num=st.integers(0, 90))
 def test_every_rule_has_a_verdict_on_any_text_or_none(text: str, prompt: str, finish_reason: str, num: int) -> None:
     logprobs = nats([0.01] * (num + (finish_reason == "stop")))
-    answer = candidate(text, num, finish_reason, prompt=prompt, system=prompt, logprobs=packed(0.2), **logprobs)
+    answer = response(text, num, finish_reason, prompt=prompt, system=prompt, logprobs=packed(0.2), **logprobs)
     for name in RULES:
         for said in (verdict(name, answer), verdict(name, answer, **ALL_ON, languages=("en", "ja"))):
             assert said is None or (np.isfinite(said[0]) and said[1] in (True, False)), name

@@ -12,7 +12,7 @@ from support.fabricated_run import make
 from pipeline import config as config_module
 from pipeline import generate
 from pipeline.errors import UserError
-from pipeline.inference.engine import Answer
+from pipeline.inference.engine import Completion
 from pipeline.inference.kv_cache import Load
 from pipeline.run.rundir import RunDir
 
@@ -56,7 +56,7 @@ class CountingTeacher:
         for request in requests:
             logprobs_TK = np.tile(-np.log(2) * np.arange(1, 17), (16, 1)).astype(np.float32)
             ids_TK = np.tile(np.arange(16, dtype=np.int32), (16, 1))
-            yield Answer(request, [0] * 16, "stop", logprobs_TK[:, 0], ids_TK, logprobs_TK, 0.1, 0.1)
+            yield Completion(request, [0] * 16, "stop", logprobs_TK[:, 0], ids_TK, logprobs_TK, 0.1, 0.1)
 
     def decode(self, *_: Any, **__: Any) -> str:
         return "text"

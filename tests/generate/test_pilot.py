@@ -11,7 +11,7 @@ from support.fabricated_run import make
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.generate import pilot
-from pipeline.inference.engine import Answer, Request
+from pipeline.inference.engine import Completion, Request
 from pipeline.run.files import write_json
 
 VOCAB = 1000
@@ -23,10 +23,10 @@ def config(folder: Path, **generate: Any) -> Config:
     return validate({"name": "trial", "runs_dir": str(folder), "generate": settings}, "test")
 
 
-def answer(request_id: str, num_tokens: int, k: int) -> Answer:
+def answer(request_id: str, num_tokens: int, k: int) -> Completion:
     """Each row has the masses 1/2, 1/4, 1/8, ..."""
     logprobs_TK = np.tile(-np.log(2) * np.arange(1, k + 1), (num_tokens, 1)).astype(np.float32)
-    return Answer(
+    return Completion(
         request=Request(request_id, [1], 8, 1.0, 0),
         token_ids=[0] * num_tokens,
         finish_reason="stop",

@@ -14,7 +14,7 @@ from support.processes import survivors
 from pipeline import config as config_module
 from pipeline.errors import UserError
 from pipeline.inference import child_engine
-from pipeline.inference.child_engine import Served
+from pipeline.inference.child_engine import ChildEngine
 from pipeline.inference.kv_cache import Load
 
 NOTHING_KNOWN = '{"num_requests": null, "tokens": null, "memory_bytes": null}'
@@ -35,7 +35,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_answers_come_in_the_order_of_the_questions(process: pytest.MonkeyPatch) -> None:
-    with Served("it", "model", {"dtype": "float32"}, Load()) as model:
+    with ChildEngine("it", "model", {"dtype": "float32"}, Load()) as model:
         replies = model.ask([{"request_id": "a"}, {"request_id": "b"}])["answers"]
         assert [reply["request_id"] for reply in replies] == ["a", "b"]
         assert replies[0]["arguments"] == ["model", '{"dtype": "float32"}', NOTHING_KNOWN]
@@ -45,21 +45,21 @@ def test_answers_come_in_the_order_of_the_questions(process: pytest.MonkeyPatch)
 def test_servers_are_handed_on_where_there_are_any(process: pytest.MonkeyPatch) -> None:
     servers = config_module.Server(urls=("http://127.0.0.1:8000",))
     for server, num_arguments in ((servers, 4), (config_module.Server(), 3), (None, 3)):
-        with Served("it", "model", {}, Load(), server) as model:
+        with ChildEngine("it", "model", {}, Load(), server) as model:
             [reply] = model.ask([{"request_id": "a"}])["answers"]
         assert len(reply["arguments"]) == num_arguments
 
 
 def test_a_process_that_dies_is_told_by_name_with_its_code(process: pytest.MonkeyPatch) -> None:
     process.setattr(child_engine, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
-    with Served("the teacher", "model", {}, Load()) as model, pytest.raises(UserError) as caught:
+    with ChildEngine("the teacher", "model", {}, Load()) as model, pytest.raises(UserError) as caught:
         model.ask([{"request_id": "a"}])
     assert str(caught.value) == "the vLLM process of the teacher ended with code 3; see its messages above"
 
 
 def test_a_process_that_the_system_killed_ran_out_of_memory(process: pytest.MonkeyPatch) -> None:
     process.setattr(child_engine, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
-    with Served("the teacher", "model", {}, Load()) as model, pytest.raises(UserError, match="memory ran out"):
+    with ChildEngine("the teacher", "model", {}, Load()) as model, pytest.raises(UserError, match="memory ran out"):
         model.wait_until_ready()
 
 
@@ -67,13 +67,16 @@ def test_what_the_process_says_went_wrong_is_told(process: pytest.MonkeyPatch) -
     process.setattr(
         child_engine, "COMMAND", (sys.executable, "-c", f"print({json.dumps(json.dumps({'error': 'no room'}))})")
     )
-    with Served("the teacher", "model", {}, Load()) as model, pytest.raises(UserError, match=r"^the teacher: no room$"):
+    with (
+        ChildEngine("the teacher", "model", {}, Load()) as model,
+        pytest.raises(UserError, match=r"^the teacher: no room$"),
+    ):
         model.wait_until_ready()
 
 
 def test_it_ends_with_the_block_also_where_that_fails(process: pytest.MonkeyPatch) -> None:
     def fail() -> None:
-        with Served("it", "model", {}, Load()) as model:
+        with ChildEngine("it", "model", {}, Load()) as model:
             model.wait_until_ready()
             raise ZeroDivisionError
 
@@ -89,7 +92,7 @@ def test_the_engines_own_processes_end_with_it_where_the_block_fails(process: py
     began, below = time.monotonic(), list[psutil.Process]()
 
     def fail() -> None:
-        with Served("it", "model", {}, Load()) as model:
+        with ChildEngine("it", "model", {}, Load()) as model:
             model.wait_until_ready()
             below.extend(psutil.Process(model.pid).children())
             raise ZeroDivisionError
@@ -107,7 +110,7 @@ def test_the_servers_of_the_teacher_answer_through_it(tmp_path: Path, monkeypatc
     request = {"request_id": "a", "prompt_token_ids": [5, 6], "max_tokens": 4, "temperature": 1.0, "seed": 7}
     with FakeServer() as fake:
         servers = config_module.Server(urls=(fake.url,))
-        with Served("the teacher", str(tmp_path), {}, Load(), servers) as model:
+        with ChildEngine("the teacher", str(tmp_path), {}, Load(), servers) as model:
             [answer] = model.ask([request])["answers"]
     assert model.context_tokens == 64
     assert answer["token_ids"] == drawn([5, 6], 7, 4)
@@ -118,6 +121,6 @@ def test_a_server_that_refuses_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "config.json").write_text('{"vocab_size": 40}')
     with FakeServer() as fake:
         servers = config_module.Server(urls=(fake.url,))
-        refused = Served("the teacher", str(tmp_path), {}, Load(), servers)
+        refused = ChildEngine("the teacher", str(tmp_path), {}, Load(), servers)
         with refused as model, pytest.raises(UserError, match=r"the teacher: .*refuses the key"):
             model.wait_until_ready()

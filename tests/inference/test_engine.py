@@ -16,7 +16,7 @@ from pipeline import codec
 from pipeline.errors import UserError
 from pipeline.generate import response_seed
 from pipeline.inference import kv_cache
-from pipeline.inference.engine import Answer, Engine, Request, check_engine_args
+from pipeline.inference.engine import Completion, Engine, Request, check_engine_args
 from pipeline.machine import hardware
 from pipeline.models import lookup
 from pipeline.models.tokenizer.chat_template import ChatTemplate
@@ -55,11 +55,11 @@ def requests(tokenizer: Any, **changes: Any) -> Iterator[Request]:
         yield Request(f"q{number}", ids, **{**base, **changes})
 
 
-def by_id(answers: Iterator[Answer]) -> dict[str, Answer]:
+def by_id(answers: Iterator[Completion]) -> dict[str, Completion]:
     return {answer.request.request_id: answer for answer in answers}
 
 
-def full_logprobs(reference: Any, answer: Answer) -> np.ndarray:
+def full_logprobs(reference: Any, answer: Completion) -> np.ndarray:
     prompt = answer.request.prompt_token_ids
     with torch.no_grad():
         logits = reference(torch.tensor([prompt + answer.token_ids])).logits[0, len(prompt) - 1 : -1]

@@ -27,9 +27,9 @@ from pipeline import codec
 from pipeline import config as config_module
 from pipeline.errors import UserError
 from pipeline.inference import http_server, kv_cache, serve
-from pipeline.inference.engine import Answer, Engine, Request
+from pipeline.inference.engine import Completion, Engine, Request
 from pipeline.inference.kv_cache import Load
-from pipeline.inference.servers import KEY, Server
+from pipeline.inference.servers import KEY, TeacherServers
 from pipeline.models import lookup
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.run.files import file_hash
@@ -255,10 +255,10 @@ def served() -> Iterator[Served]:
 
 
 @pytest.fixture
-def teacher(served: Served, monkeypatch: pytest.MonkeyPatch, demo_teacher: Path) -> Server:
+def teacher(served: Served, monkeypatch: pytest.MonkeyPatch, demo_teacher: Path) -> TeacherServers:
     monkeypatch.setenv(KEY, SECRET)
     vocab_size = lookup.Model("demo", demo_teacher).vocab_size()
-    return Server(config_module.Server(urls=(served.url,), concurrency=4), vocab_size, K)
+    return TeacherServers(config_module.Server(urls=(served.url,), concurrency=4), vocab_size, K)
 
 
 @pytest.fixture(scope="module")
@@ -273,11 +273,11 @@ def asked(demo_teacher: Path) -> list[Request]:
     return [Request(f"q{n}", ids, MAX_TOKENS, 0.0, seed=n, k=K) for n, ids in enumerate(prompts)]
 
 
-def by_id(answers: Iterator[Answer]) -> dict[str, Answer]:
+def by_id(answers: Iterator[Completion]) -> dict[str, Completion]:
     return {answer.request.request_id: answer for answer in answers}
 
 
-def assert_same_answers(here: Answer, there: Answer) -> None:
+def assert_same_answers(here: Completion, there: Completion) -> None:
     assert here.token_ids == there.token_ids
     assert here.finish_reason == there.finish_reason
     np.testing.assert_allclose(here.token_logprobs, there.token_logprobs, atol=SAME_NATS)
@@ -291,7 +291,7 @@ def assert_same_answers(here: Answer, there: Answer) -> None:
 
 @pytest.mark.engine
 @pytest.mark.timeout(600)
-def test_the_server_gives_the_engines_answers(teacher: Server, engine: Engine, asked: list[Request]) -> None:
+def test_the_server_gives_the_engines_answers(teacher: TeacherServers, engine: Engine, asked: list[Request]) -> None:
     assert teacher.served.model == "demo"
     assert teacher.max_model_len == engine.max_model_len
     assert teacher.vocab_size == engine.vocab_size
@@ -313,7 +313,9 @@ def test_the_server_gives_the_engines_answers(teacher: Server, engine: Engine, a
 
 @pytest.mark.engine
 @pytest.mark.timeout(600)
-def test_the_server_scores_as_the_engine_captured(teacher: Server, engine: Engine, asked: list[Request]) -> None:
+def test_the_server_scores_as_the_engine_captured(
+    teacher: TeacherServers, engine: Engine, asked: list[Request]
+) -> None:
     drawn = [Request(**{**vars(request), "temperature": 1.3}) for request in asked]
     for name, captured in by_id(engine.answers(drawn)).items():
         request = Request(**{**vars(captured.request), "completion_token_ids": tuple(captured.token_ids)})

@@ -15,8 +15,8 @@ from support.fake_server import KEY, VOCAB, FakeServer, best, drawn, logprobs_of
 from pipeline import config as config_module
 from pipeline.errors import UserError
 from pipeline.inference import servers as server_module
-from pipeline.inference.engine import Answer, Request
-from pipeline.inference.servers import Server
+from pipeline.inference.engine import Completion, Request
+from pipeline.inference.servers import TeacherServers
 from pipeline.inference.servers.pool import Pauses
 
 K, MAX_TOKENS = 6, 5
@@ -42,16 +42,16 @@ def fake() -> Iterator[FakeServer]:
         yield server
 
 
-def teacher(*fakes: FakeServer, k: int = K, **settings: Any) -> Server:
+def teacher(*fakes: FakeServer, k: int = K, **settings: Any) -> TeacherServers:
     limits = {"timeout_s": 5.0, "patience_s": 5.0, "concurrency": 4, **settings}
-    return Server(config_module.Server(urls=tuple(f.url for f in fakes), **limits), VOCAB, k, SHORT)
+    return TeacherServers(config_module.Server(urls=tuple(f.url for f in fakes), **limits), VOCAB, k, SHORT)
 
 
 def requests(num: int, k: int = K) -> list[Request]:
     return [Request(f"r{n}", [2, 3 + n], MAX_TOKENS, 1.0, seed=n, k=k) for n in range(num)]
 
 
-def assert_right(answers: list[Answer], num: int) -> None:
+def assert_right(answers: list[Completion], num: int) -> None:
     """Each request once, each with the tokens and the K best of the made-up model, best first."""
     assert sorted(a.request.request_id for a in answers) == sorted(f"r{n}" for n in range(num))
     for a in answers:
@@ -86,7 +86,7 @@ def test_k_may_be_the_whole_vocabulary(fake: FakeServer) -> None:
 
 def test_what_servers_say_of_themselves(fake: FakeServer) -> None:
     server = teacher(fake, concurrency=3)
-    assert server.served == server_module.Served("vllm 1.2.3", "fake", 64, "fake-64")
+    assert server.served == server_module.ServerIdentity("vllm 1.2.3", "fake", 64, "fake-64")
     assert (server.vocab_size, server.max_model_len, server.dtype, server.max_num_seqs) == (VOCAB, 64, "", 3)
 
 

@@ -7,20 +7,20 @@ from support.fake_judge import KEY, FakeJudge, first_place
 from pipeline.config import Judge
 from pipeline.errors import UserError
 from pipeline.judge.client import Client, estimated_tokens
-from pipeline.judge.ledger import Verdict
-from pipeline.judge.questions import REMINDER, Question
+from pipeline.judge.ledger import JudgeVerdict
+from pipeline.judge.questions import REMINDER, JudgeRequest
 
 LINES = (
     "=== Answer of assistant A ===\nx\n=== End of the answer\n=== Answer of assistant B ===\ny\n=== End of the answer\n"
 )
 
 
-def questions(num: int) -> list[Question]:
-    return [Question("pairwise", f"{n} {LINES}Verdict: tie", f"k{n}", {"item_id": f"i{n}"}) for n in range(num)]
+def questions(num: int) -> list[JudgeRequest]:
+    return [JudgeRequest("pairwise", f"{n} {LINES}Verdict: tie", f"k{n}", {"item_id": f"i{n}"}) for n in range(num)]
 
 
-def asked(fake: FakeJudge, num: int = 6, is_proved: bool = False, **settings: Any) -> list[Verdict]:
-    found: list[Verdict] = []
+def asked(fake: FakeJudge, num: int = 6, is_proved: bool = False, **settings: Any) -> list[JudgeVerdict]:
+    found: list[JudgeVerdict] = []
     judge = Judge(url=settings.pop("url", fake.url), model="fake", **settings)
     Client(judge, first_pause_s=0.01, longest_pause_s=0.05).ask(questions(num), is_proved, found.append)
     return found
@@ -159,7 +159,7 @@ def test_tokens_are_estimated_where_the_server_does_not_tell() -> None:
 
 
 def test_an_error_of_the_taker_stops_the_rest() -> None:
-    def take(verdict: Verdict) -> None:
+    def take(verdict: JudgeVerdict) -> None:
         raise UserError("enough")
 
     with FakeJudge(first_place) as fake:

@@ -10,8 +10,8 @@ from pipeline import config as config_module
 from pipeline.config import Judge
 from pipeline.errors import UserError
 from pipeline.evaluate.judge.turns import pairs, replies
-from pipeline.judge.ledger import Ledger, Verdict
-from pipeline.judge.questions import Asker, Kind, Pair, Question, read, request_hash
+from pipeline.judge.ledger import JudgeVerdict, Ledger
+from pipeline.judge.questions import Asker, JudgeRequest, Kind, Pair, read, request_hash
 
 SETTINGS = Judge(url="http://127.0.0.1:1", model="fake")
 
@@ -130,8 +130,8 @@ def test_a_template_that_can_not_be_used_is_told_with_its_path(tmp_path: Path) -
         Asker(settings).pairwise(pair, 0)
 
 
-def verdict(key: str, choice: Any = "A", tries: int = 1) -> Verdict:
-    return Verdict(
+def verdict(key: str, choice: Any = "A", tries: int = 1) -> JudgeVerdict:
+    return JudgeVerdict(
         key=key,
         kind="pairwise",
         choice=choice,
@@ -143,8 +143,8 @@ def verdict(key: str, choice: Any = "A", tries: int = 1) -> Verdict:
     )
 
 
-def question(key: str) -> Question:
-    return Question("pairwise", "text", key, {})
+def question(key: str) -> JudgeRequest:
+    return JudgeRequest("pairwise", "text", key, {})
 
 
 def test_a_ledger_cut_anywhere_keeps_every_whole_line_and_goes_on(tmp_path: Path) -> None:

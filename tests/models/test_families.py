@@ -20,7 +20,7 @@ from pipeline.evaluate import fidelity
 from pipeline.evaluate.fidelity import preference
 from pipeline.models import language_model, pruning
 from pipeline.models.forward import forced, head, packed_attention
-from pipeline.models.forward.forced import ForcedText
+from pipeline.models.forward.forced import ForcedResponse
 from pipeline.train import student
 from pipeline.train.batches import collate, collate_flat
 from pipeline.train.losses import token_losses
@@ -64,14 +64,14 @@ def tokens(num: int, seed: int = 0) -> Tensor:
     return torch.randint(3, VOCAB, (1, num), generator=torch.Generator().manual_seed(seed))
 
 
-def texts() -> list[ForcedText]:
+def texts() -> list[ForcedResponse]:
     """Of several lengths, so that a batch is padded."""
     rows = [tokens(length, length)[0].tolist() for length in (9, 24, 14)]
-    return [ForcedText(str(place), ids[:4], ids[4:]) for place, ids in enumerate(rows)]
+    return [ForcedResponse(str(place), ids[:4], ids[4:]) for place, ids in enumerate(rows)]
 
 
 @torch.no_grad()
-def own_logprobs(model: Any, text: ForcedText) -> Tensor:
+def own_logprobs(model: Any, text: ForcedResponse) -> Tensor:
     """Before each answer token, of the whole vocabulary, from the model's own logits: (N, V), float64."""
     ids = torch.tensor([text.prompt_token_ids + text.token_ids])
     return model(input_ids=ids).logits[0, len(text.prompt_token_ids) - 1 : -1].double().log_softmax(dim=1)

@@ -19,7 +19,7 @@ from pipeline import prepare
 from pipeline.config import Source
 from pipeline.corpora import BadRowError, read
 from pipeline.errors import UserError
-from pipeline.prepare.sources import Tally, columns_of, pairs_of, previews, prompt_of, tools_of
+from pipeline.prepare.sources import SourceSummary, columns_of, pairs_of, previews, prompt_of, tools_of
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Hi"}
@@ -219,7 +219,7 @@ def test_each_format_is_told_and_read_in_both_modes(
     name: str, write: Callable[[Row, Path], Source], tmp_path: Path
 ) -> None:
     row, what, prompt, answers = FORMATS[name]
-    source, tally = write(row, tmp_path), Tally()
+    source, tally = write(row, tmp_path), SourceSummary()
     [(_, found)] = read(source, columns_of(source, None, is_scored=False))
     assert isinstance(found, dict)
     assert prompt_of(found, source, None, tally) == prompt
@@ -291,7 +291,7 @@ def test_a_sequence_of_objects_is_turned_round(tmp_path: Path) -> None:
 
 
 def tally_of(*rows: Row, **source: Any) -> list[str]:
-    tally, of = Tally(), Source(path="a.jsonl", **source)
+    tally, of = SourceSummary(), Source(path="a.jsonl", **source)
     for row in rows:
         prompt_of(row, of, None, tally)
     return list(tally.told())

@@ -11,8 +11,8 @@ from pipeline import filter as filter_stage
 from pipeline import generate, prepare
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.inference.engine import Answer
-from pipeline.inference.servers import Served
+from pipeline.inference.engine import Completion
+from pipeline.inference.servers import ServerIdentity
 from pipeline.run import verify
 from pipeline.run.files import file_hash
 from pipeline.run.rundir import RunDir
@@ -36,7 +36,7 @@ class QuickTeacher:
             if len(self.asked) == self.stop_after:
                 raise KeyboardInterrupt
             self.asked.append(request.request_id)
-            yield Answer(request, [66] * 4, "stop", logprobs_TK[:, 0], ids_TK, logprobs_TK, 0.1, 0.1)
+            yield Completion(request, [66] * 4, "stop", logprobs_TK[:, 0], ids_TK, logprobs_TK, 0.1, 0.1)
 
 
 class Answered:
@@ -119,7 +119,7 @@ def test_a_server_is_asked_what_it_is_before_it_adds_to_answers(answered: Answer
     class Server(QuickTeacher):
         def __init__(self, *_: Any) -> None:
             super().__init__()
-            self.served = Served(next(versions), "small", 100, "")
+            self.served = ServerIdentity(next(versions), "small", 100, "")
 
     def config(*numbers: int) -> Config:
         plain = answered.config(*numbers)

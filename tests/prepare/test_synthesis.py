@@ -16,7 +16,7 @@ from pipeline.config import Synthesis, check_files, validate
 from pipeline.errors import UserError
 from pipeline.models import lookup
 from pipeline.prepare import synthesis
-from pipeline.prepare.synthesis import Tally, next_round, shared_out
+from pipeline.prepare.synthesis import MethodYield, next_round, shared_out
 from pipeline.prepare.synthesis.instructions import template_hash
 from pipeline.run import verify
 from pipeline.run.files import file_hash
@@ -270,14 +270,14 @@ def test_verify_proves_that_no_held_out_prompt_was_shown(grown: Grown) -> None:
 
 
 def test_verify_finds_a_prompt_made_from_one_that_is_held_out(grown: Grown, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.prepare.synthesis.instructions import Pool
+    from pipeline.prepare.synthesis.instructions import InstructionPool
 
-    taken = Pool.add
+    taken = InstructionPool.add
 
-    def add_all(pool: Pool, row: dict[str, Any]) -> None:
+    def add_all(pool: InstructionPool, row: dict[str, Any]) -> None:
         taken(pool, {**row, "split": "train"})
 
-    monkeypatch.setattr(Pool, "add", add_all)
+    monkeypatch.setattr(InstructionPool, "add", add_all)
     grown.do(weights=only("evolve"))
     with pytest.raises(UserError, match=r"prompts-00000\.parquet:\d+: prompt \w+ is held out, or made from one"):
         verify.run(grown.prepared.run_dir)
@@ -642,7 +642,7 @@ def test_shares_sum_to_the_whole(total: int, weights: dict[str, float]) -> None:
 def test_a_round_is_no_larger_than_allowed_and_not_empty_while_prompts_are_missing(
     state: dict[str, tuple[int, int]], round_drafts: int
 ) -> None:
-    tallies = {name: Tally(wanted, drafts, min(wanted, drafts // 3)) for name, (wanted, drafts) in state.items()}
+    tallies = {name: MethodYield(wanted, drafts, min(wanted, drafts // 3)) for name, (wanted, drafts) in state.items()}
     numbers = next_round(tallies, round_drafts)
     assert sum(map(len, numbers.values())) <= round_drafts
     assert all(of.start == tallies[name].drafts for name, of in numbers.items())

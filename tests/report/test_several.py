@@ -63,7 +63,7 @@ def test_what_differs_between_runs_is_said(tmp_path: Path) -> None:
     assert "Not measured alike" in several.render([one, other])
 
 
-def rows_of(table: several.Table) -> list[tuple[str, list[str]]]:
+def rows_of(table: several.JudgedTable) -> list[tuple[str, list[str]]]:
     return [(what, [each.value for each in cells]) for what, cells in table.rows]
 
 

@@ -194,4 +194,4 @@ def test_several_processes_are_not_started_to_refuse(run_dir: RunDir, monkeypatc
     monkeypatch.setattr(stage, "_launch", lambda *_: pytest.fail("processes were started"))
     config = validate({"name": "trial", "train": {"launch": ["--cpu"]}}, "test")
     with pytest.raises(UnsureError, match=r"--fresh would discard train \(10 steps, 1 h 0 min\)"):
-        stage._do("train", stage.Order(config=config, path=run_dir.path, fresh="always"), is_handed_on=False)
+        stage._do("train", stage.StageOrder(config=config, path=run_dir.path, fresh="always"), is_handed_on=False)

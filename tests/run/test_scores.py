@@ -65,7 +65,7 @@ def test_a_number_that_is_none_is_refused() -> None:
 def test_it_has_what_evaluate_measures() -> None:
     assert get_args(get_args(Scores.model_fields["arms"].annotation)[0]) == ARMS
     assert {*fidelity.MEASURES, "ece_frac"} == set(schema.Fidelity.model_fields)
-    assert set(risk_figures.MEASURES) | {risk_figures.EXCESS} < set(schema.Risks.model_fields)
+    assert set(risk_figures.MEASURES) | {risk_figures.EXCESS} < set(schema.RiskScores.model_fields)
     for measure in risk_figures.MEASURES:
         assert re.fullmatch(schema.RISK, measure)
     patterns = schema.Verdict.PATTERNS
@@ -80,7 +80,7 @@ def test_readme_names_every_key(name: str) -> None:
 
 
 def test_every_figure_says_what_it_is() -> None:
-    for section in (each for each in SECTIONS if issubclass(each, schema.Section)):
+    for section in (each for each in SECTIONS if issubclass(each, schema.ScoreSection)):
         assert section.__doc__
         assert all(field.description for field in section.model_fields.values()), section
 

@@ -15,14 +15,14 @@ from support.fabricated_run import make
 from pipeline.errors import UserError
 from pipeline.run import votes
 from pipeline.run.rundir import RunDir
-from pipeline.run.votes import Exchange, Pair, Vote
+from pipeline.run.votes import AnsweredTurn, AnswerPair, Vote
 
 ITEMS = ("p", "q", "r")
 
 
-def pair(item_id: str, turn: int = 0, student: str = "yes") -> Pair:
-    exchange = Exchange("?", {"teacher": "no", "student": student}, {"teacher": False, "student": False})
-    return Pair(item_id, turn, (exchange,) * (turn + 1))
+def pair(item_id: str, turn: int = 0, student: str = "yes") -> AnswerPair:
+    exchange = AnsweredTurn("?", {"teacher": "no", "student": student}, {"teacher": False, "student": False})
+    return AnswerPair(item_id, turn, (exchange,) * (turn + 1))
 
 
 def vote(
@@ -67,8 +67,8 @@ def test_a_talk_ends_where_one_arm_has_no_answer(tmp_path: Path, monkeypatch: py
 def test_the_hash_covers_every_answer_in_view_and_nothing_else() -> None:
     assert pair("p").hash == pair("q").hash
     assert len({pair("p").hash, pair("p", student="").hash, pair("p", 1).hash}) == 3
-    swapped = Exchange("?", {"teacher": "yes", "student": "no"}, {"teacher": False, "student": False})
-    assert Pair("p", 0, (swapped,)).hash != pair("p").hash
+    swapped = AnsweredTurn("?", {"teacher": "yes", "student": "no"}, {"teacher": False, "student": False})
+    assert AnswerPair("p", 0, (swapped,)).hash != pair("p").hash
 
 
 # --- the file
@@ -187,7 +187,7 @@ def test_a_vote_that_was_given_anew_leaves_the_outdated_one_outdated() -> None:
     assert (counted.preferred["teacher"], counted.preferred["student"], counted.outdated) == (1, 0, 1)
 
 
-def slow_tally(given: list[Vote], shown: list[Pair]) -> tuple[dict[str, int], dict[str, int]]:
+def slow_tally(given: list[Vote], shown: list[AnswerPair]) -> tuple[dict[str, int], dict[str, int]]:
     """Votes and items by outcome, one vote after the other from the last."""
     of_votes, of_items = defaultdict(int), {"won": 0, "level": 0, "lost": 0}
     for item_id in {p.item_id for p in shown}:

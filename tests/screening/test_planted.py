@@ -4,7 +4,7 @@ import json
 
 import pytest
 from support.planted_personal import KINDS, LOOK_ALIKES, NUM, items
-from support.planted_run import YES, Run, learnt, lessons
+from support.planted_run import YES, Run, examples, learnt
 
 from pipeline.config import Privacy, Train
 from pipeline.export import corpus
@@ -65,7 +65,7 @@ def test_every_item_is_found_in_its_answer_and_nothing_else_is(run: Run) -> None
 def test_no_label_that_train_reads_spells_any_part_of_an_item(run: Run, settings: Train) -> None:
     secrets = {item.secret for item in run.planted}
     num_pieces = 0
-    for input_ids, labels in lessons(run, settings):
+    for input_ids, labels in examples(run, settings):
         whole = run.tokenizer.decode(input_ids)
         is_planted = any(secret in whole for secret in secrets)
         for piece in learnt(run, labels):

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import settings as cases
 from hypothesis import strategies as st
 from support.planted_personal import LOOK_ALIKES, Item
-from support.planted_run import Run, learnt, lessons
+from support.planted_run import Run, examples, learnt
 
 from pipeline.config import Config, Train, check_files, validate
 from pipeline.config import Privacy as PrivacySettings
@@ -292,7 +292,7 @@ def test_no_label_and_no_distribution_that_train_reads_is_of_an_item(run: Run, n
     ]
     secrets, seen = {item.secret for item in run.planted}, 0
     for settings in (Train(batch_size=7), Train(batch_size=3, pack_tokens=2048)):
-        for input_ids, labels in lessons(run, settings):  # which sees that no more rows have distributions than labels
+        for input_ids, labels in examples(run, settings):  # which sees that no more rows have distributions than labels
             seen += any(secret in run.tokenizer.decode(input_ids) for secret in secrets)
             for piece in learnt(run, labels):
                 assert not any(secret in piece for secret in secrets)

@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline import codec
 from pipeline.config import Filter
-from pipeline.filter.rules import RULES, Candidate, Run
+from pipeline.filter.rules import RULES, Response, Run
 
 FILE = Path(__file__).parents[1] / "filter/labelled.jsonl"
 FAMILIES = (
@@ -69,12 +69,12 @@ def rows() -> list[Row]:
     return [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
 
 
-def candidate(row: Row) -> Candidate:
+def response(row: Row) -> Response:
     """The row as the rules see it; where a teacher's tokens are not given, a word is a token."""
     finish_reason = row.get("finish_reason", "stop")
     made_up = [PLAIN] * len(row["answer"].split()) + [SPECIAL] * row.get("special_tokens", 0)
     token_ids = row.get("token_ids") or [*made_up, *([SPECIAL] if finish_reason == "stop" else [])]
-    return Candidate(
+    return Response(
         text=row["answer"].strip(),
         token_ids=token_ids,
         finish_reason=finish_reason,
@@ -94,7 +94,7 @@ def last_row(end_prob: float) -> codec.Packed:
 
 def dropped(row: Row) -> list[str]:
     """The rules that say no."""
-    answer, settings = candidate(row), SETTINGS.model_copy(update=row.get("settings", {}))
+    answer, settings = response(row), SETTINGS.model_copy(update=row.get("settings", {}))
     return [name for name, rule in RULES.items() if (verdict := rule(answer, settings)) is not None and not verdict[1]]
 
 

@@ -9,10 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import Generate, Train
 from pipeline.generate import support
-from pipeline.train.rows import Answers, Index
+from pipeline.train.rows import Index, TrainingExamples
 
 
-class Listed(Answers):
+class Listed(TrainingExamples):
     """Rows at hand, as if each `per_shard` of them stood in a file."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], per_shard: int = 1000) -> None:

@@ -17,7 +17,7 @@ from pipeline.records import RESPONSES
 from pipeline.run.rundir import RunDir
 from pipeline.train.batches import collate_items, sampler
 from pipeline.train.batches import items as batch_items
-from pipeline.train.rows import Answers, kept_answers
+from pipeline.train.rows import TrainingExamples, kept_answers
 from pipeline.train.targets import IGNORED
 
 Row = dict[str, Any]
@@ -90,7 +90,7 @@ class Run:
         files = sorted((self.run_dir.path / "filter").glob("*.parquet"))
         return [row for path in files for row in pq.read_table(path).to_pylist()]
 
-    def answers(self, how: str = "keep") -> Answers:
+    def answers(self, how: str = "keep") -> TrainingExamples:
         return kept_answers(self.run_dir, "train", 4096, how)
 
     def number_of(self, row: Row) -> int:
@@ -135,7 +135,7 @@ class Run:
         save_file({}, self.teacher / "model.safetensors")
 
 
-def lessons(run: Run, settings: Train) -> list[tuple[list[int], list[int]]]:
+def examples(run: Run, settings: Train) -> list[tuple[list[int], list[int]]]:
     """`(input_ids, labels)` of each answer, from the very batches that the trainer is given."""
     answers = run.answers(settings.reasoning)
     dataset, found = batch_items(answers, settings), []

@@ -16,9 +16,9 @@ from pipeline.errors import UserError
 from pipeline.eval_sets import probe_set
 from pipeline.text.contamination import (
     MAX_NOTED,
+    EvaluationItem,
     EvaluationItems,
     Hit,
-    Item,
     content_hashes,
     load,
     ngram_words,
@@ -32,7 +32,7 @@ EDITABLE_WORDS = 15  # from here on an item is found with a word changed, whiche
 
 
 def items(*texts: str) -> EvaluationItems:
-    return EvaluationItems(Item(f"eval:{number}", text) for number, text in enumerate(texts))
+    return EvaluationItems(EvaluationItem(f"eval:{number}", text) for number, text in enumerate(texts))
 
 
 def hits(held: EvaluationItems, text: str) -> list[Hit]:

@@ -107,7 +107,7 @@ def test_the_index_knows_what_the_student_is_given_and_learns(
     nothing_else = response(1, 6, reasoning_tokens=6, reasoning_start=0, reasoning_end=6)
     answers = kept_answers(run_of(tmp_path, [reasoned, nothing_else]), "train", 20, how)
     assert (answers.lengths[0], answers.index.learnt[0]) == (length, learnt)
-    assert (len(answers), answers.without_lesson) == ((2, 0) if how == "keep" else (1, 1))
+    assert (len(answers), answers.nothing_to_learn) == ((2, 0) if how == "keep" else (1, 1))
 
 
 def test_masked_spans_come_with_the_answers_and_are_not_counted_as_learnt(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_masked_spans_come_with_the_answers_and_are_not_counted_as_learnt(tmp_pa
         "prompt1-0": masked[1],
         f"prompt{PER_SHARD}-0": masked[PER_SHARD],
     }
-    assert answers.without_lesson == 1, "all of it is masked"
+    assert answers.nothing_to_learn == 1, "all of it is masked"
     learnt = dict(zip(names, answers.index.learnt.tolist(), strict=True))
     assert (learnt["prompt0-0"], learnt["prompt1-0"], learnt[f"prompt{PER_SHARD}-0"]) == (8, 4, 6)
     less = kept_answers(run, "train", 20, "mask")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluate.fidelity.calibration import Bins
-from pipeline.models.forward.forced import ForcedText, answer_states, batches, logprobs
+from pipeline.models.forward.forced import ForcedResponse, answer_states, batches, logprobs
 from pipeline.models.forward.head import head_of, input_device
 from pipeline.statistics import FloatVector
 from pipeline.statistics.per_prompt import FloatMatrix, PerPrompt
@@ -61,7 +61,7 @@ class Sums:
         self.bins = Bins()
         self.num_texts = 0
 
-    def add(self, text: ForcedText, values_NM: FloatMatrix, member_BN: FloatMatrix, buckets: list[Bucket]) -> None:
+    def add(self, text: ForcedResponse, values_NM: FloatMatrix, member_BN: FloatMatrix, buckets: list[Bucket]) -> None:
         """A text's tokens; `member_BN` is 1 where a token is of a bucket."""
         counted_NM = np.column_stack([values_NM, np.ones(len(values_NM))])
         for bucket, sums_M in zip(buckets, member_BN @ counted_NM, strict=True):
@@ -107,7 +107,7 @@ class Reference:
 
 
 @torch.no_grad()
-def measure(teacher: Any, arms: dict[str, Any], texts: Iterable[ForcedText], batch_tokens: int) -> dict[str, Sums]:
+def measure(teacher: Any, arms: dict[str, Any], texts: Iterable[ForcedResponse], batch_tokens: int) -> dict[str, Sums]:
     """Every arm against the teacher on the same texts, one teacher pass; the arms are `transformers` causal LMs.
 
     Memory does not grow with the number of texts, but for some hundred sums a prompt.
@@ -153,7 +153,7 @@ def compare(teacher: Reference, student_NV: Tensor, labels_N: Tensor) -> Tensor:
     )
 
 
-def membership(text: ForcedText, entropy_N: FloatVector) -> tuple[list[Bucket], FloatMatrix]:
+def membership(text: ForcedResponse, entropy_N: FloatVector) -> tuple[list[Bucket], FloatMatrix]:
     """The buckets that an answer's tokens are in, and which: (B, N) of ones and zeros."""
     num = len(text.token_ids)
     values = {"position": np.arange(1, num + 1), "entropy": entropy_N, "length": np.full(num, num)}
@@ -169,7 +169,7 @@ def membership(text: ForcedText, entropy_N: FloatVector) -> tuple[list[Bucket], 
 
 
 def _values(
-    teacher: Any, arms: dict[str, Any], batch: list[ForcedText], vocab_size: int
+    teacher: Any, arms: dict[str, Any], batch: list[ForcedResponse], vocab_size: int
 ) -> tuple[dict[str, FloatMatrix], FloatVector]:
     """Each arm's measures of the batch's answer tokens, (N, M), and the teacher's entropies, (N,), nats."""
     device = input_device(teacher)

@@ -10,7 +10,7 @@ from pipeline.config import Evaluate
 from pipeline.console import say
 from pipeline.evaluate import fidelity
 from pipeline.evaluate.fidelity import ALL, Bucket, Sums, calibration
-from pipeline.models.forward.forced import ForcedText
+from pipeline.models.forward.forced import ForcedResponse
 from pipeline.statistics import Figure
 from pipeline.statistics.per_prompt import FloatMatrix, intervals
 
@@ -41,8 +41,8 @@ SumsBySection = dict[str, dict[str, Sums]]  # section → arm → sums
 
 def measure_all(
     loaded: dict[str, Any],
-    held_out: Iterable[ForcedText],
-    answers: Mapping[str, Iterable[ForcedText]],
+    held_out: Iterable[ForcedResponse],
+    answers: Mapping[str, Iterable[ForcedResponse]],
     settings: Evaluate,
 ) -> SumsBySection:
     """Every arm on the teacher's held-out and chat answers, and on its own chat answers (`answers`, by arm).

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.evaluate.fidelity.forced_texts import of_row
-from pipeline.models.forward.forced import CHUNK_TOKENS, ForcedText, answer_states, batches, logprobs
+from pipeline.evaluate.fidelity.forced_responses import of_row
+from pipeline.models.forward.forced import CHUNK_TOKENS, ForcedResponse, answer_states, batches, logprobs
 from pipeline.models.forward.head import head_of, input_device
 from pipeline.statistics import Figure, FloatVector, ratio
 
@@ -22,7 +22,7 @@ LABEL = "self_preference"
 
 
 @torch.no_grad()
-def mean_logprobs_nats(teacher: Any, texts: list[ForcedText], batch_tokens: int) -> FloatVector:
+def mean_logprobs_nats(teacher: Any, texts: list[ForcedResponse], batch_tokens: int) -> FloatVector:
     """The teacher's mean log-prob per token of each text, in the order of the texts; one that is empty is NaN."""
     device, vocab_size = input_device(teacher), len(teacher.get_output_embeddings().weight)
     sums, places = np.zeros(len(texts)), {id(text): place for place, text in enumerate(texts)}

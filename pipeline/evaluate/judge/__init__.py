@@ -14,7 +14,7 @@ from pipeline.evaluate.judge.figures import Clustered, Figures, Outcome, by_cate
 from pipeline.evaluate.judge.turns import Rows, pairs, replies
 from pipeline.judge import ask, cost_of
 from pipeline.judge.ledger import Ledger
-from pipeline.judge.questions import Asker, Pair, Question, Reply
+from pipeline.judge.questions import Asker, JudgedAnswer, JudgeRequest, Pair
 from pipeline.statistics import exact
 
 GRADED = ("teacher", "student", "sft_only")
@@ -36,16 +36,16 @@ class Judged:
 class _Plan:
     """All that the judge is asked: both orders of every pair (none where both are the same), and each answer alone."""
 
-    compared: dict[str, list[tuple[Pair, list[Question]]]]
-    graded: dict[str, list[tuple[Reply, Question]]]
+    compared: dict[str, list[tuple[Pair, list[JudgeRequest]]]]
+    graded: dict[str, list[tuple[JudgedAnswer, JudgeRequest]]]
 
-    def questions(self) -> list[Question]:
+    def questions(self) -> list[JudgeRequest]:
         asked = [question for rows in self.compared.values() for _, both in rows for question in both]
         return asked + [question for rows in self.graded.values() for _, question in rows]
 
 
 def run(
-    settings: config.Evaluate, rows: Rows, folder: Path, teacher: str, items: Sequence[chat_set.Item] = ()
+    settings: config.Evaluate, rows: Rows, folder: Path, teacher: str, items: Sequence[chat_set.ChatItem] = ()
 ) -> Judged:
     """Judge the arms' answers: the student's against the teacher's and the SFT-only student's, and each by itself.
 
@@ -111,13 +111,13 @@ def _judged(settings: config.Evaluate, plan: _Plan, ledger: Ledger, teacher: str
     return found
 
 
-def _outcome(pair: Pair, both: list[Question], ledger: Ledger) -> Outcome:
+def _outcome(pair: Pair, both: list[JudgeRequest], ledger: Ledger) -> Outcome:
     longer_by = len(pair.one.answer) - len(pair.other.answer)
     choices = (ledger.choice(both[0]), ledger.choice(both[1])) if both else ("tie", "tie")
     return Outcome(pair.one.item_id, pair.one.category, longer_by, choices)
 
 
-def _grades(arm: str, graded: list[tuple[Reply, Question]], ledger: Ledger, draws: Clustered) -> Figures:
+def _grades(arm: str, graded: list[tuple[JudgedAnswer, JudgeRequest]], ledger: Ledger, draws: Clustered) -> Figures:
     """Mean grade of an arm's answers, 1-10, and the share of grades that could not be read."""
     given = [(reply.item_id, ledger.choice(question)) for reply, question in graded]
     found = {

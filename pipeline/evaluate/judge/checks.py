@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pipeline.console import counted
 from pipeline.evaluate.judge.figures import Figures, Outcome, wilson
-from pipeline.judge.questions import Pair, Reply
+from pipeline.judge.questions import JudgedAnswer, Pair
 from pipeline.statistics import Figure
 
 MIN_SENTENCES = 3  # of an answer that is to be shuffled and halved
@@ -23,7 +23,7 @@ MADE_WORSE = {
 }
 
 
-def planted(replies: list[Reply], num_items: int, seed: int) -> list[Pair]:
+def planted(replies: list[JudgedAnswer], num_items: int, seed: int) -> list[Pair]:
     """Pairs with a known verdict, made of the teacher's answers to first turns: at most `num_items` of each kind.
 
     The same answer twice; a sound answer beside itself, cut and shuffled; and beside the next longer answer of another
@@ -107,7 +107,7 @@ def _reach(figure: Figure, to: float) -> float:
     return max(0.0, figure["low"] - to, to - figure["high"])
 
 
-def _cut(reply: Reply, seed: int) -> str:
+def _cut(reply: JudgedAnswer, seed: int) -> str:
     """Half of the sentences, in another order; empty where there are too few."""
     sentences = [part for part in re.split(r"(?<=[.!?])\s+|\n+", reply.answer) if part.strip()]
     if len(sentences) < MIN_SENTENCES:

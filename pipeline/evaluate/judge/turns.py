@@ -3,18 +3,18 @@
 from collections import defaultdict
 from typing import Any
 
-from pipeline.judge.questions import Pair, Reply
+from pipeline.judge.questions import JudgedAnswer, Pair
 
 Rows = list[dict[str, Any]]
 
 
-def replies(rows: Rows, arm: str) -> dict[tuple[str, int], Reply]:
+def replies(rows: Rows, arm: str) -> dict[tuple[str, int], JudgedAnswer]:
     """An arm's answers by item and turn. Rows are as records.SAMPLES has them, and may have `system`, `reference`."""
     history: dict[str, tuple[tuple[str, str], ...]] = defaultdict(tuple)
-    found: dict[tuple[str, int], Reply] = {}
+    found: dict[tuple[str, int], JudgedAnswer] = {}
     for row in sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["turn"]):
         item_id = row["item_id"]
-        found[item_id, row["turn"]] = Reply(
+        found[item_id, row["turn"]] = JudgedAnswer(
             item_id=item_id,
             category=row["category"],
             turn=row["turn"],
@@ -28,6 +28,8 @@ def replies(rows: Rows, arm: str) -> dict[tuple[str, int], Reply]:
     return found
 
 
-def pairs(name: str, ones: dict[tuple[str, int], Reply], others: dict[tuple[str, int], Reply]) -> list[Pair]:
+def pairs(
+    name: str, ones: dict[tuple[str, int], JudgedAnswer], others: dict[tuple[str, int], JudgedAnswer]
+) -> list[Pair]:
     """The turns that both arms answered."""
     return [Pair(name, one, others[place]) for place, one in ones.items() if place in others]

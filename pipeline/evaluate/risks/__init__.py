@@ -15,15 +15,15 @@ from pipeline.data import shipped
 from pipeline.errors import UserError
 from pipeline.eval_sets import probe_set
 from pipeline.eval_sets.probe_set import Probe
-from pipeline.evaluate.risks import openings, risk_figures
-from pipeline.evaluate.risks.admissions import admits_ignorance, corrects
-from pipeline.evaluate.risks.openings import Opening
+from pipeline.evaluate.risks import memorization, risk_figures
+from pipeline.evaluate.risks.abstention import admits_ignorance, corrects
+from pipeline.evaluate.risks.memorization import Opening
 from pipeline.evaluate.risks.risk_figures import Figures, Scores
 from pipeline.evaluate.risks.valence import num_words, valence
 from pipeline.evaluate.tasks import chat
-from pipeline.evaluate.tasks.chat import Manner
+from pipeline.evaluate.tasks.chat import ChatFormat
 from pipeline.evaluate.verdict import RISK_ROWS
-from pipeline.inference.child_engine import Served
+from pipeline.inference.child_engine import ChildEngine
 from pipeline.records import RISKS, SAMPLES
 from pipeline.run.files import file_hash, read_committed
 from pipeline.run.rundir import RunDir, Stage
@@ -39,17 +39,17 @@ class Probes:
 
     probes: list[Probe]
     openings: list[Opening]
-    manners: dict[str, Manner]  # by arm
+    chat_formats: dict[str, ChatFormat]  # by arm
     settings: Evaluate
 
 
-def load(config: Config, run_dir: RunDir, manners: dict[str, Manner]) -> Probes:
+def load(config: Config, run_dir: RunDir, chat_formats: dict[str, ChatFormat]) -> Probes:
     """The probe set and this run's openings; none without evaluate.risks.path. Raises UserError."""
     settings = config.evaluate.risks
     return Probes(
         probes=probe_set.load(Path(settings.path), settings.limit) if settings.path else [],
-        openings=openings.of_run(run_dir, settings.limit or MAX_OPENINGS) if settings.path else [],
-        manners=manners,
+        openings=memorization.of_run(run_dir, settings.limit or MAX_OPENINGS) if settings.path else [],
+        chat_formats=chat_formats,
         settings=config.evaluate.model_copy(update={"max_tokens": settings.max_tokens}),
     )
 
@@ -61,7 +61,7 @@ def fingerprint(settings: Risks) -> dict[str, Any]:
     return {"evaluate.risks.hash": file_hash(shipped.find(settings.path)) if settings.path else None}
 
 
-def answer(asked: Probes, served: list[Served], stage: Stage) -> Rows:
+def answer(asked: Probes, served: list[ChildEngine], stage: Stage) -> Rows:
     """Rows of records.SAMPLES of the arms that are up; those of an arm that a stopped try finished are read back."""
     rows: Rows = []
     for arm in served if asked.probes else ():
@@ -114,7 +114,7 @@ def scores(asked: Probes, rows: Rows) -> Scores:
                 found.setdefault(measure, {})[probe.id] = value
     for opening in asked.openings:
         if opening.id in answers:
-            recited = openings.recited_tokens(opening, answers[opening.id]["token_ids"])
+            recited = memorization.recited_tokens(opening, answers[opening.id]["token_ids"])
             found.setdefault(f"{opening.kind}_tokens", {})[opening.id] = float(recited)
     return found
 
@@ -149,10 +149,10 @@ def _asserts(text: str) -> bool:
     return num_words(text) > 0 and not admits_ignorance(text) and not refuses(text)
 
 
-def _answers(asked: Probes, arm: Served) -> Rows:
+def _answers(asked: Probes, arm: ChildEngine) -> Rows:
     items = [item for probe in asked.probes for item in probe.items()]
-    manner, teachers = asked.manners[arm.name], asked.manners["teacher"]
-    rows = chat.answer(arm, items, manner, asked.settings)
-    if manner is not teachers:  # the openings are the teacher's tokens
+    chat_format, teachers = asked.chat_formats[arm.name], asked.chat_formats["teacher"]
+    rows = chat.answer(arm, items, chat_format, asked.settings)
+    if chat_format is not teachers:  # the openings are the teacher's tokens
         return rows
-    return rows + openings.go_on(arm, asked.openings, manner.tokenizer, asked.settings.seed)
+    return rows + memorization.go_on(arm, asked.openings, chat_format.tokenizer, asked.settings.seed)

@@ -7,7 +7,7 @@ import numpy as np
 from pipeline import statistics
 from pipeline.config import Evaluate
 from pipeline.console import counted
-from pipeline.evaluate.risks.openings import OPENING_TOKENS, RECITED_TOKENS
+from pipeline.evaluate.risks.memorization import OPENING_TOKENS, RECITED_TOKENS
 from pipeline.statistics import SIGNIFICANCE, Figure, FloatVector
 
 Scores = dict[str, dict[str, float]]  # by measure, by item

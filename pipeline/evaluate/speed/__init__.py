@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from pipeline.config import Evaluate
-from pipeline.inference.child_engine import Served
+from pipeline.inference.child_engine import ChildEngine
 from pipeline.machine import meters
 from pipeline.statistics import Figure, exact, repeated
 
@@ -26,7 +26,9 @@ class _Batch(NamedTuple):
     num_tokens: int
 
 
-def time_arms(arms: list[Served], prompts: dict[str, list[list[int]]], settings: Evaluate) -> dict[str, list[Round]]:
+def time_arms(
+    arms: list[ChildEngine], prompts: dict[str, list[list[int]]], settings: Evaluate
+) -> dict[str, list[Round]]:
     """Each arm's rounds on its prompts: A-B-B-A-A-B ..., after one round of warm-up that is not counted."""
     timed: dict[str, list[Round]] = {arm.name: [] for arm in arms}
     for arm in arms:
@@ -37,7 +39,7 @@ def time_arms(arms: list[Served], prompts: dict[str, list[list[int]]], settings:
     return timed
 
 
-def measure(arm: Served, prompts: list[list[int]], settings: Evaluate) -> Round:
+def measure(arm: ChildEngine, prompts: list[list[int]], settings: Evaluate) -> Round:
     """Throughput and energy with so many requests at once, latency of one alone. Lengths are fixed, ends ignored."""
     alone = _batch(arm, prompts[:1], settings.speed_tokens, timed=True)
     batches = {1: alone}
@@ -54,7 +56,7 @@ def measure(arm: Served, prompts: list[list[int]], settings: Evaluate) -> Round:
     }
 
 
-def engine(arm: Served, alone: bool) -> Round:
+def engine(arm: ChildEngine, alone: bool) -> Round:
     """What the arm's engine took to start, and takes of memory; of GPUs' only where no other arm may have it."""
     used, before = meters.gpu_used_bytes(), arm.gpu_bytes_before
     return {
@@ -107,7 +109,7 @@ def over(rounds: list[Round], others: list[Round], together: bool) -> Figure:
     return exact(repeated(ours)["value"] / repeated(theirs)["value"])
 
 
-def _batch(arm: Served, prompts: list[list[int]], output_tokens: int, timed: bool = False) -> _Batch:
+def _batch(arm: ChildEngine, prompts: list[list[int]], output_tokens: int, timed: bool = False) -> _Batch:
     requests = [_request(number, prompt, output_tokens) for number, prompt in enumerate(prompts)]
     energy = meters.Energy()
     reply = arm.ask(requests, timed=timed)

@@ -8,8 +8,8 @@ from pipeline.config import Evaluate
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.eval_sets import chat_set
-from pipeline.evaluate.risks.openings import RECITED_TOKENS, Opening
-from pipeline.evaluate.tasks.chat import Manner
+from pipeline.evaluate.risks.memorization import RECITED_TOKENS, Opening
+from pipeline.evaluate.tasks.chat import ChatFormat
 from pipeline.inference import kv_cache
 from pipeline.inference.engine_args import engine_settings
 from pipeline.inference.kv_cache import GPU_SETTING, Load
@@ -19,20 +19,23 @@ Engines = dict[str, tuple[Path, dict[str, Any]]]  # by arm: its model's folder, 
 
 
 def load_of(
-    sets: list[tuple[list[chat_set.Item], int]], openings: list[Opening], manners: Iterable[Manner], settings: Evaluate
+    sets: list[tuple[list[chat_set.ChatItem], int]],
+    openings: list[Opening],
+    chat_formats: Iterable[ChatFormat],
+    settings: Evaluate,
 ) -> Load:
     """What an arm is asked: `sets` of items, each set with its longest answer, and openings to go on with.
 
     The longest request is the last turn of a conversation, whose earlier answers were as long as they may be.
     """
     longest = [len(opening.prompt_token_ids) + RECITED_TOKENS for opening in openings]
-    for manner in {id(manner): manner for manner in manners}.values():
-        hello = len(manner.template.render([{"role": "user", "content": "Hi"}]))
+    for chat_format in {id(chat_format): chat_format for chat_format in chat_formats}.values():
+        hello = len(chat_format.template.render([{"role": "user", "content": "Hi"}]))
         longest.append(hello + settings.speed_tokens)
         for items, max_tokens in sets:
             for item in items:
                 texts = [text for text in (item.system, *item.turns) if text]
-                written = sum(map(len, manner.tokenizer(texts, add_special_tokens=False).input_ids))
+                written = sum(map(len, chat_format.tokenizer(texts, add_special_tokens=False).input_ids))
                 longest.append(written + len(texts) * hello + len(item.turns) * max_tokens)
     at_once = max(*settings.speed_concurrency, len(openings), *(len(items) for items, _ in sets), 1)
     return Load(at_once, max(longest))

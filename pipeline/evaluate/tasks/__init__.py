@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline import statistics
 from pipeline.eval_sets import checkers
-from pipeline.eval_sets.task_set import Check, Item
+from pipeline.eval_sets.task_set import Check, TaskItem
 from pipeline.evaluate.tasks.overlap import chrf, rouge_l
 from pipeline.statistics import Figure, FloatVector
 
@@ -29,7 +29,7 @@ class Score:
     chrf: float | None
 
 
-def score(item: Item, answers: list[str]) -> Score:
+def score(item: TaskItem, answers: list[str]) -> Score:
     """`answers` has a text for each turn; an empty one passes no check."""
     last, reference = answers[-1], item.reference
     return Score(
@@ -41,7 +41,7 @@ def score(item: Item, answers: list[str]) -> Score:
     )
 
 
-def scores(items: list[Item], rows: Rows) -> list[Score]:
+def scores(items: list[TaskItem], rows: Rows) -> list[Score]:
     """Of one arm's answers (rows of records.SAMPLES), in the order of the items."""
     answers: dict[str, dict[int, str]] = {item.id: {} for item in items}
     for row in rows:
@@ -49,7 +49,7 @@ def scores(items: list[Item], rows: Rows) -> list[Score]:
     return [score(item, [answers[item.id].get(turn, "") for turn in range(len(item.turns))]) for item in items]
 
 
-def checked_rows(items: list[Item], rows: Rows, scored: list[Score]) -> Rows:
+def checked_rows(items: list[TaskItem], rows: Rows, scored: list[Score]) -> Rows:
     """One arm's answers as rows of records.TASKS: each with the checks of its turn, and whether they passed."""
     by_id = {item.id: (item, each.passed) for item, each in zip(items, scored, strict=True)}
     checked = []
@@ -106,7 +106,7 @@ def _passes(scored: list[Score]) -> FloatVector:
     return np.array([all(each.passed) for each in scored], np.float64)
 
 
-def _asked(item: Item, check: Check, answers: list[str]) -> tuple[str, dict[str, Any], str]:
+def _asked(item: TaskItem, check: Check, answers: list[str]) -> tuple[str, dict[str, Any], str]:
     """The kind, its arguments and the answer that it is about."""
     arguments = check.args if check.earlier is None else check.args | {"earlier": answers[check.earlier]}
     return check.kind, arguments, answers[item.turn_of(check)]

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Evaluate
-from pipeline.eval_sets.chat_set import Item
+from pipeline.eval_sets.chat_set import ChatItem
 from pipeline.eval_sets.eval_prompts import conversation
-from pipeline.inference.child_engine import Served
+from pipeline.inference.child_engine import ChildEngine
 from pipeline.models.tokenizer import reasoning
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True)
-class Manner:
+class ChatFormat:
     """How an arm is spoken to: its chat template, and which tags are around its reasoning."""
 
     template: ChatTemplate
@@ -24,7 +24,9 @@ class Manner:
         return self.template.tokenizer
 
 
-def answer(arm: Served, items: Sequence[Item], manner: Manner, settings: Evaluate) -> list[dict[str, Any]]:
+def answer(
+    arm: ChildEngine, items: Sequence[ChatItem], chat_format: ChatFormat, settings: Evaluate
+) -> list[dict[str, Any]]:
     """Rows of records.SAMPLES: every turn of every item, each given the arm's own earlier answers.
 
     With reasoning tags, reasoning is left out of an answer's text, and of what the later turns are given. A talk ends
@@ -35,7 +37,9 @@ def answer(arm: Served, items: Sequence[Item], manner: Manner, settings: Evaluat
     for turn in range(max((len(item.turns) for item in items), default=0)):
         asked = [item for item in items if len(item.turns) > turn and len(given_answers[item.id]) == turn]
         talks = {item.id: conversation(item, given_answers[item.id]) for item in asked}
-        prompts = {name: manner.template.render(talk) for name, talk in talks.items() if manner.template.takes(talk)}
+        prompts = {
+            name: chat_format.template.render(talk) for name, talk in talks.items() if chat_format.template.takes(talk)
+        }
         asked = [item for item in asked if len(prompts.get(item.id, ())) in range(1, arm.context_tokens)]
         reply = arm.ask(
             [
@@ -51,7 +55,7 @@ def answer(arm: Served, items: Sequence[Item], manner: Manner, settings: Evaluat
         )
         for item, given in zip(asked, reply["answers"], strict=True):
             ids = given["token_ids"]
-            text = reasoning.split(manner.tokenizer, manner.reasoning_tags, prompts[item.id], ids).text
+            text = reasoning.split(chat_format.tokenizer, chat_format.reasoning_tags, prompts[item.id], ids).text
             given_answers[item.id].append(text)
             rows.append(
                 {

@@ -40,7 +40,7 @@ Values = dict[tuple[str, int], float]  # by metric and item: groups have those o
 
 
 @dataclass
-class Measured:
+class HarnessResults:
     """What the tasks found; all empty where none are named."""
 
     arms: dict[str, dict[str, Figure | None]] = field(default_factory=dict)  # section `harness` of each arm
@@ -69,7 +69,7 @@ def run(
     engine_of: Callable[[str, Path], dict[str, Any]],
     templates: dict[str, ChatTemplate],
     stage: Stage,
-) -> Measured:
+) -> HarnessResults:
     """Every arm on every task, one arm's server at a time; arms that a stopped try finished are read back.
 
     `templates` are by arm.
@@ -77,7 +77,7 @@ def run(
     Writes harness.parquet: what each item asked, what came, its value. Raises UserError where a server or a task fails.
     """
     if not settings.harness.tasks:
-        return Measured()
+        return HarnessResults()
     found: dict[str, Any] = {}
     with progress("arms") as bar:
         task = bar.add_task(f"lm-evaluation-harness: {', '.join(settings.harness.tasks)}", total=len(folders), note="")
@@ -91,7 +91,7 @@ def run(
     stage.commit(pa.Table.from_pylist(rows, schema=HARNESS), "harness.parquet")
     draws = (settings.bootstrap, settings.seed)
     values = {arm: _values(found[arm]) for arm in found}
-    return Measured(
+    return HarnessResults(
         arms=statistics.defined(
             {
                 arm: {name: _figure(value, values[arm].get(name), *draws) for name, value in of["values"].items()}

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.config import Filter
 from pipeline.filter.rules import confidence, form, language, quality, refusals, repetition
-from pipeline.filter.rules.candidate import Candidate, Rule, Run, Verdict
+from pipeline.filter.rules.response import Response, Rule, Run, Verdict
 
-__all__ = ["REFUSAL", "RULES", "Candidate", "Rule", "Run", "Verdict", "verdicts"]
+__all__ = ["REFUSAL", "RULES", "Response", "Rule", "Run", "Verdict", "verdicts"]
 
 REFUSAL = "refusal"  # the one rule that marks only: filter keeps some of what it says no to
 
@@ -50,7 +50,7 @@ BLOCK_ANSWERS = 64
 
 
 def verdicts(
-    answers: Sequence[Candidate], settings: Filter, names: Sequence[str] = tuple(RULES)
+    answers: Sequence[Response], settings: Filter, names: Sequence[str] = tuple(RULES)
 ) -> Iterator[dict[str, Verdict]]:
     """What the rules say of each answer, by name; a rule that is off or has nothing to say is left out.
 

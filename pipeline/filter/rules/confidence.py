@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import Filter
-from pipeline.filter.rules.candidate import Candidate, Nats, Verdict
+from pipeline.filter.rules.response import Nats, Response, Verdict
 
 MIN_NLL_TOKENS = 8
 SPAN_TOKENS = 32
@@ -18,7 +18,7 @@ HASH_FACTOR = 0x9E3779B97F4A7C15
 DOUBLINGS = [(width, np.array([pow(HASH_FACTOR, width, 1 << 64)], np.uint64)) for width in (1, 2, 4)]
 
 
-def confident_loop(answer: Candidate, settings: Filter) -> Verdict | None:
+def confident_loop(answer: Response, settings: Filter) -> Verdict | None:
     """Longest stretch of tokens that the teacher was sure of because it had written them before; `max_loop_tokens`.
 
     A token counts where the 8 tokens that end with it stand earlier in the answer, and its NLL is below 0.1 nats: the
@@ -37,7 +37,7 @@ def confident_loop(answer: Candidate, settings: Filter) -> Verdict | None:
     return longest, longest <= limit
 
 
-def low_confidence_span(answer: Candidate, settings: Filter) -> Verdict | None:
+def low_confidence_span(answer: Response, settings: Filter) -> Verdict | None:
     """Highest mean NLL of 32 tokens in a row, nats a token, against `max_span_nll_nats`: where the thread was lost.
 
     Shorter answers are one span, from 8 tokens on.
@@ -48,7 +48,7 @@ def low_confidence_span(answer: Candidate, settings: Filter) -> Verdict | None:
     return nats, nats <= settings.max_span_nll_nats
 
 
-def high_nll(answer: Candidate, settings: Filter) -> Verdict | None:
+def high_nll(answer: Response, settings: Filter) -> Verdict | None:
     """Mean NLL, nats a token, against that of the run's worst answers, `worst_nll_frac` of all; 8 tokens on.
 
     The limit is the run's own quantile (manifest: `nll_limit_nats`), found in a pass of its own.

@@ -7,7 +7,7 @@ import re
 from pipeline import codec
 from pipeline.config import Filter
 from pipeline.errors import UserError
-from pipeline.filter.rules.candidate import FENCED, Candidate, Verdict
+from pipeline.filter.rules.response import FENCED, Response, Verdict
 
 FENCE = re.compile(r"^[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
 REASONING_TAG = re.compile(r"<(/?)(think|thinking|reasoning|reflection|scratchpad)>", re.IGNORECASE)
@@ -47,20 +47,20 @@ MIN_ECHO_PROMPT_WORDS = 8
 WORD = re.compile(r"\w+")
 
 
-def empty(answer: Candidate, settings: Filter) -> Verdict | None:
+def empty(answer: Response, settings: Filter) -> Verdict | None:
     """Characters that are not white space; an answer without any is dropped (open-instruct)."""
     length = len(answer.text.strip())
     return length, length > 0
 
 
-def truncated(answer: Candidate, settings: Filter) -> Verdict | None:
+def truncated(answer: Response, settings: Filter) -> Verdict | None:
     """1 where the answer hit max_tokens: its end-of-turn was never written, and training on it teaches not to stop."""
     if not settings.drop_truncated:
         return None
     return float(not answer.ended), answer.ended
 
 
-def unfinished(answer: Candidate, settings: Filter) -> Verdict | None:
+def unfinished(answer: Response, settings: Filter) -> Verdict | None:
     """Probability of an end-of-turn in the last stored row of an answer that was cut off, against `min_end_prob`.
 
     A high one: the text was at a place where it could have ended. 0 where no stop token is in the row's support (then
@@ -78,7 +78,7 @@ def unfinished(answer: Candidate, settings: Filter) -> Verdict | None:
     return prob, prob >= settings.min_end_prob
 
 
-def control_tokens(answer: Candidate, settings: Filter) -> Verdict | None:
+def control_tokens(answer: Response, settings: Filter) -> Verdict | None:
     """Special tokens before the last token: template markup leaked into the answer (NeMo Curator, open-instruct)."""
     if not settings.drop_control_tokens:
         return None
@@ -88,7 +88,7 @@ def control_tokens(answer: Candidate, settings: Filter) -> Verdict | None:
     return sum(token in answer.run.special_ids for token in body), False
 
 
-def template_markup(answer: Candidate, settings: Filter) -> Verdict | None:
+def template_markup(answer: Response, settings: Filter) -> Verdict | None:
     """Marks of a chat template written out as text, outside code, and turns the teacher wrote for the user.
 
     Where the prompt speaks of dialogue, templates or tokens, turns and marks are an answer to it (ours, after
@@ -102,7 +102,7 @@ def template_markup(answer: Candidate, settings: Filter) -> Verdict | None:
     return num, num == 0 or ASKS_TURNS.search(answer.asked) is not None
 
 
-def unclosed_fence(answer: Candidate, settings: Filter) -> Verdict | None:
+def unclosed_fence(answer: Response, settings: Filter) -> Verdict | None:
     """1 where the answer ends inside a fenced code block (CommonMark's fences, at any indentation; NeMo Curator).
 
     Of an answer that was cut off nothing is said: it is `truncated`.
@@ -113,7 +113,7 @@ def unclosed_fence(answer: Candidate, settings: Filter) -> Verdict | None:
     return float(is_open), not is_open
 
 
-def unclosed_tag(answer: Candidate, settings: Filter) -> Verdict | None:
+def unclosed_tag(answer: Response, settings: Filter) -> Verdict | None:
     """Reasoning tags (`<think>` and the like) without their other half, outside code; not of answers cut off."""
     if not settings.drop_unclosed or not answer.ended:
         return None
@@ -126,7 +126,7 @@ def unclosed_tag(answer: Candidate, settings: Filter) -> Verdict | None:
     return num, num == 0
 
 
-def broken_characters(answer: Candidate, settings: Filter) -> Verdict | None:
+def broken_characters(answer: Response, settings: Filter) -> Verdict | None:
     """Characters that no text has: U+FFFD (bytes that are not UTF-8), controls, private use; and UTF-8 read as Latin-1.
 
     At the end of an answer that was cut off a character may be half there (ftfy's mojibake, in short).
@@ -140,19 +140,19 @@ def broken_characters(answer: Candidate, settings: Filter) -> Verdict | None:
     return num, num == 0
 
 
-def too_short(answer: Candidate, settings: Filter) -> Verdict | None:
+def too_short(answer: Response, settings: Filter) -> Verdict | None:
     """Answer tokens without the end-of-turn, against `min_tokens`."""
     length = answer.num_body_tokens
     return None if settings.min_tokens is None else (length, length >= settings.min_tokens)
 
 
-def too_long(answer: Candidate, settings: Filter) -> Verdict | None:
+def too_long(answer: Response, settings: Filter) -> Verdict | None:
     """Answer tokens without the end-of-turn, against `max_tokens`."""
     length = answer.num_body_tokens
     return None if settings.max_tokens is None else (length, length <= settings.max_tokens)
 
 
-def length_ratio(answer: Candidate, settings: Filter) -> Verdict | None:
+def length_ratio(answer: Response, settings: Filter) -> Verdict | None:
     """Words of the answer for each of the prompt's, against `max_length_ratio`; prompts of 20 words on.
 
     For corpora of one task (translation, summaries), where an answer many times as long is none. Ours.
@@ -164,7 +164,7 @@ def length_ratio(answer: Candidate, settings: Filter) -> Verdict | None:
     return ratio, ratio <= settings.max_length_ratio
 
 
-def echo(answer: Candidate, settings: Filter) -> Verdict | None:
+def echo(answer: Response, settings: Filter) -> Verdict | None:
     """How much the answer is the prompt said again: common words in a row from the start, over the longer of the two.
 
     Prompts of 8 words on; a text that was only to be corrected does not begin with the instruction. Ours.
@@ -187,7 +187,7 @@ def echo(answer: Candidate, settings: Filter) -> Verdict | None:
     return share, share <= settings.max_echo_frac
 
 
-def broken_json(answer: Candidate, settings: Filter) -> Verdict | None:
+def broken_json(answer: Response, settings: Filter) -> Verdict | None:
     """1 where the prompt asks for JSON and nothing in the answer parses as an object or a list. Not of answers cut off.
 
     Looked at: fenced blocks, the whole answer, and what begins at its first bracket. Ours.

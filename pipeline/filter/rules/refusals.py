@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 
 from pipeline.config import Filter
-from pipeline.filter.rules.candidate import Candidate, Verdict
+from pipeline.filter.rules.response import Response, Verdict
 from pipeline.text.refusals import refuses
 
 # Asked to decline, the teacher declines for the user; that is an answer.
@@ -73,7 +73,7 @@ ASCII_LETTERS = {code: " " for code in range(128) if not chr(code).islower()}  #
 HAN_HINTS = re.compile("模型|人工|通义|助手|开发的")
 
 
-def refusal(answer: Candidate, settings: Filter) -> Verdict | None:
+def refusal(answer: Response, settings: Filter) -> Verdict | None:
     """1 where the first 200 characters refuse. No ban: refusals may be `max_refusal_frac` of what the run keeps.
 
     The rule marks; filter then keeps so many of those that nothing else dropped, in the order of their ids' hashes.
@@ -85,7 +85,7 @@ def refusal(answer: Candidate, settings: Filter) -> Verdict | None:
     return float(refused), not refused
 
 
-def teacher_identity(answer: Candidate, settings: Filter) -> Verdict | None:
+def teacher_identity(answer: Response, settings: Filter) -> Verdict | None:
     """Ways in which the teacher speaks of itself as a model, of its maker, of its cut-off date; `identity_names`.
 
     A student that learns it says that it is its teacher (open-instruct, which lists names; more of them, and phrases).

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 from pipeline.config import Filter
-from pipeline.filter.rules.candidate import Candidate, Verdict
+from pipeline.filter.rules.response import Response, Verdict
 from pipeline.text import repetition as measures
 from pipeline.text.loops import loop_repeats
 
@@ -30,7 +30,7 @@ TABLE_CHARS = frozenset("|-: ")
 MIN_PARAGRAPHS = 3
 
 
-def repeated_sentence(answer: Candidate, settings: Filter) -> Verdict | None:
+def repeated_sentence(answer: Response, settings: Filter) -> Verdict | None:
     """Longest run of one sentence or line, or of a loop's unit, against `max_sentence_repeats` (open-instruct).
 
     A loop that was asked for is let be.
@@ -43,7 +43,7 @@ def repeated_sentence(answer: Candidate, settings: Filter) -> Verdict | None:
     return longest, _is_within(longest, settings.max_sentence_repeats, answer)
 
 
-def repeated_paragraph(answer: Candidate, settings: Filter) -> Verdict | None:
+def repeated_paragraph(answer: Response, settings: Filter) -> Verdict | None:
     """Longest run of one paragraph, against `max_paragraph_repeats` (open-instruct)."""
     if settings.max_paragraph_repeats is None:
         return None
@@ -51,7 +51,7 @@ def repeated_paragraph(answer: Candidate, settings: Filter) -> Verdict | None:
     return longest, _is_within(longest, settings.max_paragraph_repeats, answer)
 
 
-def repeated_ngrams(answer: Candidate, settings: Filter) -> Verdict | None:
+def repeated_ngrams(answer: Response, settings: Filter) -> Verdict | None:
     """Share of 10-grams of words that stand earlier in the answer: a loop (after Gopher's duplicate n-grams, A1)."""
     if settings.max_duplicate_ngram_frac is None:
         return None
@@ -65,7 +65,7 @@ def repeated_ngrams(answer: Candidate, settings: Filter) -> Verdict | None:
     return share, share <= settings.max_duplicate_ngram_frac or _is_asked(answer)
 
 
-def top_ngrams(answer: Candidate, settings: Filter) -> Verdict | None:
+def top_ngrams(answer: Response, settings: Filter) -> Verdict | None:
     """Characters taken up by the commonest 2-, 3- and 4-gram, each over its limit: the largest of the three; to 1.
 
     Answers of 40 words on, and n-grams that stand there three times: Gopher's limits are for web pages (table A1).
@@ -76,7 +76,7 @@ def top_ngrams(answer: Candidate, settings: Filter) -> Verdict | None:
     return _ngrams_over_limits(measures.top_ngram_char_fracs, range(2, 5), limits, answer)
 
 
-def duplicate_ngrams(answer: Candidate, settings: Filter) -> Verdict | None:
+def duplicate_ngrams(answer: Response, settings: Filter) -> Verdict | None:
     """Characters in 5- to 10-grams that stand earlier, each share over its limit: the largest of the six; to 1.
 
     Answers of 40 words on (Gopher, table A1, has .15 to .10: an answer that quotes and then rewrites would go).
@@ -89,7 +89,7 @@ def duplicate_ngrams(answer: Candidate, settings: Filter) -> Verdict | None:
     return _ngrams_over_limits(measures.duplicate_ngram_char_fracs, range(5, 11), limits, answer)
 
 
-def duplicate_lines(answer: Candidate, settings: Filter) -> Verdict | None:
+def duplicate_lines(answer: Response, settings: Filter) -> Verdict | None:
     """Lines that stand earlier: their share, and that of their characters, each over its limit; to 1.
 
     Four lines on, lines of 6 characters on (`- Yes` and `| T | F |` are short for a reason), code apart, whose lines
@@ -103,7 +103,7 @@ def duplicate_lines(answer: Candidate, settings: Filter) -> Verdict | None:
     return (0.0, True) if fracs == (0, 0) or answer.form == "code" else _over_limits(fracs, limits, answer)
 
 
-def duplicate_paragraphs(answer: Candidate, settings: Filter) -> Verdict | None:
+def duplicate_paragraphs(answer: Response, settings: Filter) -> Verdict | None:
     """Paragraphs that stand earlier: their share, and that of their characters, each over its limit; to 1.
 
     Three paragraphs on (Gopher, table A1).
@@ -118,7 +118,7 @@ def duplicate_paragraphs(answer: Candidate, settings: Filter) -> Verdict | None:
 
 
 def _ngrams_over_limits(
-    measure: Callable[[list[str], range], list[float]], nums: range, limits: tuple[float, ...], answer: Candidate
+    measure: Callable[[list[str], range], list[float]], nums: range, limits: tuple[float, ...], answer: Response
 ) -> Verdict:
     """As `_over_limits`; words that are symbols alone (of a matrix, a drawing) are left out where they would decide."""
     shares = measure(answer.words, nums)
@@ -128,7 +128,7 @@ def _ngrams_over_limits(
     return _over_limits(shares, limits, answer)
 
 
-def _over_limits(shares: tuple[float, ...] | list[float], limits: tuple[float, ...], answer: Candidate) -> Verdict:
+def _over_limits(shares: tuple[float, ...] | list[float], limits: tuple[float, ...], answer: Response) -> Verdict:
     """The largest share over its limit, which is to stay at or below 1."""
     worst = max(share / limit for share, limit in zip(shares, limits, strict=True))
     if worst <= 1:
@@ -137,11 +137,11 @@ def _over_limits(shares: tuple[float, ...] | list[float], limits: tuple[float, .
     return worst, worst <= 1 or _is_asked(answer)
 
 
-def _is_within(longest: int, limit: int, answer: Candidate) -> bool:
+def _is_within(longest: int, limit: int, answer: Response) -> bool:
     if longest <= limit:
         return True
     return longest <= limit * RUN_SLACK[answer.form] * (ASKED_SLACK if _is_asked(answer) else 1)
 
 
-def _is_asked(answer: Candidate) -> bool:
+def _is_asked(answer: Response) -> bool:
     return ASKS_REPETITION.search(answer.asked) is not None

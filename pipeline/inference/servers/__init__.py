@@ -17,9 +17,9 @@ from pydantic import BaseModel, ValidationError
 from pipeline import config
 from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.inference.engine import Answer, Request
+from pipeline.inference.engine import Completion, Request
 from pipeline.inference.servers import completions
-from pipeline.inference.servers.pool import Pauses, Pool, UnansweredError, Url
+from pipeline.inference.servers.pool import Pauses, ServerPool, UnansweredError, Url
 from pipeline.inference.servers.timeouts import Limit, LoopThread, cancel_others
 from pipeline.run.files import one_line
 
@@ -44,7 +44,7 @@ class _Version(BaseModel):
 
 
 @dataclass(frozen=True)
-class Served:
+class ServerIdentity:
     """What a server says of itself that changes its answers; all of one run's servers say the same."""
 
     vllm: str
@@ -53,7 +53,7 @@ class Served:
     system_fingerprint: str  # vLLM's hash of its build and settings; "" where it is turned off
 
 
-class Server:
+class TeacherServers:
     """One or several vLLM servers that hold the teacher. Nothing stays open between two rounds of `answers`.
 
     Raises UserError where no server answers within `patience_s`, or one is unfit: another model, a wrong key, too few
@@ -63,7 +63,7 @@ class Server:
     def __init__(self, settings: config.Server, vocab_size: int, k: int = 0, pauses: Pauses | None = None) -> None:
         self._settings, self._k, self._pauses = settings, k, pauses or Pauses()
         self._urls = [Url(url) for url in settings.urls]
-        self._served: Served | None = None
+        self._served: ServerIdentity | None = None
         self.vocab_size = vocab_size
         if k > vocab_size:
             raise UserError(f"generate.k={k} is above the teacher's vocabulary of {vocab_size}")
@@ -78,7 +78,7 @@ class Server:
                 await pool.close()
 
     @property
-    def served(self) -> Served:
+    def served(self) -> ServerIdentity:
         """What the servers say of themselves."""
         assert self._served is not None  # noqa: S101 - the first that was taken in said it
         return self._served
@@ -97,13 +97,13 @@ class Server:
         """Servers don't tell theirs, but in `served.system_fingerprint`."""
         return ""
 
-    def answers(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def answers(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Answers as they finish, out of order; at most `max_num_seqs` requests are read ahead of them.
 
         Raises UserError for a request that is refused or fails time and again, and where no server answers for long.
         """
         source, num_pending = iter(requests), 0
-        done: SimpleQueue[Future[Answer]] = SimpleQueue()
+        done: SimpleQueue[Future[Completion]] = SimpleQueue()
         with LoopThread() as loop:  # the caller packs answers meanwhile: that must not stop the requests
             round_ = loop.run(self._begin())
             try:
@@ -130,7 +130,7 @@ class Server:
             raise
         return _Round(client, pool)
 
-    async def _answer(self, round_: "_Round", request: Request) -> Answer:
+    async def _answer(self, round_: "_Round", request: Request) -> Completion:
         began = time.perf_counter()
         served = self.served
         body = completions.body(request, served.model, self.vocab_size, served.max_model_len)
@@ -171,7 +171,7 @@ class Server:
         content = await self._ask(client, url, "/v1/completions", body, hint)
         with _unreadable():
             fingerprint = completions.check_probe(content, url.url)
-        served = Served(f"vllm {version}", card.id, card.max_model_len, fingerprint)
+        served = ServerIdentity(f"vllm {version}", card.id, card.max_model_len, fingerprint)
         self._served = self._served or served
         if served != self._served:
             raise UserError(f"{url.url}: is not what the servers before it were: {_difference(served, self._served)}")
@@ -219,9 +219,9 @@ class Server:
             mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},  # not through a proxy
         )
 
-    def _pool(self, client: httpx.AsyncClient) -> Pool:
+    def _pool(self, client: httpx.AsyncClient) -> ServerPool:
         limits = self._settings
-        return Pool(
+        return ServerPool(
             self._urls,
             lambda url: self._admit(client, url),
             limits.concurrency,
@@ -236,7 +236,7 @@ class _Round:
     """What one call of `answers` holds open."""
 
     client: httpx.AsyncClient
-    pool: Pool
+    pool: ServerPool
 
     async def end(self) -> None:
         await cancel_others()
@@ -270,7 +270,7 @@ def _chosen(cards: list[_Card], name: str | None, url: Url) -> _Card:
     return by_id[name] if name is not None else cards[0]
 
 
-def _difference(now: Served, before: Served) -> str:
+def _difference(now: ServerIdentity, before: ServerIdentity) -> str:
     changed = [name for name in vars(now) if getattr(now, name) != getattr(before, name)]
     listed = "; ".join(f"{name} {getattr(now, name)!r}, before {getattr(before, name)!r}" for name in changed)
     hint = " (it stands for build and settings; start it as the others were started)"
@@ -298,7 +298,7 @@ def _retry_after_s(reply: httpx.Response) -> float:
     return 0.0
 
 
-def _say_failures(pool: Pool) -> None:
+def _say_failures(pool: ServerPool) -> None:
     if pool.failures:
         listed = ", ".join(f"{reason}: {num}" for reason, num in pool.failures.most_common())
         say(f"{pool.failures.total()} requests were sent again ({listed})")

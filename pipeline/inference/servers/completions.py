@@ -1,4 +1,4 @@
-"""A Request as the body of vLLM's POST /v1/completions, and the reply as an Answer.
+"""A Request as the body of vLLM's POST /v1/completions, and the reply as a Completion.
 
 The prompt goes as token ids, so that no template and no tokenizer of the server comes between. Candidates come back by
 token id ("token_id:N") behind the sampled token, which is listed first and, in some versions, in place of the last one
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.codec import FloatArray, IdArray
 from pipeline.errors import UserError
-from pipeline.inference.engine import Answer, Request
+from pipeline.inference.engine import Completion, Request
 
 NO_MASS = -9999.0
 PROBE_TOKEN = 0
@@ -92,8 +92,10 @@ class ReplacedError(Exception):
     """The reply is of a server that was started otherwise than the one that was checked."""
 
 
-def answer(request: Request, content: bytes, vocab_size: int, total_s: float, system_fingerprint: str = "") -> Answer:
-    """The Answer of a reply to `body`. Its rows are the K best, best first; a row with fewer is padded at −inf.
+def answer(
+    request: Request, content: bytes, vocab_size: int, total_s: float, system_fingerprint: str = ""
+) -> Completion:
+    """The Completion of a reply to `body`. Its rows are the K best, best first; a row with fewer is padded at −inf.
 
     Raises ValueError where the reply has another shape, ReplacedError where another server than the one with this
     fingerprint wrote it, UserError where the server answered another prompt.
@@ -117,7 +119,7 @@ def answer(request: Request, content: bytes, vocab_size: int, total_s: float, sy
             f"{request.request_id}: the server's model has tokens beyond the vocabulary of {vocab_size} of"
             " teacher.model: it serves another model"
         )
-    return Answer(
+    return Completion(
         request=request,
         token_ids=token_ids,
         finish_reason="stop" if is_scored else choice.finish_reason,

@@ -52,7 +52,7 @@ class Url:
     is_announced: bool = False  # that it is out
 
 
-class Pool:
+class ServerPool:
     """The servers of one round of requests. `admit` asks one whether it is fit: raises UnansweredError, UserError."""
 
     def __init__(

@@ -22,7 +22,7 @@ WINDOW_TEXTS = 1024  # texts held at once, among which those of like length are 
 
 
 @dataclass(frozen=True)
-class ForcedText:
+class ForcedResponse:
     """An answer to be scored token by token, given its prompt; texts of one prompt share `cluster`.
 
     `groups` is what else a text may be told apart by: {"category": "code", "turn": "2"}.
@@ -43,11 +43,11 @@ def load(folder: Path, dtype: str, who: str) -> Any:
     return language_model.load(folder, dtype, who, **spread)
 
 
-def batches(texts: Iterable[ForcedText], batch_tokens: int) -> Iterator[list[ForcedText]]:
+def batches(texts: Iterable[ForcedResponse], batch_tokens: int) -> Iterator[list[ForcedResponse]]:
     """Texts of like length together, at most `batch_tokens` padded tokens a batch; WINDOW_TEXTS are held at once."""
     coming = iter(texts)
     while window := sorted(islice(coming, WINDOW_TEXTS), key=_length):
-        batch: list[ForcedText] = []
+        batch: list[ForcedResponse] = []
         for text in window:
             if batch and (len(batch) + 1) * _length(text) > batch_tokens:
                 yield batch
@@ -56,11 +56,11 @@ def batches(texts: Iterable[ForcedText], batch_tokens: int) -> Iterator[list[For
         yield batch
 
 
-def _length(text: ForcedText) -> int:
+def _length(text: ForcedResponse) -> int:
     return len(text.prompt_token_ids) + len(text.token_ids)
 
 
-def answer_states(model: Any, batch: list[ForcedText]) -> tuple[Tensor, npt.NDArray[np.int64]]:
+def answer_states(model: Any, batch: list[ForcedResponse]) -> tuple[Tensor, npt.NDArray[np.int64]]:
     """`(hidden_NH, owner_N)`: the state that predicts each answer token, and which text of the batch it is of."""
     device = input_device(model)
     T = max(len(text.prompt_token_ids) + len(text.token_ids) for text in batch)

@@ -28,7 +28,7 @@ from rich.table import Table
 from pipeline.config import Config
 from pipeline.console import progress, say
 from pipeline.errors import UserError
-from pipeline.inference.child_engine import Served
+from pipeline.inference.child_engine import ChildEngine
 from pipeline.inference.kv_cache import Load
 from pipeline.models import lookup
 from pipeline.models.tokenizer import reasoning, tokens
@@ -36,7 +36,7 @@ from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.prepare.conversations import Asked
 from pipeline.prepare.screening import Screening
 from pipeline.prepare.synthesis import diversity, drafts
-from pipeline.prepare.synthesis.instructions import Instruction, Plan, Pool
+from pipeline.prepare.synthesis.instructions import Instruction, InstructionPool, Plan
 from pipeline.run.files import json_lines, write_text
 from pipeline.run.rundir import Stage
 from pipeline.text.words import words
@@ -49,7 +49,7 @@ KEYS = {"name", "raw", "draft", "passage", "prompt", "reason"}
 
 
 @dataclass
-class Tally:
+class MethodYield:
     """What has come of one method."""
 
     wanted: int
@@ -73,7 +73,12 @@ class Tally:
 
 
 def grow(
-    config: Config, stage: Stage, teacher: lookup.Model, template: ChatTemplate, pool: Pool, judge: "Judge"
+    config: Config,
+    stage: Stage,
+    teacher: lookup.Model,
+    template: ChatTemplate,
+    pool: InstructionPool,
+    judge: "DraftReader",
 ) -> tuple[list[Path], Row]:
     """Write prepare/drafts-*.jsonl, round by round, until enough are taken; rounds already there are kept.
 
@@ -87,12 +92,12 @@ def grow(
             f"prepare: the teacher writes no prompt: the sources give {len(pool.texts)}, and"
             f" prepare.synthesis.num_prompts={settings.num_prompts} counts those too"
         )
-    tallies = {method: Tally(wanted) for method, wanted in shared_out(missing, settings.shares()).items()}
+    tallies = {method: MethodYield(wanted) for method, wanted in shared_out(missing, settings.shares()).items()}
     plan = Plan(config, template, pool, [method for method, tally in tallies.items() if tally.wanted])
     files: list[Path] = []
     with ExitStack() as stack, progress("prompts") as bar:
         task = bar.add_task("synthesis", total=missing, note="")
-        served: Served | None = None
+        served: ChildEngine | None = None
         while numbers := next_round(tallies, settings.round_drafts):
             asked = [plan.instruction(method, number) for method, of in numbers.items() for number in of]
             path = stage.path / f"drafts-{len(files):05d}.jsonl"
@@ -141,7 +146,7 @@ def shared_out(total: int, shares: dict[str, float]) -> dict[str, int]:
     return whole
 
 
-def next_round(tallies: dict[str, Tally], round_drafts: int) -> dict[str, range]:
+def next_round(tallies: dict[str, MethodYield], round_drafts: int) -> dict[str, range]:
     """The numbers of each method's next drafts, at most `round_drafts` in all; empty where enough have been made."""
     needed = {method: num for method, tally in tallies.items() if (num := tally.next_drafts())}
     total, left = sum(needed.values()), round_drafts
@@ -215,7 +220,7 @@ class _Draft:
         }
 
 
-class Judge:
+class DraftReader:
     """Turns answers into drafts, each with the reason for which it was dropped, or None.
 
     `fault` tells why a prompt can't stand beside those that there are; one that can joins them.
@@ -225,7 +230,7 @@ class Judge:
         self,
         config: Config,
         tokenizer: Any,
-        pool: Pool,
+        pool: InstructionPool,
         screened: Screening,
         fault: Callable[[Asked], str | None],
     ) -> None:
@@ -325,14 +330,14 @@ def _asked_again(row: Row) -> Asked:
     return Asked(**{**row["prompt"], "parents": tuple(row["prompt"]["parents"])})
 
 
-def _served(config: Config, teacher: lookup.Model) -> Served:
+def _served(config: Config, teacher: lookup.Model) -> ChildEngine:
     server, load = config.teacher.server, Load(config.prepare.synthesis.round_drafts)
     if not server.urls:
         say(f"starting vLLM with {teacher.name}")
-    return Served("the teacher", str(teacher.path), config.teacher.engine, load, server)
+    return ChildEngine("the teacher", str(teacher.path), config.teacher.engine, load, server)
 
 
-def _answers(config: Config, served: Served, asked: list[Instruction]) -> Iterator[tuple[Instruction, Row | None]]:
+def _answers(config: Config, served: ChildEngine, asked: list[Instruction]) -> Iterator[tuple[Instruction, Row | None]]:
     """Each instruction with the teacher's answer, None where it does not fit the context with room for a draft."""
     settings = config.prepare.synthesis
     served.wait_until_ready()
@@ -362,7 +367,7 @@ def _planned(path: Path, asked: list[Instruction]) -> list[Row]:
     return rows
 
 
-def _check_yield(tallies: dict[str, Tally]) -> None:
+def _check_yield(tallies: dict[str, MethodYield]) -> None:
     """Say of each method that gave too little what became of its drafts. Raises UserError where none gave anything."""
     for method, tally in tallies.items():
         if tally.written < tally.wanted:

@@ -36,7 +36,7 @@ class Seed:
 
 
 @dataclass
-class Pool:
+class InstructionPool:
     """What is kept of the sources' prompts: seeds, and the words of all, held-out ones too."""
 
     seeds: list[Seed] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Plan:
     Raises UserError where a template is missing or malformed, or there is nothing to make drafts from.
     """
 
-    def __init__(self, config: Config, chat_template: ChatTemplate, pool: Pool, methods: list[str]) -> None:
+    def __init__(self, config: Config, chat_template: ChatTemplate, pool: InstructionPool, methods: list[str]) -> None:
         settings = config.prepare.synthesis
         self._chat_template, self._seed = chat_template, settings.seed
         self._templates: dict[str, PromptTemplate] = {}

@@ -3,12 +3,12 @@
 from typing import Any
 
 from pipeline.report.figures import ARM_NAMES, Cell, cell, present_arms, whole
-from pipeline.report.tables.judged import Table
+from pipeline.report.tables.judged import JudgedTable
 
 Row = dict[str, Any]
 
 
-def tables(arms: Row, verdict: Row) -> list[Table]:
+def tables(arms: Row, verdict: Row) -> list[JudgedTable]:
     """One table, empty where no task was named; `arms` and `verdict` are those of scores.json."""
     present = [arm for arm in present_arms(arms) if arms[arm].get("harness")]
     names = dict.fromkeys(name for arm in present for name in arms[arm]["harness"])
@@ -22,4 +22,4 @@ def tables(arms: Row, verdict: Row) -> list[Table]:
     if not rows:
         return []
     head = ["Task and metric", *(ARM_NAMES[arm] for arm in present), "Student less teacher", "Items"]
-    return [Table("Public benchmarks, by lm-evaluation-harness", head, rows)]
+    return [JudgedTable("Public benchmarks, by lm-evaluation-harness", head, rows)]

@@ -36,7 +36,7 @@ CHECKS = {  # what it is shown, and what a judge that can be believed makes of i
 
 
 @dataclass(frozen=True)
-class Table:
+class JudgedTable:
     """Rows of cells under their column heads."""
 
     caption: str
@@ -44,7 +44,7 @@ class Table:
     rows: list[tuple[str, list[Cell]]]
 
 
-def tables(arms: Row) -> list[Table]:
+def tables(arms: Row) -> list[JudgedTable]:
     """Self-checks, win-rates, leanings, categories, grades; empty where nothing was judged."""
     judged = arms.get("student", {}).get("judge", {})
     found = [
@@ -69,25 +69,25 @@ def cost(arms: Row) -> str:
     return f"{told}, at a cost of {paid:.2f}" if paid else told
 
 
-def _checks(checks: Row) -> Table:
+def _checks(checks: Row) -> JudgedTable:
     rows = [
         (what, [cell(checks[name], percent), Cell(wanted), _num(checks[name])])
         for name, (what, wanted) in CHECKS.items()
         if name in checks
     ]
-    return Table("Can the judge be believed?", ["It was shown", "Found", "Should be", "Cases"], rows)
+    return JudgedTable("Can the judge be believed?", ["It was shown", "Found", "Should be", "Cases"], rows)
 
 
-def _by_rival(caption: str, head: str, columns: dict[str, str], judged: Row) -> Table:
+def _by_rival(caption: str, head: str, columns: dict[str, str], judged: Row) -> JudgedTable:
     rows = [
         (whose, [*(cell(judged[over].get(name), percent) for name in columns), _num(judged[over].get("invalid_frac"))])
         for over, whose in RIVALS.items()
         if over in judged
     ]
-    return Table(caption, [head, *columns.values(), "Items"], rows)
+    return JudgedTable(caption, [head, *columns.values(), "Items"], rows)
 
 
-def _categories(judged: Row) -> Table:
+def _categories(judged: Row) -> JudgedTable:
     overs = [over for over in RIVALS if judged.get(f"{over}_by_category")]
     names = ("win_rate", "length_controlled_win_rate")
     head = [f"Beside {RIVALS[over]}{extra}" for over in overs for extra in ("", ", at equal length")]
@@ -97,17 +97,17 @@ def _categories(judged: Row) -> Table:
         of = [judged[f"{over}_by_category"].get(category, {}) for over in overs]
         cells = [cell(figures.get(name), percent) for figures in of for name in names]
         rows.append((category, [*cells, _num(of[0].get("win_rate"))]))
-    return Table("How often the student's answer is preferred, by category", ["Category", *head, "Items"], rows)
+    return JudgedTable("How often the student's answer is preferred, by category", ["Category", *head, "Items"], rows)
 
 
-def _grades(arms: Row) -> Table:
+def _grades(arms: Row) -> JudgedTable:
     graded = {arm: arms[arm].get("judge", {}) for arm in present_arms(arms)}
     rows = [
         (ARM_NAMES[arm], [cell(of["grade"], "{:.2f}".format), cell(of.get("invalid_frac"), percent), _num(of["grade"])])
         for arm, of in graded.items()
         if "grade" in of
     ]
-    return Table("Each answer by itself", ["Arm", "Grade, 1–10", "Can't be read", "Items"], rows)
+    return JudgedTable("Each answer by itself", ["Arm", "Grade, 1–10", "Can't be read", "Items"], rows)
 
 
 def _num(figure: Row | None) -> Cell:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.report.figures import NONE, Cell, percent, whole, words
-from pipeline.report.tables.judged import Table
+from pipeline.report.tables.judged import JudgedTable
 from pipeline.run.rundir import RunDir
 from pipeline.screening import provenance
 
@@ -37,7 +37,7 @@ def described(run_dir: RunDir) -> Row:
     }
 
 
-def _sources(manifest: Row) -> Table | None:
+def _sources(manifest: Row) -> JudgedTable | None:
     """Each source's rows: read, left out and why, kept; None where an earlier version did not record them."""
     if "licences" not in manifest or "left_out" not in manifest:
         return None
@@ -52,10 +52,10 @@ def _sources(manifest: Row) -> Table | None:
         num_kept, of_source = kept.get(source, 0), faults.get(source, {})
         cells = [whole(num_kept + sum(of_source.values())), whole(num_kept), _listed(of_source)]
         rows.append((source, list(map(Cell, cells))))
-    return Table("Prompts by source", ["Source", "Read", "Kept", "Left out"], rows)
+    return JudgedTable("Prompts by source", ["Source", "Read", "Kept", "Left out"], rows)
 
 
-def _licences(run_dir: RunDir) -> Table | None:
+def _licences(run_dir: RunDir) -> JudgedTable | None:
     told = provenance.licensed(run_dir)
     if told is None:
         return None
@@ -64,7 +64,7 @@ def _licences(run_dir: RunDir) -> Table | None:
         for row in told[0]
     ]
     caption = f"Licences (the teacher's told by {told[1]})"
-    return Table(caption, ["Of", "Licence", "Prompts", "What it says of training on its texts"], rows)
+    return JudgedTable(caption, ["Of", "Licence", "Prompts", "What it says of training on its texts"], rows)
 
 
 def _listed(counts: dict[str, int]) -> str:

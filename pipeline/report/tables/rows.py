@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.report import figures
 from pipeline.report.figures import ARM_NAMES, Cell, present_arms, whole
 from pipeline.report.tables import decided
-from pipeline.report.tables.judged import Table
+from pipeline.report.tables.judged import JudgedTable
 from pipeline.run.files import json_lines, read_committed
 from pipeline.run.rundir import RunDir
 
@@ -29,7 +29,7 @@ SPEED = {
 ANSWER_COLUMNS = ["item_id", "category", "turn", "arm", "question", "answer", "finish_reason", "num_tokens"]
 
 
-def tables(run_dir: RunDir, arms: Row) -> list[tuple[str, str, Table]]:
+def tables(run_dir: RunDir, arms: Row) -> list[tuple[str, str, JudgedTable]]:
     """(file, note, table) of what is counted row by row and is not text; only of files that are there."""
     found = (_fidelity(run_dir, present_arms(arms)), _speed(run_dir), _verdicts(run_dir))
     return [each for each in found if each and each[2].rows]
@@ -41,7 +41,7 @@ def answers(run_dir: RunDir) -> list[tuple[str, str, list[Row]]]:
     return [each for each in found if each and each[2]]
 
 
-def _fidelity(run_dir: RunDir, arms: list[str]) -> tuple[str, str, Table] | None:
+def _fidelity(run_dir: RunDir, arms: list[str]) -> tuple[str, str, JudgedTable] | None:
     """Forward KL of each arm, held-out prompt by prompt: those where the student is farthest first."""
     name = "fidelity.parquet"
     measured = _read(run_dir, name, ["section", "arm", "cluster", "num_tokens", "forward_kl_nats"])
@@ -70,10 +70,10 @@ def _fidelity(run_dir: RunDir, arms: list[str]) -> tuple[str, str, Table] | None
     note = (
         f"Nats a token, where the student is farthest first{_cut_short(len(order))}. All measures, and the chat set's:"
     )
-    return name, note, Table("Fidelity, prompt by prompt", head, rows)
+    return name, note, JudgedTable("Fidelity, prompt by prompt", head, rows)
 
 
-def _speed(run_dir: RunDir) -> tuple[str, str, Table] | None:
+def _speed(run_dir: RunDir) -> tuple[str, str, JudgedTable] | None:
     """Throughput and latency of each arm, round by round."""
     name = "speed.parquet"
     measured = _read(run_dir, name, ["arm", "round", *SPEED])
@@ -87,10 +87,10 @@ def _speed(run_dir: RunDir) -> tuple[str, str, Table] | None:
         for row in measured
     ]
     note = "Arms take turns, and every second round goes backwards. Memory, energy and each number of requests at once:"
-    return name, note, Table("Speed, round by round", ["Arm", *SPEED.values()], rows)
+    return name, note, JudgedTable("Speed, round by round", ["Arm", *SPEED.values()], rows)
 
 
-def _verdicts(run_dir: RunDir) -> tuple[str, str, Table] | None:
+def _verdicts(run_dir: RunDir) -> tuple[str, str, JudgedTable] | None:
     """What the judge said, in the order in which it was asked."""
     name = "verdicts.jsonl"
     path = run_dir.stage_path("evaluate") / name
@@ -113,7 +113,7 @@ def _verdicts(run_dir: RunDir) -> tuple[str, str, Table] | None:
     return (
         name,
         f"In the order they were given{_cut_short(len(lines))}. All, with whole replies:",
-        Table("The judge's verdicts, one by one", head, rows),
+        JudgedTable("The judge's verdicts, one by one", head, rows),
     )
 
 

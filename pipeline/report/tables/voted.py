@@ -6,7 +6,7 @@ from pipeline.console import counted
 from pipeline.report.figures import NONE, Cell, cell, percent, whole
 from pipeline.run import votes
 from pipeline.run.rundir import RunDir
-from pipeline.run.votes import Tally
+from pipeline.run.votes import VoteCounts
 
 SIGNIFICANCE = 0.05
 LEAST_ITEMS = 6  # that all go one way have p < 0.05; fewer never have
@@ -27,7 +27,7 @@ def summary(run_dir: RunDir) -> dict[str, Any] | None:
     }
 
 
-def _who(tally: Tally) -> str:
+def _who(tally: VoteCounts) -> str:
     items = sum(tally.items.values())
     if not items:
         return "No vote on the answers as they are now."
@@ -38,7 +38,7 @@ def _who(tally: Tally) -> str:
     )
 
 
-def _outcome(tally: Tally) -> str:
+def _outcome(tally: VoteCounts) -> str:
     """Who is preferred, of the items where anyone is; said to be shown only where the sign test says so."""
     share, p_value = tally.win_share(), tally.p_value()
     if not share["num"]:
@@ -53,7 +53,7 @@ def _outcome(tally: Tally) -> str:
     return f"{told}people prefer the {'student' if share['value'] > 0.5 else 'teacher'}'s answers."
 
 
-def _rows(tally: Tally) -> list[tuple[str, list[Cell]]]:
+def _rows(tally: VoteCounts) -> list[tuple[str, list[Cell]]]:
     level = tally.both_good + tally.both_bad
     kinds = f"{whole(tally.both_good)} both good, {whole(tally.both_bad)} both bad"
     items = tally.items
@@ -77,7 +77,7 @@ def _rows(tally: Tally) -> list[tuple[str, list[Cell]]]:
     ]
 
 
-def _notes(tally: Tally, num_identical: int, num_unreadable: int) -> list[str]:
+def _notes(tally: VoteCounts, num_identical: int, num_unreadable: int) -> list[str]:
     """What was left out, and whether a side was favoured."""
     preferring = sum(tally.preferred.values())
     notes = []

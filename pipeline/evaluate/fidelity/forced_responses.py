@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.models.forward.forced import ForcedText
+from pipeline.models.forward.forced import ForcedResponse
 from pipeline.models.tokenizer import reasoning
 from pipeline.records import UNCATEGORISED
 from pipeline.run import left_out
@@ -18,7 +18,7 @@ NOTHING_LEARNT = "no held-out answer holds anything that train.reasoning lets a 
 COLUMNS = ["conversation_id", "sample", "split", "category", "prompt_token_ids", "token_ids"]
 
 
-def held_out(config: Config, run_dir: RunDir) -> Iterator[ForcedText]:
+def held_out(config: Config, run_dir: RunDir) -> Iterator[ForcedResponse]:
     """The teacher's answers to held-out prompts that filter kept, shard by shard; where evaluate.held_out_responses
     limits them, the first to each prompt before the second to any.
 
@@ -38,27 +38,27 @@ def held_out(config: Config, run_dir: RunDir) -> Iterator[ForcedText]:
     yield from islice(texts, None if limit is None else limit - 1)
 
 
-def of_arm(rows: Iterable[dict[str, Any]], arm: str, vocab_size: int) -> Iterator[ForcedText]:
+def of_arm(rows: Iterable[dict[str, Any]], arm: str, vocab_size: int) -> Iterator[ForcedResponse]:
     """An arm's chat answers (rows of records.SAMPLES); the turns of an item are one cluster."""
     texts = (of_row(row, vocab_size) for row in rows if row["arm"] == arm)
     yield from (text for text in texts if text.token_ids)
 
 
-def of_row(row: dict[str, Any], vocab_size: int) -> ForcedText:
+def of_row(row: dict[str, Any], vocab_size: int) -> ForcedResponse:
     """A chat answer, which ends before an id that the teacher has no embedding for; it may be empty.
 
     A student padded wider than its teacher may draw one.
     """
     token_ids = list(takewhile(lambda token: token < vocab_size, row["token_ids"]))
     groups = {"turn": str(row["turn"] + 1), "category": row["category"] or UNCATEGORISED}
-    return ForcedText(row["item_id"], row["prompt_token_ids"], token_ids, groups)
+    return ForcedResponse(row["item_id"], row["prompt_token_ids"], token_ids, groups)
 
 
-def _held_out(run_dir: RunDir, chosen: pc.Expression) -> Iterator[ForcedText]:
+def _held_out(run_dir: RunDir, chosen: pc.Expression) -> Iterator[ForcedResponse]:
     how = run_dir.manifest("train")["fingerprint"].get("train.reasoning", "keep")
     for answers, kept in read_answers(run_dir, [*COLUMNS, "reasoning_tokens", "reasoning_start", "reasoning_end"]):
         for row in answers.filter(kept).filter((pc.field("split") == "held_out") & chosen).to_pylist():
-            text = ForcedText(
+            text = ForcedResponse(
                 row["conversation_id"], *reasoning.learnt(row, how), {"category": row["category"] or UNCATEGORISED}
             )
             if text.token_ids:

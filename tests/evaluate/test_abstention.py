@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import pipeline
 from pipeline.eval_sets import probe_set
-from pipeline.evaluate.risks.admissions import admits_ignorance, corrects
+from pipeline.evaluate.risks.abstention import admits_ignorance, corrects
 
 HERE = Path(__file__).parent
 PROBES = probe_set.load(Path(pipeline.__file__).parent.parent / "prompts/risks.jsonl", None)

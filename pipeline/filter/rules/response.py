@@ -42,7 +42,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Response:
     """What the rules see of a response: the answer without its reasoning, and what was asked."""
 
     text: str
@@ -114,4 +114,4 @@ class Candidate:
         return f"{self.system}\n{self.prompt}" if self.system else self.prompt
 
 
-Rule = Callable[[Candidate, Filter], Verdict | None]  # None: the rule is off, or has nothing to say of this answer
+Rule = Callable[[Response, Filter], Verdict | None]  # None: the rule is off, or has nothing to say of this answer

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.inference.child_engine import Served
+from pipeline.inference.child_engine import ChildEngine
 from pipeline.models.tokenizer import reasoning
 from pipeline.run.rundir import RunDir, read_answers
 
@@ -60,7 +60,7 @@ def recited_tokens(opening: Opening, token_ids: list[int]) -> int:
     return sum(itertools.takewhile(bool, same))
 
 
-def go_on(arm: Served, openings: list[Opening], tokenizer: Any, seed: int) -> list[dict[str, Any]]:
+def go_on(arm: ChildEngine, openings: list[Opening], tokenizer: Any, seed: int) -> list[dict[str, Any]]:
     """Rows of records.SAMPLES: what the arm writes after each opening that fits its context.
 
     Greedily, whatever evaluate.temperature is: what a model has by heart is what it finds likeliest.
