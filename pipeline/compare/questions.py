@@ -50,7 +50,7 @@ def _sides(item_id: str, seed: int) -> tuple[Arm, Arm]:
 
 def _instructions(run_dir: RunDir) -> dict[str, str]:
     """System messages by item, from the chat set that was asked; none, and a word of it, where it is not here."""
-    made = run_dir.manifest("evaluate")["fingerprint"]
+    made = run_dir.fingerprint("evaluate")
     path = shipped.find(made.get("evaluate.chat_set") or "")
     if not path.is_file() or file_hash(path) != made.get("evaluate.chat_set.hash"):
         said = made.get("evaluate.chat_set") or "the chat set"

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -99,6 +99,7 @@ __all__ = [
     "load",
     "no_run",
     "output_settings",
+    "read_by",
     "run_folder",
     "runtime",
     "synthesis_files",
@@ -127,6 +128,7 @@ class Config(Section):
         "warn",
         "What to do about a teacher or a source whose licence restricts training on its texts (screening/licences.py):"
         " say so, stop before a token is generated, or nothing.",
+        read_by=("prepare",),
     )
     student: Student = Student()
     train: Train = Train()
@@ -297,6 +299,20 @@ def output_settings(section: Section) -> dict[str, Any]:
         if isinstance(extra, dict) and extra.get("runtime"):
             del values[name]
     return values
+
+
+def read_by(stage: str) -> tuple[str, ...]:
+    """What a stage is made with: names of sections, or of single settings (`privacy.answers`) if it reads only some."""
+    names: list[str] = []
+    for name, field in Config.model_fields.items():
+        kind = field.annotation
+        if not (isinstance(kind, type) and issubclass(kind, Section)):
+            extra = field.json_schema_extra
+            names += [name] if isinstance(extra, dict) and stage in cast(list[str], extra["read_by"]) else []
+        elif stage in (name, *kind.READ_BY):
+            parts = [f"{name}.{key}" for key in kind.model_fields if key not in kind.ABOUT_PROMPTS]
+            names += parts if kind.ABOUT_PROMPTS and stage != "prepare" else [name]
+    return tuple(names)
 
 
 def fields(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

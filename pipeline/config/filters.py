@@ -250,6 +250,9 @@ class Presidio(Section):
 class Privacy(Section):
     """privacy: personal data and secrets, told by their shape; names have none, and need `presidio`."""
 
+    READ_BY = ("prepare", "filter")
+    ABOUT_PROMPTS = ("prompts",)
+
     kinds: tuple[PiiKind, ...] = Field(
         default=PII_KINDS,
         description="What is looked for: keys, tokens and passwords; e-mail addresses; bank accounts; payment cards; IP"
@@ -284,6 +287,9 @@ class Privacy(Section):
 
 class Safety(Section):
     """safety: labels of prompts and answers, each with a score of 0-1; they drop nothing unless a threshold is set."""
+
+    READ_BY = ("prepare", "filter")
+    ABOUT_PROMPTS = ("max_prompt_score",)
 
     words: str | None = Field(
         default="shipped",

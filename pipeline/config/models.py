@@ -34,6 +34,8 @@ class Server(Section):
 class Teacher(Section):
     """The large model whose answers and log-probs are captured."""
 
+    READ_BY = ("prepare", "generate")
+
     model: str = Field(default="demo", description="Hub id, local folder, or `demo` (bundled SmolLM2-135M-Instruct).")
     revision: str | None = Field(
         default=None, description="Hub branch, tag or commit; null is the hub's default branch."
@@ -63,6 +65,8 @@ class Teacher(Section):
 
 class Student(Section):
     """The small model that learns."""
+
+    READ_BY = ("train",)
 
     model: str | None = Field(
         default=None, description="Hub id, local folder or `demo`; null is the teacher, to be pruned."

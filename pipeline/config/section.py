@@ -17,9 +17,12 @@ Positive = Annotated[int, Field(ge=1)]
 Limit = Annotated[float, Field(gt=0, le=1)]
 
 
-def runtime(default: Any, description: str, **kwargs: Any) -> Any:
-    """A field that does not change a stage's output, so is not part of its fingerprint."""
-    return Field(default, description=description, json_schema_extra={"runtime": True}, **kwargs)
+def runtime(default: Any, description: str, read_by: tuple[str, ...] = (), **kwargs: Any) -> Any:
+    """A field that does not change a stage's output, so is not part of its fingerprint.
+
+    `read_by` names the stages that read it, if it stands outside the sections.
+    """
+    return Field(default, description=description, json_schema_extra={"runtime": True, "read_by": [*read_by]}, **kwargs)
 
 
 def matching(pattern: str, what: str) -> AfterValidator:
@@ -37,6 +40,8 @@ class Section(BaseModel):
     """Settings. A list of texts or numbers may be given as one text, as a shell has it: `a,b` is [a, b], `a` is [a]."""
 
     WORDS: ClassVar[tuple[str, ...]] = ()  # lists that are split at spaces: a command line's arguments
+    READ_BY: ClassVar[tuple[str, ...]] = ()  # the stages that read it, besides the one of its name
+    ABOUT_PROMPTS: ClassVar[tuple[str, ...]] = ()  # settings that prepare alone reads
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")

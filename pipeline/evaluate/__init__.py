@@ -130,8 +130,8 @@ def run(config: Config, run_dir: RunDir) -> None:
 
 
 def _asked(config: Config, run_dir: RunDir, teacher: lookup.Model, folders: dict[str, Path]) -> _Asked:
-    fingerprint = run_dir.manifest("generate")["fingerprint"]
-    tags = tuple(tags) if (tags := fingerprint.get("teacher.reasoning_tags")) else None
+    fingerprint = run_dir.fingerprint("generate")
+    tags = (tags[0], tags[1]) if (tags := fingerprint.get("teacher.reasoning_tags")) else None
     teachers = ChatFormat(lookup.chat_template_of(run_dir, teacher.tokenizer()), tags)
     chat_formats = dict.fromkeys(folders, teachers)
     if "other" in folders:

@@ -1,6 +1,7 @@
 """export: the student as a folder that transformers and vLLM load, with a model card made from the manifests."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.console import counted, say
 from pipeline.export import cards, model_index, snippets
 from pipeline.models import generation_config, lookup
 from pipeline.run.files import read_json, readable, user_disk_errors
+from pipeline.run.manifest import Fingerprint, ManifestRow
 from pipeline.run.rundir import RunDir
 from pipeline.screening import licences, provenance
 
@@ -54,13 +56,13 @@ def _write_model(run_dir: RunDir, dtype: str, target: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(
         source, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
     )
-    made = run_dir.manifest("generate")["fingerprint"]
+    made = run_dir.fingerprint("generate")
     settings = generation_config.as_generated(model.generation_config.to_diff_dict(), made)
     model.generation_config = GenerationConfig(**settings)
     model_folder.save(model, lookup.Model("the student", source).tokenizer(), target, source, source)
 
 
-def _card(run_dir: RunDir, scores: dict[str, Any], trained: dict[str, Any], dtype: str) -> ModelCard:
+def _card(run_dir: RunDir, scores: dict[str, Any], trained: ManifestRow, dtype: str) -> ModelCard:
     """A card that says what the student is, what it was made from, and what was measured."""
     generated = run_dir.manifest("generate")
     named = generated["fingerprint"]["teacher.model"]
@@ -97,7 +99,7 @@ A student of {teacher}, distilled with Retort.
 - Teacher weights: `{generated["fingerprint"]["teacher.weights"]}`
 - Weights here: {dtype}; {_sampling(generated["fingerprint"])}
 
-{snippets.of_model(run_dir.manifest("prepare")["fingerprint"]["teacher.chat_template_kwargs"], dtype)}
+{snippets.of_model(run_dir.fingerprint("prepare")["teacher.chat_template_kwargs"], dtype)}
 ## What was measured
 
 {verdict}
@@ -117,7 +119,7 @@ The teacher's licence applies to what is made from it.
     return ModelCard(body)
 
 
-def _sampling(made: dict[str, Any]) -> str:
+def _sampling(made: Mapping[str, Any]) -> str:
     """How generation_config.json samples: of a generate manifest's fingerprint."""
     if made.get("generate.mode") == "score":
         return "generation_config.json is that of the model it started from"
@@ -138,7 +140,7 @@ def _hub_id(name: str) -> str | None:
     return None if Path(name).is_dir() else name
 
 
-def _licence(run_dir: RunDir, made: dict[str, Any]) -> str | None:
+def _licence(run_dir: RunDir, made: Fingerprint) -> str | None:
     """The teacher's licence, if the student is made of the teacher's weights and a hub knows the licence's name."""
     if made["student.model"] or made.get("student.config") or (told := provenance.licensed(run_dir)) is None:
         return None
@@ -148,12 +150,12 @@ def _licence(run_dir: RunDir, made: dict[str, Any]) -> str | None:
 
 def _hub_datasets(run_dir: RunDir) -> list[str]:
     """The sources that are datasets of the hub."""
-    made = run_dir.manifest("prepare")["fingerprint"]
+    made = run_dir.fingerprint("prepare")
     names = dict.fromkeys(source.get("dataset") for source in made.get("prepare.sources", []))
     return [name for name in names if name and f"prepare.folder.{name}" not in made and _hub_id(name)]
 
 
-def _loss(made: dict[str, Any]) -> str:
+def _loss(made: Mapping[str, Any]) -> str:
     """What the student was trained on, in words: of a train manifest's fingerprint."""
     name = made["train.divergence"].replace("_", " ").replace("kl", "KL").replace("jsd", "JSD")
     parameters = [f"{key} {made[f'train.{key}']:g}" for key in ("alpha", "beta") if made[f"train.{key}"] is not None]

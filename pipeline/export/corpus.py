@@ -18,6 +18,7 @@ from pipeline.models import lookup
 from pipeline.records import MESSAGE, PROMPTS, RESPONSES
 from pipeline.report.figures import setting_text, words
 from pipeline.run.files import first_line, folder_hash, user_disk_errors, write_table
+from pipeline.run.manifest import ManifestRow
 from pipeline.run.rundir import RunDir, read_answers, read_planned, shard_paths
 from pipeline.screening import privacy
 
@@ -132,7 +133,7 @@ def card(
     made = generated["fingerprint"]
     is_demo = made["teacher.model"] == lookup.DEMO
     sampled = ("temperature", "top_p", "top_k", "max_tokens", "num_samples", "seed")
-    sampling = ", ".join(f"{key} {made[f'generate.{key}']}" for key in sampled)
+    sampling = ", ".join(f"{key} {made.get(f'generate.{key}')}" for key in sampled)
     is_scored = made.get("generate.mode") == "score"
     origin = "Answers that the sources had, scored by" if is_scored else "Answers of"
     settings = filtered.get("settings", {})
@@ -178,7 +179,7 @@ is counted under the first rule that dropped it.
 {cards.questions(run_dir, "corpus")}""")
 
 
-def _origin(prepared: Row) -> str:
+def _origin(prepared: ManifestRow) -> str:
     """How many prompts of the whole run come from the sources, and how many the teacher wrote, by which method."""
     methods = prepared.get("synthesis", {}).get("methods", {})
     written = {method: tally["written"] for method, tally in methods.items() if tally["written"]}
@@ -194,7 +195,7 @@ def _origin(prepared: Row) -> str:
 
 def _kept(run_dir: RunDir, with_logprobs: bool, personal: Counter[str]) -> Iterator[list[Row]]:
     """The kept answers of each shard, with their conversations; responses stand in the order of the prompts."""
-    made = run_dir.manifest("generate")["fingerprint"]
+    made = run_dir.fingerprint("generate")
     known = set(ORIGIN) & set(pq.read_schema(shard_paths(run_dir, "prepare")[0]).names)
     prompts = read_planned(run_dir, ["messages", "tools", *known], made["generate.num_samples"])
     settings = _privacy(run_dir)

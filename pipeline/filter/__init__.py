@@ -188,7 +188,7 @@ def _tell(run_dir: RunDir, tally: DecisionCounts, held_out: Row) -> None:
 
 def _check_best_of(settings: Filter, run_dir: RunDir) -> None:
     """Say so where there is nothing to choose from."""
-    num, answers = settings.selection.best_of, run_dir.manifest("generate")["fingerprint"].get("generate.num_samples")
+    num, answers = settings.selection.best_of, run_dir.fingerprint("generate").get("generate.num_samples")
     if num is not None and answers is not None and answers <= num:
         each = "1 answer" if answers == 1 else f"{answers} answers"
         say(f"filter: selection.best_of={num} drops nothing: each prompt has {each} (generate.num_samples)")

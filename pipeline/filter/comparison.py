@@ -18,7 +18,7 @@ CONTAMINATION, NEAR_DUPLICATES = "contamination.jsonl", "near_duplicates.jsonl"
 
 def prepared_sets(config: Config, run_dir: RunDir) -> tuple[EvaluationSet, ...]:
     """The evaluation sets that prepare held its prompts against; the config's, where a version before them made it."""
-    made_with = run_dir.manifest("prepare")["fingerprint"].get("prepare.decontaminate")
+    made_with = run_dir.fingerprint("prepare").get("prepare.decontaminate")
     if made_with is None:
         return config.prepare.decontaminate
     return tuple(EvaluationSet.model_validate(each) for each in made_with)

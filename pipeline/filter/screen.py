@@ -52,11 +52,12 @@ class Screen:
 def fingerprint(config: Config) -> Row:
     """The settings that decide about answers; those about prompts were prepare's."""
     settings = {"privacy": privacy.fingerprint(config.privacy), "safety": safety.fingerprint(config.safety)}
+    about_prompts = {*config.privacy.ABOUT_PROMPTS, *config.safety.ABOUT_PROMPTS}
     return {
         f"{section}.{key}": value
         for section, values in settings.items()
         for key, value in values.items()
-        if key not in ("prompts", "max_prompt_score")
+        if key not in about_prompts
     }
 
 

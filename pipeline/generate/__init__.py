@@ -34,6 +34,7 @@ from pipeline.models.tokenizer import reasoning
 from pipeline.records import ALIGNMENT, RESPONSES
 from pipeline.run.files import read_committed
 from pipeline.run.left_out import LARGE_FRAC
+from pipeline.run.manifest import ManifestRow
 from pipeline.run.rundir import RunDir, Stage, read_planned, read_shards
 from pipeline.screening import licences
 
@@ -160,7 +161,7 @@ def response(row: Row, answer: Completion, tokenizer: Any, vocab_size: int, conf
     }
 
 
-def _check_mode(config: Config, run_dir: RunDir, prompts: Row) -> None:
+def _check_mode(config: Config, run_dir: RunDir, prompts: ManifestRow) -> None:
     prepared = prompts["fingerprint"].get("generate.mode", "sample")
     if prepared != config.generate.mode:
         again = run_dir.command("prepare", f"generate.mode={config.generate.mode}", "--fresh")
@@ -258,7 +259,7 @@ def _counts(stage: Stage, names: list[str]) -> dict[str, int]:
     return dict(counts)
 
 
-def _fingerprint(config: Config, run_dir: RunDir, teacher: lookup.Model, prompts: Row) -> Row:
+def _fingerprint(config: Config, run_dir: RunDir, teacher: lookup.Model, prompts: ManifestRow) -> Row:
     prepared = prompts["fingerprint"]
     return {
         **{f"generate.{key}": value for key, value in output_settings(config.generate).items()},
@@ -280,7 +281,7 @@ def _recorded_server(config: Config, run_dir: RunDir, fingerprint: Row) -> Row |
     """What a finished stage knows of its server, where nothing will be made anew: then the server need not run."""
     if not run_dir.is_done("generate") or run_dir.lost_files("generate") or run_dir.fresh == "always":
         return None
-    made = run_dir.manifest("generate")["fingerprint"]
+    made = run_dir.fingerprint("generate")
     if "teacher.served" not in made:
         return None
     keys = {"vllm", "teacher.served"}

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.run import scratch
-from pipeline.run.rundir import INPUT, RunDir, changes, read_shard, shard_paths
+from pipeline.run.manifest import INPUT
+from pipeline.run.rundir import RunDir, changes, read_shard, shard_paths
 
 Row = dict[str, Any]
 OPEN_SHARDS = 4  # of other runs, in memory at once
@@ -84,7 +85,7 @@ def opened(paths: Sequence[str], folder: Path, fingerprint: Row) -> Iterator[Reu
 
 
 def _check_alike(run: RunDir, fingerprint: Row) -> None:
-    made = run.manifest("generate")["fingerprint"]
+    made = run.fingerprint("generate")
     for change in changes(made, fingerprint, []):
         if change["key"] not in HARMLESS and not change["key"].startswith(INPUT):
             raise UserError(

@@ -1,6 +1,7 @@
 """A model's generation_config.json: read as vLLM reads it, and made such that transformers 5 saves it."""
 
 import json
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def mended(told: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return kept, changes
 
 
-def as_generated(told: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+def as_generated(told: dict[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with a run's sampling in place of their own; `made` is the fingerprint of its generate manifest.
 
     Answers that the teacher only scored were not sampled: the settings stay as they are.

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,7 +259,7 @@ def quiet_transformers() -> None:
 
 def teacher_of(run_dir: RunDir) -> Model:
     """The teacher that gave a run's answers, whatever a later config says."""
-    made = run_dir.manifest("generate")["fingerprint"]
+    made = run_dir.fingerprint("generate")
     return find(made["teacher.model"], made.get("teacher.revision"))
 
 
@@ -278,7 +279,7 @@ def named_dtype(engine_args: dict[str, Any]) -> str | None:
 
 def check_weights(teacher: Model, run_dir: RunDir) -> None:
     """Raises UserError where a run's teacher has other weights now than when it answered."""
-    if teacher.weights_hash() != run_dir.manifest("generate")["fingerprint"]["teacher.weights"]:
+    if teacher.weights_hash() != run_dir.fingerprint("generate")["teacher.weights"]:
         raise UserError(
             f"{run_dir.path}: the weights of {teacher.name} are not those that generated the answers; put the old ones"
             f" back (a hub model: pin teacher.revision), or generate again: {run_dir.command('generate', '--fresh')}"
@@ -287,7 +288,7 @@ def check_weights(teacher: Model, run_dir: RunDir) -> None:
 
 def chat_template_of(run_dir: RunDir, tokenizer: Any) -> ChatTemplate:
     """The tokenizer's chat template with the variables and the date that the run's prompts were rendered with."""
-    made = run_dir.manifest("prepare")["fingerprint"]
+    made = run_dir.fingerprint("prepare")
     return ChatTemplate(tokenizer, made["teacher.chat_template_kwargs"], made.get("teacher.date"))
 
 
@@ -411,7 +412,7 @@ def layer_spans(indices: list[int]) -> str:
     return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
 
 
-def kept_layers(trained: dict[str, Any]) -> str | None:
+def kept_layers(trained: Mapping[str, Any]) -> str | None:
     """Which layers a student was left with, from train's manifest; None for all of them."""
     made = trained.get("student", {})
     if "layers" not in made:  # of an earlier version

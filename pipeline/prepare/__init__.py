@@ -30,6 +30,7 @@ from pipeline.prepare.synthesis.instructions import InstructionPool, template_ha
 from pipeline.records import PROMPTS
 from pipeline.run import left_out, scratch
 from pipeline.run.files import file_hash, folder_hash, text_hash
+from pipeline.run.manifest import ManifestRow
 from pipeline.run.rundir import RunDir, Stage
 from pipeline.screening import licences
 from pipeline.text import contamination
@@ -64,7 +65,7 @@ def run(config: Config, run_dir: RunDir) -> None:
 
 
 def _prepare(
-    config: Config, stage: Stage, renderer: Renderer, licence: licences.Found, earlier: dict[str, Any] | None = None
+    config: Config, stage: Stage, renderer: Renderer, licence: licences.Found, earlier: ManifestRow | None = None
 ) -> None:
     """Write the prompts and the manifest; `earlier` is the manifest of a run that grows."""
     pool, writes_more = InstructionPool(), config.prepare.synthesis.num_prompts is not None and earlier is None
@@ -117,7 +118,7 @@ class _Prompts:
             prompts=0, held_out=0, duplicates=0, near_duplicates=0, contaminated=0, bad_rows=0
         )
 
-    def keep(self, earlier: dict[str, Any]) -> None:
+    def keep(self, earlier: ManifestRow) -> None:
         """Take the prompts of a run that grows: nothing is written of them, and they count as they did."""
         for row, asked in growth.kept(self._config, self._stage.run, self._renderer.template.tokenizer):
             self._known.add_earlier(row)

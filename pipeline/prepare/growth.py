@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.prepare import conversations
 from pipeline.prepare.conversations import Asked
 from pipeline.prepare.screening import origin_of
+from pipeline.run.manifest import ManifestRow
 from pipeline.run.rundir import RunDir, changes, read_shards
 
 Row = dict[str, Any]
@@ -22,7 +23,7 @@ AMOUNT = ("limit", "weight")  # of a source: how much of it is taken
 PLACE = ("path", "dataset", "subset", "dataset_split", "revision", "data_files")
 
 
-def earlier(config: Config, run_dir: RunDir, fingerprint: Row) -> Row | None:
+def earlier(config: Config, run_dir: RunDir, fingerprint: Row) -> ManifestRow | None:
     """The manifest of a prepare that these settings can add to; None if it has not finished or is to be done afresh,
     nothing that it reads has changed, or anything else has, such as what a source's rows become.
 

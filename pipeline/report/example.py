@@ -172,7 +172,7 @@ def _train_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
         yield _stage_line(run_dir, "train")
         return
     decision = _find(run_dir, "filter", "response_id", response["response_id"]) if run_dir.is_done("filter") else None
-    made = run_dir.manifest("train")["fingerprint"]
+    made = run_dir.fingerprint("train")
     context, answer = reasoning.learnt(response, made.get("train.reasoning", "keep"))
     length = len(context) + len(answer)
     limit = made.get("train.max_length")

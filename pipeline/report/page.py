@@ -17,6 +17,7 @@ from pipeline.records import ARMS, STAGES
 from pipeline.report import charts, figures
 from pipeline.report.tables import benchmarks, decided, judged, preferred, prepared, risks, rows, served, voted
 from pipeline.run.files import json_lines, read_committed, read_json, write_text
+from pipeline.run.manifest import ManifestRow
 from pipeline.run.rundir import RunDir
 from pipeline.text.repetition import is_repetitive
 
@@ -138,7 +139,7 @@ def environment() -> Environment:
     return environment
 
 
-def _finished_stages(run_dir: RunDir) -> dict[str, dict[str, Any]]:
+def _finished_stages(run_dir: RunDir) -> dict[str, ManifestRow]:
     return {stage: run_dir.manifest(stage) for stage in STAGES if run_dir.is_done(stage)}
 
 

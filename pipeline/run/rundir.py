@@ -9,18 +9,17 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pydantic import BaseModel, ConfigDict
 
 from pipeline import config as config_module
 from pipeline.config import Config
@@ -31,55 +30,12 @@ from pipeline.records import STAGES
 from pipeline.report.figures import seconds
 from pipeline.run import discarding
 from pipeline.run.files import file_hash, read_json, text_hash, user_disk_errors, write_json, write_table, write_text
+from pipeline.run.manifest import INPUT, SCHEMA_VERSION, FileRow, Fingerprint, Manifest, ManifestRow, Started
 
-SCHEMA_VERSION = 1
 NOTHING: dict[str, Any] = {"fingerprint": {}}
-INPUT = "input."  # a fingerprint's key of another stage's output
 GROWN_FROM = "grown_from"  # in a manifest: the output hashes that the stage had before it grew
 ADDED = ".added"  # the folder of what a stage that grows has added so far
 Fresh = Literal["no", "changed", "always"]
-SECTIONS = {  # of the config, that a stage is made with; others: their own
-    "prepare": ("teacher", "prepare", "privacy", "safety", "licence_policy"),
-    "generate": ("teacher", "generate"),
-    "filter": (  # it looks at answers as prepare looks at prompts; what prepare does about its finds stays
-        "filter",
-        *(f"privacy.{name}" for name in ("kinds", "phone_regions", "presidio", "answers")),
-        *(f"safety.{name}" for name in ("words", "classifier", "classifier_revision", "unsafe_labels")),
-        *(f"safety.{name}" for name in ("guard_url", "guard_model", "max_answer_score")),
-    ),
-    "train": ("student", "train"),
-}
-
-
-class FileRecord(BaseModel):
-    """One file of a complete stage."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-class Started(BaseModel):
-    """What every started.json holds, whatever else a stage adds."""
-
-    model_config = ConfigDict(extra="allow")
-
-    fingerprint: dict[str, Any]
-    accepted: list[dict[str, Any]]
-    facts: dict[str, Any] = {}
-    began_s: float | None = None  # of the last try, since 1970; None: another version began it
-    spent_s: float = 0  # by the tries before it
-    num_tries: int | None = None  # None: not known
-
-
-class Manifest(Started):
-    """What every manifest.json holds, whatever else a stage adds."""
-
-    schema_version: Literal[1]
-    files: list[FileRecord]
-    counts: dict[str, Any]
-    elapsed_s: float  # of all tries whose files are in it: of a stopped one until its newest file
-    finished: str
 
 
 @dataclass(frozen=True)
@@ -135,11 +91,15 @@ class RunDir:
         """Whether a stage has finished."""
         return (self.stage_path(stage) / "manifest.json").is_file()
 
-    def manifest(self, stage: str) -> dict[str, Any]:
-        """The manifest of a complete stage. Raises UserError where the stage has not finished."""
+    def manifest(self, stage: str) -> ManifestRow:
+        """The manifest of a complete stage. Raises UserError if the stage has not finished."""
         if not self.is_done(stage):
             raise UserError(f"{self.path}: {stage} has not finished; run it first: {self.command(stage)}")
-        return read_json(self.stage_path(stage) / "manifest.json", Manifest)
+        return cast(ManifestRow, read_json(self.stage_path(stage) / "manifest.json", Manifest))
+
+    def fingerprint(self, stage: str) -> Fingerprint:
+        """What a complete stage was made with. Raises UserError if the stage has not finished."""
+        return self.manifest(stage)["fingerprint"]
 
     def begun_with(self, stage: str) -> dict[str, Any]:
         """The fingerprint that a stage was begun with; empty where it was not begun."""
@@ -154,7 +114,7 @@ class RunDir:
         for record in self.manifest(stage)["files"]:
             self._check_file(stage, record)
 
-    def _check_file(self, stage: str, record: dict[str, Any]) -> Path:
+    def _check_file(self, stage: str, record: FileRow) -> Path:
         path = self.stage_path(stage) / record["name"]
         if not path.is_file() or path.stat().st_size != record["bytes"] or file_hash(path) != record["sha256"]:
             what = "damaged (it is not the" if path.exists() else "missing (it is a"
@@ -195,7 +155,7 @@ class RunDir:
         """
         if not self.accept:
             return
-        sections = {section.partition(".")[0] for stage in stages for section in SECTIONS.get(stage, (stage,))}
+        sections = {section.partition(".")[0] for stage in stages for section in config_module.read_by(stage)}
         all_settings = {_setting(name) for name, _ in config_module.fields()}
         made_with = {key for stage in stages for key in self.begun_with(stage)}
         known = made_with | {name for name in all_settings if name.partition(".")[0] in sections}
@@ -365,7 +325,7 @@ class RunDir:
             old = dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else new
         except (yaml.YAMLError, ValueError, TypeError):  # no YAML, not UTF-8, no mapping
             raise UserError(f"{path}: damaged; delete it, and it is written anew") from None
-        keys = (*SECTIONS.get(stage, (stage,)), "name", "runs_dir")  # of a run that was copied, the copy's
+        keys = (*config_module.read_by(stage), "name", "runs_dir")  # of a run that was copied, the copy's
         merged = {key: new[key] if key in keys or key not in old else old[key] for key in new}
         for section, _, name in (key.partition(".") for key in keys if "." in key):
             merged[section] = {**merged[section], name: new[section][name]}
@@ -482,11 +442,11 @@ def read_shard(run: RunDir, stage: str, number: int, columns: list[str] | None =
     return _read_shard(run, stage, _shard_records(run, stage)[number], columns)
 
 
-def _shard_records(run: RunDir, stage: str) -> list[dict[str, Any]]:
+def _shard_records(run: RunDir, stage: str) -> list[FileRow]:
     return [record for record in run.manifest(stage)["files"] if record["name"].endswith(".parquet")]
 
 
-def _read_shard(run: RunDir, stage: str, record: dict[str, Any], columns: list[str] | None) -> pa.Table:
+def _read_shard(run: RunDir, stage: str, record: FileRow, columns: list[str] | None) -> pa.Table:
     path = run._check_file(stage, record)
     if lacking := set(columns or []) - set(pq.read_schema(path).names):
         raise UserError(
@@ -516,7 +476,7 @@ def read_answers(run: RunDir, columns: list[str]) -> Iterator[tuple[pa.Table, pa
 
     Raises UserError where a file is damaged, or filter decided about other answers than those that are there.
     """
-    if run.manifest("filter")["fingerprint"]["input.generate"] != run.output_hash("generate"):
+    if run.fingerprint("filter")["input.generate"] != run.output_hash("generate"):
         raise UserError(
             f"{run.path}: filter decided about other answers than generate has now; filter again:"
             f" {run.command('filter', '--fresh')}"
@@ -530,7 +490,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def changes(old: dict[str, Any], new: dict[str, Any], accepted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], accepted: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The keys in which two fingerprints differ, each with what it `was` and `is`; but for accepted changes."""
     known = [(a["key"], a["is"]) for a in accepted]
     return [
@@ -594,7 +554,7 @@ def _earlier(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _tries(folder: Path, earlier: dict[str, Any] | None) -> dict[str, Any]:
+def _tries(folder: Path, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
     """What started.json says of a try that begins now, and of those before it, by what they left."""
     num, spent_s = 0, 0.0
     if earlier and "elapsed_s" in earlier:
@@ -607,7 +567,7 @@ def _tries(folder: Path, earlier: dict[str, Any] | None) -> dict[str, Any]:
     return {"began_s": time.time(), "spent_s": round(spent_s, 3), "num_tries": None if num is None else num + 1}
 
 
-def _lost(folder: Path, manifest: dict[str, Any]) -> list[str]:
+def _lost(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """Files of a manifest that are missing or have another size."""
     sizes = {record["name"]: record["bytes"] for record in manifest["files"]}
     return [n for n, size in sizes.items() if not (folder / n).is_file() or (folder / n).stat().st_size != size]

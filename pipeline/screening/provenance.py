@@ -160,7 +160,7 @@ def _is_own(run_dir: RunDir) -> bool:
     """Whether the student is made of the teacher's weights; of a corpus it can't be told yet."""
     if not run_dir.is_done("train"):
         return False
-    made = run_dir.manifest("train")["fingerprint"]
+    made = run_dir.fingerprint("train")
     return licences.is_own_family(made.get("student.model"), made.get("student.config"))
 
 

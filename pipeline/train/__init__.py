@@ -37,7 +37,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     if run_dir.is_done("train"):
         return
     teacher, settings = lookup.teacher_of(run_dir), config.train
-    check_counts(settings, run_dir.manifest("generate")["fingerprint"]["generate.support"])
+    check_counts(settings, run_dir.fingerprint("generate")["generate.support"])
     answers = kept_answers(run_dir, "train", settings.max_length, settings.reasoning)
     examples, validation = split_validation(answers, settings.validation_frac)
     if is_first:
@@ -166,7 +166,7 @@ def _fingerprint(config: Config, run_dir: RunDir) -> dict[str, Any]:
         **{f"train.{key}": value for key, value in output_settings(config.train).items()},
         **{f"student.{key}": value for key, value in output_settings(config.student).items()},
         "student.weights": _student_weights(config),
-        "teacher.weights": run_dir.manifest("generate")["fingerprint"]["teacher.weights"],
+        "teacher.weights": run_dir.fingerprint("generate")["teacher.weights"],
         "input.generate": run_dir.output_hash("generate"),
         "input.filter": run_dir.output_hash("filter"),
     }

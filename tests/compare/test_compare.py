@@ -222,7 +222,8 @@ def test_instructions_of_the_chat_set_are_shown_while_it_is_what_was_asked(run_d
     chat_set = tmp_path / "chat.jsonl"
     chat_set.write_text(json.dumps({"id": "item-3", "turns": ["question 3"], "system": "Be <brief>."}) + "\n")
     manifest = run_dir.manifest("evaluate")
-    manifest["fingerprint"] |= {"evaluate.chat_set": str(chat_set), "evaluate.chat_set.hash": file_hash(chat_set)}
+    manifest["fingerprint"]["evaluate.chat_set"] = str(chat_set)
+    manifest["fingerprint"]["evaluate.chat_set.hash"] = file_hash(chat_set)
     write_json(run_dir.stage_path("evaluate") / "manifest.json", manifest)
     told = {q.pair.item_id: q.instruction for q in draw(run_dir, 0)}
     assert told == {f"item-{n}": "Be <brief>." if n == 3 else None for n in range(8)}

@@ -153,7 +153,7 @@ def _model_card(run_dir: RunDir, scored: dict[str, Any]) -> str:
     made = {"train.divergence": "forward_kl", "train.alpha": None, "train.beta": None, "train.temperature": 1}
     made |= {"train.targets": "stored", "train.tail": "bucket", "train.ce_weight": 0.5, "train.ce_weight_end": None}
     made |= {"train.kd_weight": 0.5, "train.kd_weight_end": None, "student.model": None, "student.keep_layers": "0-5"}
-    trained = {**run_dir.manifest("train"), "fingerprint": made}
+    trained: Any = {**run_dir.manifest("train"), "fingerprint": made}
     return str(export._card(run_dir, scored, trained, "bfloat16"))
 
 

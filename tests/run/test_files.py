@@ -22,7 +22,7 @@ from pipeline.run.files import (
     write_table,
     write_text,
 )
-from pipeline.run.rundir import Started
+from pipeline.run.manifest import Started
 
 TABLE = pa.table({"n": [1, 2, 3], "text": ["a", "b", "c"]})
 

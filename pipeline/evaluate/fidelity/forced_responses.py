@@ -26,7 +26,7 @@ def held_out(config: Config, run_dir: RunDir) -> Iterator[ForcedResponse]:
     Raises UserError where there are none.
     """
     limit = config.evaluate.held_out_responses
-    num_samples = run_dir.manifest("generate")["fingerprint"]["generate.num_samples"]
+    num_samples = run_dir.fingerprint("generate")["generate.num_samples"]
     turns = [pc.scalar(True)] if limit is None else [pc.field("sample") == sample for sample in range(num_samples)]
     texts = (text for turn in turns for text in _held_out(run_dir, turn))
     first = next(texts, None)
@@ -55,7 +55,7 @@ def of_row(row: dict[str, Any], vocab_size: int) -> ForcedResponse:
 
 
 def _held_out(run_dir: RunDir, chosen: pc.Expression) -> Iterator[ForcedResponse]:
-    how = run_dir.manifest("train")["fingerprint"].get("train.reasoning", "keep")
+    how = run_dir.fingerprint("train").get("train.reasoning", "keep")
     for answers, kept in read_answers(run_dir, [*COLUMNS, "reasoning_tokens", "reasoning_start", "reasoning_end"]):
         for row in answers.filter(kept).filter((pc.field("split") == "held_out") & chosen).to_pylist():
             text = ForcedResponse(

@@ -40,7 +40,7 @@ def of_run(run_dir: RunDir, num: int) -> list[Opening]:
     seen all: some 3 % are train's validation answers, and with train.epochs below 1 no file says which came up. That
     hides a memory, and never makes one up.
     """
-    learnt = run_dir.manifest("train")["fingerprint"]
+    learnt = run_dir.fingerprint("train")
     how, max_length = learnt.get("train.reasoning", "keep"), learnt["train.max_length"]
     found: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
     for answers, kept in read_answers(run_dir, [*COLUMNS, *REASONING_COLUMNS]):

@@ -11,6 +11,7 @@ from pipeline.console import counted, escaped
 from pipeline.errors import UserError
 from pipeline.report import ids
 from pipeline.report.figures import NONE, rule_unit, setting_text, words
+from pipeline.run.manifest import ManifestRow
 from pipeline.run.rundir import RunDir, read_answers, read_shard, read_shards
 from pipeline.screening import privacy
 
@@ -30,7 +31,7 @@ def explain(run_dir: RunDir, given: str) -> str:
     return "\n".join(_explained(run_dir, manifest, each) for each in ids.named(run_dir, given).response_ids)
 
 
-def _explained(run_dir: RunDir, manifest: Row, response_id: str) -> str:
+def _explained(run_dir: RunDir, manifest: ManifestRow, response_id: str) -> str:
     decision, answer = _decision(run_dir, response_id)
     messages = _conversations(run_dir, {answer["prompt_id"]}).get(answer["prompt_id"], [])
     settings, limits = manifest.get("settings", {}), manifest.get("limits")

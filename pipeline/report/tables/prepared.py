@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.report.figures import NONE, Cell, percent, whole, words
 from pipeline.report.tables.judged import JudgedTable
+from pipeline.run.manifest import ManifestRow
 from pipeline.run.rundir import RunDir
 from pipeline.screening import provenance
 
@@ -37,7 +38,7 @@ def described(run_dir: RunDir) -> Row:
     }
 
 
-def _sources(manifest: Row) -> JudgedTable | None:
+def _sources(manifest: ManifestRow) -> JudgedTable | None:
     """Each source's rows: read, left out and why, kept; None where an earlier version did not record them."""
     if "licences" not in manifest or "left_out" not in manifest:
         return None
@@ -71,7 +72,7 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{words(why)} {whole(num)}" for why, num in counts.items() if num) or NONE
 
 
-def _synthesis(manifest: Row) -> Row | None:
+def _synthesis(manifest: ManifestRow) -> Row | None:
     """What the teacher wrote of the prompts, method by method, and how various they are; None where it wrote none."""
     report = manifest.get("synthesis")
     if not report:
