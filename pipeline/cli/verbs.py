@@ -38,7 +38,7 @@ from pipeline.errors import UnsureError, UserError
 from pipeline.eval_sets import eval_prompts
 from pipeline.machine import hardware
 from pipeline.records import STAGES
-from pipeline.run import discarding, left_out
+from pipeline.run import artifacts, discarding, left_out
 from pipeline.run.rundir import RunDir
 
 RUN_STAGES = STAGES[:-1]  # export is asked for by name
@@ -278,7 +278,7 @@ def status(run: RunPath, overrides: RunOverrides = None) -> None:
 def _state(run_dir: RunDir, stage: str) -> tuple[str | Text, ...]:
     """A stage's columns after its name."""
     if not run_dir.is_done(stage):
-        begun = (run_dir.stage_path(stage) / "started.json").is_file()
+        begun = (run_dir.stage_path(stage) / artifacts.STARTED).is_file()
         return "under way or stopped" if begun else "–", "", "", ""
     manifest, lost = run_dir.manifest(stage), run_dir.lost_files(stage)
     counts = ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())

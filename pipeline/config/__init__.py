@@ -48,6 +48,7 @@ from pipeline.corpora import containers
 from pipeline.data import shipped
 from pipeline.errors import UserError
 from pipeline.eval_sets import chat_set, probe_set, task_set
+from pipeline.run import artifacts
 from pipeline.text import prompt_templates
 
 __all__ = [
@@ -108,7 +109,7 @@ __all__ = [
 
 
 RUN_HEADER = "# Written by retort: the settings that"  # first line of a run's config.yaml
-STAGE_MARKS = ("manifest.json", "started.json")
+STAGE_MARKS = (artifacts.MANIFEST, artifacts.STARTED)
 NAME = r"\w[\w.-]*"
 Name = Annotated[str, matching(NAME, "may hold letters, digits, . _ and -, and begins with a letter, a digit or _")]
 
@@ -172,7 +173,7 @@ def load(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
             raise UserError(no_run(path))
         if not path.is_file():
             raise UserError(f"{path}: no such config file or run folder; the shipped configs are in configs/")
-    data = reading.read(path if folder is None else folder / "config.yaml", overrides, defaults, Config)
+    data = reading.read(path if folder is None else folder / artifacts.CONFIG, overrides, defaults, Config)
     if "name" not in data:
         if not re.fullmatch(NAME, path.stem):
             raise UserError(f"{path}: a run can't be called {path.stem!r}, like the file; add name=...")
@@ -186,7 +187,7 @@ def run_folder(path: Path) -> Path | None:
     with contextlib.suppress(OSError, RuntimeError):  # links that go in a circle
         places.append(path.resolve())
     for place in places:
-        folder = place if place.is_dir() else place.parent if place.name == "config.yaml" else None
+        folder = place if place.is_dir() else place.parent if place.name == artifacts.CONFIG else None
         if folder is not None and _is_run(folder):
             return folder
     return None
@@ -194,15 +195,15 @@ def run_folder(path: Path) -> Path | None:
 
 def no_run(folder: Path) -> str:
     """What to say of a folder that was given as a run and is none."""
-    if (folder / "config.yaml").is_file():
-        path = folder / "config.yaml"
+    if (folder / artifacts.CONFIG).is_file():
+        path = folder / artifacts.CONFIG
         return f"{folder}: no run here (Retort did not write its config.yaml); to use that as a config, give {path}"
     return f"{folder}: no run here (no config.yaml); each run is in the config's runs_dir, under its name"
 
 
 def _is_run(folder: Path) -> bool:
     """Whether Retort wrote the folder's config.yaml, or a stage has left its mark there."""
-    path = folder / "config.yaml"
+    path = folder / artifacts.CONFIG
     if not path.is_file():
         return False
     with contextlib.suppress(OSError), path.open("rb") as stream:

@@ -31,6 +31,7 @@ from pipeline.models.forward.forced import load
 from pipeline.models.tokenizer import tokens
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import ARMS, SAMPLES, TASKS
+from pipeline.run import artifacts, metrics
 from pipeline.run.files import file_hash, read_committed, write_json
 from pipeline.run.rundir import RunDir, Stage
 from pipeline.statistics import Figure, cluster_sums, defined, exact, ratio
@@ -108,7 +109,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     checked = [row for arm in folders for row in tasks.checked_rows(asked.tasks, _of(arm, answered.tasks), scored[arm])]
     stage.commit(pa.Table.from_pylist(checked, schema=TASKS), verdict.TASK_ROWS)
     decided = {"claims": [claim._asdict() for claim in claims], **comparisons, **compared, **costs}
-    write_json(stage.path / "scores.json", {"arms": arms, "verdict": decided})
+    write_json(stage.path / artifacts.SCORES, {"arms": arms, "verdict": decided})
     for claim in claims:
         say(claim.text)
     counts = {
@@ -119,7 +120,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         "arms": len(arms),
     }
     rows = (verdict.FIDELITY_ROWS, verdict.TASK_ROWS, verdict.SPEED_ROWS, verdict.CHAT_ROWS)
-    written = [stage.path / name for name in ("scores.json", *rows)]
+    written = [stage.path / name for name in (artifacts.SCORES, *rows)]
     files = [*written, *risks.write(asked.probes, answered.risks, stage), *judged.files, *benchmarks.files]
     stage.finish(files, counts)
     harness.clear(stage, folders)
@@ -289,8 +290,8 @@ def _quality(config: Config, rows: Rows) -> dict[str, Figure]:
     if not rows:
         return {}
     measured = {
-        "truncated_frac": [float(row["finish_reason"] != "stop") for row in rows],
-        "repetition_frac": [float(is_repetitive(row["answer"])) for row in rows],
+        metrics.TRUNCATED_FRAC: [float(row["finish_reason"] != "stop") for row in rows],
+        metrics.REPETITION_FRAC: [float(is_repetitive(row["answer"])) for row in rows],
         "answer_tokens": [float(row["num_tokens"]) for row in rows],
     }
     items = [row["item_id"] for row in rows]
@@ -313,16 +314,16 @@ def _comparisons(
     for prefix, section in (("", "fidelity"), ("chat_", "fidelity_chat")):
         for other in ("untrained", "sft_only"):
             if other in sums[section]:
-                student_kl, other_kl = (sums[section][arm].of("forward_kl_nats") for arm in ("student", other))
+                student_kl, other_kl = (sums[section][arm].of(metrics.FORWARD_KL_NATS) for arm in ("student", other))
                 name = f"{prefix}kl_over_{other}"
                 compared[name] = ratio(student_kl, other_kl, settings.bootstrap, settings.seed)
         if "sft_only" in sums[section]:
             for measure in verdict.OTHER_MEASURES:
                 student, other = (sums[section][arm].of(measure) for arm in ("student", "sft_only"))
                 compared[f"{prefix}{measure}_over_sft_only"] = ratio(student, other, settings.bootstrap, settings.seed)
-    compared["speed_over_teacher"] = speed.over(rounds["student"], rounds["teacher"], together)
-    sizes = {arm: arms[arm]["cost"]["num_parameters"]["value"] for arm in ("student", "teacher")}
-    compared["parameters_over_teacher"] = exact(sizes["student"] / sizes["teacher"])
+    compared[metrics.SPEED_OVER_TEACHER] = speed.over(rounds["student"], rounds["teacher"], together)
+    sizes = {arm: arms[arm]["cost"][metrics.NUM_PARAMETERS]["value"] for arm in ("student", "teacher")}
+    compared[metrics.PARAMETERS_OVER_TEACHER] = exact(sizes["student"] / sizes["teacher"])
     return compared
 
 

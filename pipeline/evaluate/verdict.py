@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.console import counted
+from pipeline.run import artifacts, metrics
 from pipeline.run.left_out import MIN_HELD_OUT
 from pipeline.statistics import SIGNIFICANCE, Figure
 
@@ -19,16 +20,16 @@ TASK_OTHERS = {
     "other": "the other model",
 }
 
-FIDELITY_ROWS, TASK_ROWS, SPEED_ROWS = "fidelity.parquet", "tasks.parquet", "speed.parquet"
-CHAT_ROWS, RISK_ROWS = "samples.parquet", "risks.parquet"
+FIDELITY_ROWS, TASK_ROWS, SPEED_ROWS = artifacts.FIDELITY, artifacts.TASKS, artifacts.SPEED
+CHAT_ROWS, RISK_ROWS = artifacts.SAMPLES, artifacts.RISKS
 
 MAX_EQUALS_APART = 1.1  # times; on a quiet machine arms of one size are within a tenth
 
 OTHER_MEASURES = {  # (name, whether less of it is better)
-    "reverse_kl_nats": ("reverse KL", True),
-    "top1_agreement_frac": ("same first choice", False),
-    "acceptance_frac": ("acceptance", False),
-    "nll_nats": ("NLL of the teacher's answers", True),
+    metrics.REVERSE_KL_NATS: ("reverse KL", True),
+    metrics.TOP1_AGREEMENT_FRAC: ("same first choice", False),
+    metrics.ACCEPTANCE_FRAC: ("acceptance", False),
+    metrics.NLL_NATS: ("NLL of the teacher's answers", True),
 }
 
 
@@ -57,11 +58,11 @@ def resting_on(rows: str, sentences: Iterable[str]) -> list[Claim]:
 
 def _fidelity(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> list[str]:
     own = arms["student"]["fidelity"]
-    num = own["forward_kl_nats"]["num"]
+    num = own[metrics.FORWARD_KL_NATS]["num"]
     told = [
         f"On {counted(num, 'held-out prompt')} the student's distributions are"
-        f" {_interval(own['forward_kl_nats'])} nats a token from the teacher's (forward KL), and its first choice is"
-        f" the teacher's for {_percent(own['top1_agreement_frac'])} of tokens."
+        f" {_interval(own[metrics.FORWARD_KL_NATS])} nats a token from the teacher's (forward KL), and its first choice"
+        f" is the teacher's for {_percent(own[metrics.TOP1_AGREEMENT_FRAC])} of tokens."
     ]
     if num < MIN_HELD_OUT:
         told.append(
@@ -81,10 +82,10 @@ def _fidelity(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) ->
 
 def _tasks(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> list[str]:
     """Quality by verifiable tasks: how much of the teacher's the student has, and what training it bought."""
-    if "task_pass_frac" not in arms["student"]["quality"]:
+    if metrics.TASK_PASS_FRAC not in arms["student"]["quality"]:
         return []
-    student, teacher = (arms[arm]["quality"]["task_pass_frac"] for arm in ("student", "teacher"))
-    retained = comparisons.get("retained_quality")
+    student, teacher = (arms[arm]["quality"][metrics.TASK_PASS_FRAC] for arm in ("student", "teacher"))
+    retained = comparisons.get(metrics.RETAINED_QUALITY)
     told = [
         f"A program checks {counted(student['num'], 'task')}. The student does all that is asked in {_percent(student)}"
         f" of them, the teacher in {_percent(teacher)}: "
@@ -94,8 +95,8 @@ def _tasks(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> li
             else "how much it retains is not defined, because the teacher was not shown to do any."
         )
     ]
-    if "gap_closed" in comparisons:
-        closed = comparisons["gap_closed"]
+    if metrics.GAP_CLOSED in comparisons:
+        closed = comparisons[metrics.GAP_CLOSED]
         told.append(
             f"Training closed {_percent(closed)} of the gap in tasks between the untrained student and the teacher."
             if closed
@@ -124,7 +125,7 @@ def _task_difference(comparisons: Mapping[str, Figure | None], other: str, name:
 
 
 def _speed(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> list[str]:
-    speed, size = comparisons["speed_over_teacher"], comparisons["parameters_over_teacher"]
+    speed, size = comparisons[metrics.SPEED_OVER_TEACHER], comparisons[metrics.PARAMETERS_OVER_TEACHER]
     if not speed or not size:
         return []
     student, teacher = (num_gpus(arms[arm]) for arm in ("student", "teacher"))
@@ -151,9 +152,11 @@ def _counted(num: int) -> str:
 
 def _noise(arms: dict[str, Any]) -> list[str]:
     """Arms of one size have one speed: where they were timed far apart, the machine was not quiet enough."""
-    size = arms["student"]["cost"].get("num_parameters", {}).get("value")
-    alike = [arm for arm in arms.values() if size and arm["cost"].get("num_parameters", {}).get("value") == size]
-    rates = [arm["speed"]["output_tokens_per_s"]["value"] / (num_gpus(arm) or 1) for arm in alike if arm.get("speed")]
+    size = arms["student"]["cost"].get(metrics.NUM_PARAMETERS, {}).get("value")
+    alike = [arm for arm in arms.values() if size and arm["cost"].get(metrics.NUM_PARAMETERS, {}).get("value") == size]
+    rates = [
+        arm["speed"][metrics.OUTPUT_TOKENS_PER_S]["value"] / (num_gpus(arm) or 1) for arm in alike if arm.get("speed")
+    ]
     if not rates or max(rates) <= MAX_EQUALS_APART * min(rates):
         return []
     return [
@@ -165,7 +168,7 @@ def _noise(arms: dict[str, Any]) -> list[str]:
 
 def _exposure(own_over_chat: dict[str, Figure]) -> list[str]:
     """What becomes of the student's KL in text of its own."""
-    over = own_over_chat.get("forward_kl_nats")
+    over = own_over_chat.get(metrics.FORWARD_KL_NATS)
     if over is None:
         return []
     if over["low"] is None or over["high"] is None or over["low"] <= 1 <= over["high"]:
@@ -208,9 +211,9 @@ def _health(arms: dict[str, Any]) -> list[str]:
     if not student:
         return []
     return [
-        f"Of its chat answers {student['repetition_frac']['value']:.0%} loop and"
-        f" {student['truncated_frac']['value']:.0%} are cut off at the limit (teacher:"
-        f" {teacher['repetition_frac']['value']:.0%} and {teacher['truncated_frac']['value']:.0%});"
+        f"Of its chat answers {student[metrics.REPETITION_FRAC]['value']:.0%} loop and"
+        f" {student[metrics.TRUNCATED_FRAC]['value']:.0%} are cut off at the limit (teacher:"
+        f" {teacher[metrics.REPETITION_FRAC]['value']:.0%} and {teacher[metrics.TRUNCATED_FRAC]['value']:.0%});"
         " read them before you believe any figure."
     ]
 

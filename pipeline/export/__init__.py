@@ -13,6 +13,7 @@ from pipeline.config import Config, output_settings
 from pipeline.console import counted, say
 from pipeline.export import cards, model_index, snippets
 from pipeline.models import generation_config, lookup
+from pipeline.run import artifacts
 from pipeline.run.files import read_json, readable, user_disk_errors
 from pipeline.run.manifest import Fingerprint, ManifestRow
 from pipeline.run.rundir import RunDir
@@ -36,7 +37,7 @@ def run(config: Config, run_dir: RunDir) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         with user_disk_errors(target):
             _write_model(run_dir, config.export.dtype, temporary)
-            scores = read_json(run_dir.stage_path("evaluate") / "scores.json")
+            scores = read_json(run_dir.stage_path("evaluate") / artifacts.SCORES)
             _card(run_dir, scores, trained, config.export.dtype).save(temporary / "README.md")
             readable(temporary)
             temporary.replace(target)

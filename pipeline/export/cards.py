@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.console import counted
 from pipeline.report.figures import Column, cell, lookup, nats, percent
+from pipeline.run import metrics
 from pipeline.run.rundir import RunDir
 from pipeline.screening import provenance
 
@@ -17,11 +18,11 @@ USES = {
     " for its teacher elsewhere, and has seen no further training for safety.",
 }
 DIFFERENCES = (
-    Column("fidelity", "forward_kl_nats", "forward KL", "nats a token", nats),
-    Column("fidelity", "top1_agreement_frac", "same first choice", "", percent),
-    Column("fidelity", "acceptance_frac", "acceptance", "", percent),
-    Column("quality", "repetition_frac", "answers that loop", "", percent),
-    Column("quality", "truncated_frac", "answers cut off", "", percent),
+    Column("fidelity", metrics.FORWARD_KL_NATS, "forward KL", "nats a token", nats),
+    Column("fidelity", metrics.TOP1_AGREEMENT_FRAC, "same first choice", "", percent),
+    Column("fidelity", metrics.ACCEPTANCE_FRAC, "acceptance", "", percent),
+    Column("quality", metrics.REPETITION_FRAC, "answers that loop", "", percent),
+    Column("quality", metrics.TRUNCATED_FRAC, "answers cut off", "", percent),
 )
 
 

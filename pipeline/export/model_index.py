@@ -5,14 +5,25 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from pipeline.report.figures import is_number
+from pipeline.run import metrics
 
 Row = dict[str, Any]
 MEASURED = (  # section and figure of scores.json, what it is called, and on what it was measured
-    ("fidelity", "forward_kl_nats", "forward KL to the teacher, nats a token", "held-out prompts of the run"),
-    ("fidelity", "top1_agreement_frac", "same first choice as the teacher", "held-out prompts of the run"),
-    ("fidelity", "acceptance_frac", "tokens that speculative decoding would accept", "held-out prompts of the run"),
-    ("quality", "task_pass_frac", "tasks of which every check passes", "verifiable tasks"),
-    ("quality", "task_chrf", "chrF", "tasks with a reference"),
+    (
+        "fidelity",
+        metrics.FORWARD_KL_NATS,
+        "forward KL to the teacher, nats a token",
+        "held-out prompts of the run",
+    ),
+    ("fidelity", metrics.TOP1_AGREEMENT_FRAC, "same first choice as the teacher", "held-out prompts of the run"),
+    (
+        "fidelity",
+        metrics.ACCEPTANCE_FRAC,
+        "tokens that speculative decoding would accept",
+        "held-out prompts of the run",
+    ),
+    ("quality", metrics.TASK_PASS_FRAC, "tasks of which every check passes", "verifiable tasks"),
+    ("quality", metrics.TASK_CHRF, "chrF", "tasks with a reference"),
 )
 
 

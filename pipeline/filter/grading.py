@@ -17,9 +17,10 @@ from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.judge.ledger import Ledger
 from pipeline.judge.questions import Asker, JudgedAnswer
+from pipeline.run import artifacts
 
 Row = dict[str, Any]
-GRADES = "grades.jsonl"  # in the run's folder
+GRADES = artifacts.GRADES  # in the run's folder
 
 
 def fingerprint(settings: Selection) -> Row:

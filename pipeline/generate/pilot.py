@@ -21,6 +21,7 @@ from pipeline.inference.engine import Completion
 from pipeline.inference.engine_args import num_gpus
 from pipeline.models import lookup
 from pipeline.records import RESPONSES
+from pipeline.run import artifacts
 from pipeline.run.files import read_json, write_json, write_table
 from pipeline.run.rundir import RunDir, read_planned
 
@@ -55,7 +56,7 @@ def run(config: Config, run_dir: RunDir) -> None:
     by_k = measure_supports(answers, place, teacher, engine.vocab_size, config)
     tokens = [len(answer.token_ids) for answer in answers]
     plan = estimate(config, prompts, tokens, answering_s, start_s, by_k)
-    write_json(run_dir.path / "plan.json", plan)
+    write_json(run_dir.path / artifacts.PLAN, plan)
     console.print(describe(plan))
     free = shutil.disk_usage(run_dir.path).free
     if free < DISK_MARGIN * plan["disk_bytes"]:
@@ -168,7 +169,7 @@ def describe(plan: Row) -> Table:
 
 def against_actuals(run_dir: RunDir) -> Table | None:
     """What was planned beside what came; None where nothing was planned, or by another version."""
-    path = run_dir.path / "plan.json"
+    path = run_dir.path / artifacts.PLAN
     plan, manifest = read_json(path) if path.is_file() else {}, run_dir.manifest("generate")
     counts, answering_s = manifest["counts"], manifest.get("generating_s")
     actual = {

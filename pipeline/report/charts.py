@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from pipeline.report import figures
 from pipeline.report.figures import ARM_COLOURS, ARM_NAMES
 from pipeline.report.tables import served
+from pipeline.run import metrics
 
 Row = dict[str, Any]
 Chart = dict[str, Any]  # {"data", "layout", "config"}, JSON-ready
@@ -88,7 +89,7 @@ def by_position(arms: dict[str, Any]) -> Chart | None:
     for arm in figures.present_arms(arms):
         for section, dash in (("fidelity_chat", "solid"), ("fidelity_own", "dot")):
             buckets = arms[arm].get("breakdowns", {}).get(section, {}).get("position", {})
-            of = {name: kl for name, found in buckets.items() if (kl := found.get("forward_kl_nats"))}
+            of = {name: kl for name, found in buckets.items() if (kl := found.get(metrics.FORWARD_KL_NATS))}
             if not of or arm == "teacher":
                 continue
             values = [each["value"] for each in of.values()]
@@ -167,11 +168,11 @@ def break_even(arms: dict[str, Any], verdict: Row) -> Chart | None:
 
     None where the speeds or the run's time are not known.
     """
-    rates = {arm: arms.get(arm, {}).get("speed", {}).get("output_tokens_per_s") for arm in ("teacher", "student")}
-    spent, even = verdict.get("distillation_s"), verdict.get("break_even_output_tokens")
+    rates = {arm: arms.get(arm, {}).get("speed", {}).get(metrics.OUTPUT_TOKENS_PER_S) for arm in ("teacher", "student")}
+    spent, even = verdict.get(metrics.DISTILLATION_S), verdict.get(metrics.BREAK_EVEN_OUTPUT_TOKENS)
     if not spent or not all(rates.values()):
         return None
-    machine = (verdict.get("machine_gpus") or {"value": 1})["value"]  # it serves each arm on all of its GPUs
+    machine = (verdict.get(metrics.MACHINE_GPUS) or {"value": 1})["value"]  # it serves each arm on all of its GPUs
     used = {arm: (arms[arm].get("cost", {}).get("num_gpus") or {"value": machine})["value"] for arm in rates}
     speeds = {arm: rate["value"] * machine / used[arm] for arm, rate in rates.items() if rate}
     last = 2 * (even["value"] if even else spent["value"] * speeds["teacher"])

@@ -15,6 +15,7 @@ from pipeline.models import lookup
 from pipeline.models.tokenizer import reasoning
 from pipeline.report import ids
 from pipeline.report.figures import NONE, rule_unit, setting_text, words
+from pipeline.run import artifacts
 from pipeline.run.rundir import RunDir, read_shards
 
 Row = dict[str, Any]
@@ -121,7 +122,7 @@ class _Pieces:
     def __init__(self, run_dir: RunDir) -> None:
         self.problem = ""
         try:
-            teacher = config_module.load(run_dir.path / "config.yaml").teacher
+            teacher = config_module.load(run_dir.path / artifacts.CONFIG).teacher
             self._tokenizer = lookup.find(teacher.model, teacher.revision).tokenizer()
         except UserError as error:
             self.problem = escaped(str(error))
@@ -192,7 +193,7 @@ def _train_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
 def _stage_line(run_dir: RunDir, stage: str) -> str:
     if run_dir.is_done(stage):
         return f"{stage}: done"
-    begun = (run_dir.stage_path(stage) / "started.json").is_file()
+    begun = (run_dir.stage_path(stage) / artifacts.STARTED).is_file()
     return f"{stage}: begun, not finished" if begun else f"{stage}: not run yet"
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 from pipeline.console import counted
 from pipeline.records import ARMS
+from pipeline.run import metrics
 from pipeline.run.left_out import RULE_SETTINGS
 
 NONE = "–"
@@ -165,13 +166,13 @@ def _bytes(value: float) -> str:
 
 def _fidelity(section: str) -> list[Column]:
     return [
-        Column(section, "forward_kl_nats", "Forward KL", "nats a token", nats, "lower"),
-        Column(section, "reverse_kl_nats", "Reverse KL", "nats a token", nats, "lower"),
-        Column(section, "js_divergence_nats", "JS divergence", "nats a token", nats, "lower"),
-        Column(section, "top1_agreement_frac", "Same first choice", "share of tokens", percent, "higher"),
-        Column(section, "top5_overlap_frac", "First five shared", "share of five", percent, "higher"),
-        Column(section, "acceptance_frac", "Acceptance", "share of tokens", percent, "higher"),
-        Column(section, "nll_nats", "NLL of the answers", "nats a token", nats, "lower"),
+        Column(section, metrics.FORWARD_KL_NATS, "Forward KL", "nats a token", nats, "lower"),
+        Column(section, metrics.REVERSE_KL_NATS, "Reverse KL", "nats a token", nats, "lower"),
+        Column(section, metrics.JS_DIVERGENCE_NATS, "JS divergence", "nats a token", nats, "lower"),
+        Column(section, metrics.TOP1_AGREEMENT_FRAC, "Same first choice", "share of tokens", percent, "higher"),
+        Column(section, metrics.TOP5_OVERLAP_FRAC, "First five shared", "share of five", percent, "higher"),
+        Column(section, metrics.ACCEPTANCE_FRAC, "Acceptance", "share of tokens", percent, "higher"),
+        Column(section, metrics.NLL_NATS, "NLL of the answers", "nats a token", nats, "lower"),
     ]
 
 
@@ -184,40 +185,62 @@ FIDELITY_CHAT = _fidelity("fidelity_chat")
 FIDELITY_OWN = [
     *(
         _column(_fidelity("fidelity_own"), key)
-        for key in ("forward_kl_nats", "reverse_kl_nats", "top1_agreement_frac", "acceptance_frac")
+        for key in (
+            metrics.FORWARD_KL_NATS,
+            metrics.REVERSE_KL_NATS,
+            metrics.TOP1_AGREEMENT_FRAC,
+            metrics.ACCEPTANCE_FRAC,
+        )
     ),
-    Column("own_over_chat", "forward_kl_nats", "Forward KL, own ÷ teacher's", "of the same questions", times, "lower"),
-    Column("own_over_chat", "reverse_kl_nats", "Reverse KL, own ÷ teacher's", "of the same questions", times, "lower"),
+    Column(
+        "own_over_chat",
+        metrics.FORWARD_KL_NATS,
+        "Forward KL, own ÷ teacher's",
+        "of the same questions",
+        times,
+        "lower",
+    ),
+    Column(
+        "own_over_chat",
+        metrics.REVERSE_KL_NATS,
+        "Reverse KL, own ÷ teacher's",
+        "of the same questions",
+        times,
+        "lower",
+    ),
 ]
 CALIBRATION = [
-    Column("fidelity", "confidence_frac", "Confidence", "in its first choice", percent),
-    Column("fidelity", "accuracy_frac", "Accuracy", "of its first choice", percent, "higher"),
-    Column("fidelity", "ece_frac", "Calibration error", "15 bins of equal mass", percent, "lower"),
-    Column("fidelity", "brier_score", "Brier score", "0 to 2", nats, "lower"),
+    Column("fidelity", metrics.CONFIDENCE_FRAC, "Confidence", "in its first choice", percent),
+    Column("fidelity", metrics.ACCURACY_FRAC, "Accuracy", "of its first choice", percent, "higher"),
+    Column("fidelity", metrics.ECE_FRAC, "Calibration error", "15 bins of equal mass", percent, "lower"),
+    Column("fidelity", metrics.BRIER_SCORE, "Brier score", "0 to 2", nats, "lower"),
 ]
 HEALTH = [
-    Column("quality", "truncated_frac", "Cut off", "share of answers", percent, "lower"),
-    Column("quality", "repetition_frac", "Loops", "share of answers", percent, "lower"),
+    Column("quality", metrics.TRUNCATED_FRAC, "Cut off", "share of answers", percent, "lower"),
+    Column("quality", metrics.REPETITION_FRAC, "Loops", "share of answers", percent, "lower"),
     Column("quality", "answer_tokens", "Length", "tokens an answer", tokens),
 ]
 TASKS = [
-    Column("quality", "task_pass_frac", "All that is asked", "share of items", percent, "higher"),
-    Column("quality", "task_loose_pass_frac", "Loosely", "share of items", percent, "higher"),
-    Column("quality", "task_check_frac", "Checks passed", "mean share an item", percent, "higher"),
-    Column("quality", "task_rouge_l", "ROUGE-L", "of the references", nats, "higher"),
-    Column("quality", "task_chrf", "chrF", "of the references", nats, "higher"),
+    Column("quality", metrics.TASK_PASS_FRAC, "All that is asked", "share of items", percent, "higher"),
+    Column("quality", metrics.TASK_LOOSE_PASS_FRAC, "Loosely", "share of items", percent, "higher"),
+    Column("quality", metrics.TASK_CHECK_FRAC, "Checks passed", "mean share an item", percent, "higher"),
+    Column("quality", metrics.TASK_ROUGE_L, "ROUGE-L", "of the references", nats, "higher"),
+    Column("quality", metrics.TASK_CHRF, "chrF", "of the references", nats, "higher"),
 ]
 SPEED = [
-    Column("speed", "output_tokens_per_s", "Throughput", "tokens/s, all requests", tokens, "higher"),
-    Column("speed", "first_token_s", "First token", "ms, one request", milliseconds, "lower"),
-    Column("speed", "time_per_token_s", "Each further token", "ms, one request", milliseconds, "lower"),
+    Column("speed", metrics.OUTPUT_TOKENS_PER_S, "Throughput", "tokens/s, all requests", tokens, "higher"),
+    Column("speed", metrics.FIRST_TOKEN_S, "First token", "ms, one request", milliseconds, "lower"),
+    Column("speed", metrics.TIME_PER_TOKEN_S, "Each further token", "ms, one request", milliseconds, "lower"),
 ]
 SIZE = [
-    Column("cost", "num_parameters", "Parameters", "count", scaled),
-    Column("cost", "weights_bytes", "Weights", "on disk", _bytes),
+    Column("cost", metrics.NUM_PARAMETERS, "Parameters", "count", scaled),
+    Column("cost", metrics.WEIGHTS_BYTES, "Weights", "on disk", _bytes),
 ]
 HEADLINE = [
-    *(_column(FIDELITY, key) for key in ("forward_kl_nats", "top1_agreement_frac", "acceptance_frac")),
+    *(
+        _column(FIDELITY, key)
+        for key in (metrics.FORWARD_KL_NATS, metrics.TOP1_AGREEMENT_FRAC, metrics.ACCEPTANCE_FRAC)
+    ),
     SPEED[0],
     SIZE[0],
 ]
@@ -242,12 +265,12 @@ BROKEN_DOWN = {  # which section, and its texts
     "fidelity_own": "each arm's own answers to the chat set",
 }
 VERDICT = [
-    ("retained_quality", "the teacher's quality, by tasks"),
-    ("gap_closed", "the gap in tasks between untrained student and teacher"),
+    (metrics.RETAINED_QUALITY, "the teacher's quality, by tasks"),
+    (metrics.GAP_CLOSED, "the gap in tasks between untrained student and teacher"),
     ("kl_over_untrained", "the untrained student's KL"),
     ("kl_over_sft_only", "the SFT-only student's KL"),
-    ("speed_over_teacher", "the teacher's throughput (per GPU, if there are GPUs)"),
-    ("parameters_over_teacher", "the teacher's parameters"),
+    (metrics.SPEED_OVER_TEACHER, "the teacher's throughput (per GPU, if there are GPUs)"),
+    (metrics.PARAMETERS_OVER_TEACHER, "the teacher's parameters"),
 ]
 
 
@@ -275,7 +298,7 @@ def table(arms: dict[str, Any], columns: list[Column]) -> Table:
 
 def breakdowns(arms: dict[str, Any], section: str) -> list[Breakdown]:
     """A table for each dimension: forward KL and first choice of the arms but the teacher, bucket by bucket."""
-    shown = [column for column in FIDELITY if column.key in ("forward_kl_nats", "top1_agreement_frac")]
+    shown = [column for column in FIDELITY if column.key in (metrics.FORWARD_KL_NATS, metrics.TOP1_AGREEMENT_FRAC)]
     names = [arm for arm in present_arms(arms) if arm != "teacher" and arms[arm].get("breakdowns", {}).get(section)]
     found = {arm: arms[arm]["breakdowns"][section] for arm in names}
     tables = []

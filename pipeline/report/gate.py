@@ -5,6 +5,7 @@ import re
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
+from pipeline.run import artifacts
 from pipeline.run.files import read_json
 from pipeline.run.rundir import RunDir
 
@@ -65,7 +66,7 @@ def check(run_dir: RunDir, conditions: list[Condition]) -> list[GateOutcome]:
     Raises UserError where evaluate has not finished, and where it has no such figure, naming those that there are.
     """
     run_dir.manifest("evaluate")
-    figures = _figures(read_json(run_dir.stage_path("evaluate") / "scores.json"), "")
+    figures = _figures(read_json(run_dir.stage_path("evaluate") / artifacts.SCORES), "")
     outcomes = []
     for condition in conditions:
         figure = figures[_path(condition.name, figures)]

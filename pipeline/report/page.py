@@ -16,6 +16,7 @@ from pipeline.models import lookup
 from pipeline.records import ARMS, STAGES
 from pipeline.report import charts, figures
 from pipeline.report.tables import benchmarks, decided, judged, preferred, prepared, risks, rows, served, voted
+from pipeline.run import artifacts
 from pipeline.run.files import json_lines, read_committed, read_json, write_text
 from pipeline.run.manifest import ManifestRow
 from pipeline.run.rundir import RunDir
@@ -39,7 +40,7 @@ CONTRACT = {  # what train/contract.py measured, for people
 def write(run_dir: RunDir) -> Path:
     """Write <run>/report.html. Raises UserError where evaluate has not finished, or what it wrote is damaged."""
     run_dir.check_files("evaluate")
-    path = run_dir.path / "report.html"
+    path = run_dir.path / artifacts.REPORT
     write_text(path, render(run_dir))
     return path
 
@@ -47,7 +48,7 @@ def write(run_dir: RunDir) -> Path:
 def render(run_dir: RunDir) -> str:
     """The page as HTML: nothing of it is fetched, and of what models wrote nothing is run."""
     manifests = {"evaluate": run_dir.manifest("evaluate")} | _finished_stages(run_dir)
-    scores = read_json(run_dir.stage_path("evaluate") / "scores.json")
+    scores = read_json(run_dir.stage_path("evaluate") / artifacts.SCORES)
     arms, verdict = scores.get("arms", {}), scores.get("verdict", {})
     row_tables, row_answers = rows.tables(run_dir, arms), rows.answers(run_dir)
     shown = [each[0] for each in (*row_tables, *row_answers)]
@@ -90,7 +91,7 @@ def render(run_dir: RunDir) -> str:
         "votes": voted.summary(run_dir),
         "row_tables": row_tables,
         "row_answers": [(name, note, side_by_side(of)) for name, note, of in row_answers],
-        "rows_places": {name: rows.PLACES[name] for name in (*shown, "samples.parquet")},
+        "rows_places": {name: rows.PLACES[name] for name in (*shown, artifacts.SAMPLES)},
         "num_open": NUM_OPEN_ITEMS,
         "num_held_out": figures.num_range(arms, figures.FIDELITY),
         "num_items": figures.num_range(arms, figures.HEALTH),
@@ -182,7 +183,7 @@ def _charts(run_dir: RunDir, scores: dict[str, Any], manifests: dict[str, Any]) 
 
 def _metrics(run_dir: RunDir) -> list[dict[str, Any]]:
     """The rows of train/metrics.jsonl; a line that a kill cut short is left out, as train itself does."""
-    path = run_dir.stage_path("train") / "metrics.jsonl"
+    path = run_dir.stage_path("train") / artifacts.TRAIN_METRICS
     rows = []
     for line in json_lines(path) if path.is_file() else []:
         try:
@@ -246,13 +247,13 @@ def _graded(graded: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _chat(run_dir: RunDir) -> list[dict[str, Any]]:
-    path = run_dir.stage_path("evaluate") / "samples.parquet"
+    path = run_dir.stage_path("evaluate") / artifacts.SAMPLES
     answers = read_committed(path, rows.ANSWER_COLUMNS).to_pylist() if path.is_file() else []
     return side_by_side([row | {"mark": LOOPS if is_repetitive(row["answer"]) else ""} for row in answers])
 
 
 def _reproduce(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any]:
-    config = run_dir.path / "config.yaml"
+    config = run_dir.path / artifacts.CONFIG
     ordered = [(stage, manifests[stage]) for stage in STAGES if stage in manifests]
     return {
         "command": f"retort run {shlex.quote(str(config))} name=again",

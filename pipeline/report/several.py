@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pipeline.report import charts, figures, page
 from pipeline.report.figures import Cell, cell, is_number, nats, percent, times
 from pipeline.report.tables.judged import JudgedTable
+from pipeline.run import artifacts, metrics
 from pipeline.run.files import read_json, write_text
 from pipeline.run.rundir import RunDir
 
@@ -33,17 +34,17 @@ def _student(section: str, key: str) -> Callable[[Row], Row | None]:
     return lambda scores: scores["arms"]["student"].get(section, {}).get(key)
 
 
-SPEED = MeasuredRun("Speed, × the teacher", _verdict("speed_over_teacher"), times, "higher")
-QUALITY = MeasuredRun("Retained quality", _verdict("retained_quality"), percent, "higher")
-KL = MeasuredRun("Forward KL, nats a token", _student("fidelity", "forward_kl_nats"), nats, "lower")
+SPEED = MeasuredRun("Speed, × the teacher", _verdict(metrics.SPEED_OVER_TEACHER), times, "higher")
+QUALITY = MeasuredRun("Retained quality", _verdict(metrics.RETAINED_QUALITY), percent, "higher")
+KL = MeasuredRun("Forward KL, nats a token", _student("fidelity", metrics.FORWARD_KL_NATS), nats, "lower")
 COLUMNS = (
     KL,
-    MeasuredRun("Same first choice", _student("fidelity", "top1_agreement_frac"), percent, "higher"),
-    MeasuredRun("Tasks passed", _student("quality", "task_pass_frac"), percent, "higher"),
+    MeasuredRun("Same first choice", _student("fidelity", metrics.TOP1_AGREEMENT_FRAC), percent, "higher"),
+    MeasuredRun("Tasks passed", _student("quality", metrics.TASK_PASS_FRAC), percent, "higher"),
     QUALITY,
-    MeasuredRun("Gap closed", _verdict("gap_closed"), percent, "higher"),
+    MeasuredRun("Gap closed", _verdict(metrics.GAP_CLOSED), percent, "higher"),
     SPEED,
-    MeasuredRun("Parameters, × the teacher", _verdict("parameters_over_teacher"), times, "lower"),
+    MeasuredRun("Parameters, × the teacher", _verdict(metrics.PARAMETERS_OVER_TEACHER), times, "lower"),
 )
 
 
@@ -57,7 +58,7 @@ def write(runs: list[RunDir], path: Path) -> None:
 def render(runs: list[RunDir]) -> str:
     """The page as HTML; what can't be compared is said on it."""
     scores = {
-        name: read_json(run_dir.stage_path("evaluate") / "scores.json")
+        name: read_json(run_dir.stage_path("evaluate") / artifacts.SCORES)
         for name, run_dir in zip(_names(runs), runs, strict=True)
     }
     drawn = {}

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UnsureError
 from pipeline.report.figures import seconds
+from pipeline.run import artifacts
 
 LITTLE_S = 60.0  # that may be discarded without asking
-VERDICTS = "verdicts.jsonl"  # a judge's, which may have been paid for
+VERDICTS = artifacts.VERDICTS  # a judge's, which may have been paid for
 COUNTS = {  # of each stage, the count in its manifest that tells most, and what that counts
     "prepare": ("prompts", "prompts"),
     "generate": ("responses", "answers"),
@@ -53,7 +54,7 @@ def check(run: Path, folders: Sequence[Path], cause: str, way: str) -> None:
 
 def of_folder(folder: Path) -> Work:
     """What a stage's folder holds, finished or not, from its manifest or what it has committed; or any other folder."""
-    manifest, started = _json(folder / "manifest.json"), _json(folder / "started.json")
+    manifest, started = _json(folder / artifacts.MANIFEST), _json(folder / artifacts.STARTED)
     times = [path.stat().st_mtime for path in folder.rglob("*") if path.is_file()]
     holds = _counted(folder.name, manifest) or _committed(folder)
     verdicts = folder / VERDICTS

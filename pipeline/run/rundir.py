@@ -28,7 +28,7 @@ from pipeline.errors import UnsureError, UserError
 from pipeline.machine import hardware
 from pipeline.records import STAGES
 from pipeline.report.figures import seconds
-from pipeline.run import discarding
+from pipeline.run import artifacts, discarding
 from pipeline.run.files import file_hash, read_json, text_hash, user_disk_errors, write_json, write_table, write_text
 from pipeline.run.manifest import INPUT, SCHEMA_VERSION, FileRow, Fingerprint, Manifest, ManifestRow, Started
 
@@ -52,7 +52,7 @@ class RunDir:
 
     def command(self, stage: str, *arguments: str) -> str:
         """What does a stage of this run, to be pasted; CONFIG where the run does not remember its settings."""
-        path = self.path / "config.yaml"
+        path = self.path / artifacts.CONFIG
         try:
             config_module.load(path)
         except UserError:  # none yet, or damaged
@@ -89,13 +89,13 @@ class RunDir:
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage has finished."""
-        return (self.stage_path(stage) / "manifest.json").is_file()
+        return (self.stage_path(stage) / artifacts.MANIFEST).is_file()
 
     def manifest(self, stage: str) -> ManifestRow:
         """The manifest of a complete stage. Raises UserError if the stage has not finished."""
         if not self.is_done(stage):
             raise UserError(f"{self.path}: {stage} has not finished; run it first: {self.command(stage)}")
-        return cast(ManifestRow, read_json(self.stage_path(stage) / "manifest.json", Manifest))
+        return cast(ManifestRow, read_json(self.stage_path(stage) / artifacts.MANIFEST, Manifest))
 
     def fingerprint(self, stage: str) -> Fingerprint:
         """What a complete stage was made with. Raises UserError if the stage has not finished."""
@@ -139,7 +139,7 @@ class RunDir:
         self.check_discard(stage)
         for later in STAGES[STAGES.index(stage) :]:
             _discard(self.stage_path(later))
-        (self.path / "report.html").unlink(missing_ok=True)
+        (self.path / artifacts.REPORT).unlink(missing_ok=True)
 
     def check_discard(self, stage: str) -> None:
         """Raises UnsureError as `discard_from`, which deletes."""
@@ -179,7 +179,7 @@ class RunDir:
         and where a file was cut short.
         """
         folder = self.stage_path(stage)
-        manifest, started = folder / "manifest.json", folder / "started.json"
+        manifest, started = folder / artifacts.MANIFEST, folder / artifacts.STARTED
         if self.fresh == "always":
             for earlier_stage in STAGES[: STAGES.index(stage)]:  # nothing is discarded that could not be made again
                 if self.is_done(earlier_stage):
@@ -261,15 +261,15 @@ class RunDir:
             return None
         if stage != "generate":
             return earlier
-        facts = read_json(folder / "started.json", Started)["facts"]
+        facts = read_json(folder / artifacts.STARTED, Started)["facts"]
         if self.is_done(stage):
             for record in earlier["files"]:
                 if (folder / record["name"]).exists():  # what is missing is made anew
                     self._check_file(stage, record)
             facts = {**facts, GROWN_FROM: [*earlier.get(GROWN_FROM, ()), self.output_hash(stage)]}
         kept = {"fingerprint": fingerprint, "accepted": earlier["accepted"], "started": now(), "facts": facts}
-        write_json(folder / "started.json", kept)
-        (folder / "manifest.json").unlink(missing_ok=True)
+        write_json(folder / artifacts.STARTED, kept)
+        (folder / artifacts.MANIFEST).unlink(missing_ok=True)
         return kept
 
     def _is_other(self, folder: Path, earlier: dict[str, Any], fingerprint: dict[str, Any]) -> bool:
@@ -314,13 +314,13 @@ class RunDir:
         for folder in folders:
             _discard(folder)
         # what is made anew has another hash: the old manifest must not outlive a kill
-        started = stage.path / "started.json"
+        started = stage.path / artifacts.STARTED
         write_json(started, {**read_json(started, Started), "accepted": stage.accepted, **tries})
-        (stage.path / "manifest.json").unlink()
+        (stage.path / artifacts.MANIFEST).unlink()
 
     def _write_config(self, stage: str, config: Config) -> None:
         """Put the stage's sections into the run's config.yaml; those of earlier stages stay as they were run."""
-        path, new = self.path / "config.yaml", config.model_dump(mode="json")
+        path, new = self.path / artifacts.CONFIG, config.model_dump(mode="json")
         try:
             old = dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else new
         except (yaml.YAMLError, ValueError, TypeError):  # no YAML, not UTF-8, no mapping
@@ -367,12 +367,12 @@ class Stage:
 
     def remember(self, **facts: Any) -> None:
         """Keep facts that a later try could not find out again, until the manifest has them."""
-        started = read_json(self.path / "started.json", Started)
-        write_json(self.path / "started.json", {**started, "facts": {**self.facts(), **facts}})
+        started = read_json(self.path / artifacts.STARTED, Started)
+        write_json(self.path / artifacts.STARTED, {**started, "facts": {**self.facts(), **facts}})
 
     def facts(self) -> dict[str, Any]:
         """What was remembered, in this try or an earlier one."""
-        return read_json(self.path / "started.json", Started).get("facts", {})
+        return read_json(self.path / artifacts.STARTED, Started).get("facts", {})
 
     def elapsed_s(self) -> float:
         """What this try has taken so far, and what is known of those before it."""
@@ -381,7 +381,7 @@ class Stage:
     def finish(self, files: list[Path], counts: dict[str, Any], **facts: Any) -> None:
         """Write the manifest: the stage is complete."""
         write_json(
-            self.path / "manifest.json",
+            self.path / artifacts.MANIFEST,
             {
                 "schema_version": SCHEMA_VERSION,
                 "stage": self.name,
@@ -416,8 +416,8 @@ class Stage:
         self.path.rmdir()
         self.path = folder
         self.run._write_config(self.name, config)
-        started = read_json(folder / "started.json", Started)
-        write_json(folder / "started.json", {**started, "fingerprint": self.fingerprint})
+        started = read_json(folder / artifacts.STARTED, Started)
+        write_json(folder / artifacts.STARTED, {**started, "fingerprint": self.fingerprint})
         names = sorted([*kept, *added], key=lambda name: (not name.endswith(".parquet"), name))
         self.finish([folder / name for name in names], counts, **facts, **{GROWN_FROM: earlier_hashes})
 
@@ -548,7 +548,7 @@ def _discard(folder: Path) -> None:
 
 def _earlier(folder: Path) -> dict[str, Any] | None:
     """What an earlier try left: a manifest where it finished, else what it started with, or None."""
-    for name, shape in (("manifest.json", Manifest), ("started.json", Started)):
+    for name, shape in ((artifacts.MANIFEST, Manifest), (artifacts.STARTED, Started)):
         if (folder / name).exists():
             return read_json(folder / name, shape)
     return None
@@ -575,4 +575,6 @@ def _lost(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 def _is_whole(folder: Path) -> bool:
     """Whether a stage has its manifest, and every file that it names."""
-    return (folder / "manifest.json").exists() and not _lost(folder, read_json(folder / "manifest.json", Manifest))
+    return (folder / artifacts.MANIFEST).exists() and not _lost(
+        folder, read_json(folder / artifacts.MANIFEST, Manifest)
+    )

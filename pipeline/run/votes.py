@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
+from pipeline.run import artifacts
 from pipeline.run.files import fsync_folder, json_lines, read_committed, text_hash, user_disk_errors
 from pipeline.run.rundir import RunDir
 from pipeline.statistics.binomial import clopper_pearson, sign_test
@@ -108,7 +109,7 @@ def pairs(run_dir: RunDir) -> list[AnswerPair]:
     Raises UserError where evaluate has not finished, or is damaged.
     """
     run_dir.check_files("evaluate")
-    path = run_dir.stage_path("evaluate") / "samples.parquet"
+    path = run_dir.stage_path("evaluate") / artifacts.SAMPLES
     talks: dict[str, dict[int, dict[str, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
     for row in read_committed(path, COLUMNS).to_pylist() if path.is_file() else ():
         talks[row["item_id"]][row["turn"]][row["arm"]] = row

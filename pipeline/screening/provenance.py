@@ -7,6 +7,7 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.models import lookup
+from pipeline.run import artifacts
 from pipeline.run.rundir import RunDir
 from pipeline.screening import licences
 
@@ -140,7 +141,7 @@ def _licensed(who: str, licence: str | None, prompts: int | None, terms: str) ->
 
 def _config(run_dir: RunDir) -> dict[str, Any]:
     """The settings that the run was made with; none where they are gone."""
-    path = run_dir.path / "config.yaml"
+    path = run_dir.path / artifacts.CONFIG
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError):

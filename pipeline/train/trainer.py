@@ -26,6 +26,7 @@ from pipeline.console import progress, say
 from pipeline.errors import UserError
 from pipeline.models.adapters import lora_config
 from pipeline.models.forward import packed_attention
+from pipeline.run import artifacts
 from pipeline.run.files import json_lines, write_text
 from pipeline.train.batches import ITEM_COLUMNS, LengthGrouped, collate_items, items, sampler
 from pipeline.train.losses import Validation, token_losses, validation_measures
@@ -255,7 +256,7 @@ def fit(
     trainer = distillation_trainer(settings, model, tokenizer, answers, validation, arguments, teacher)
     if trainer.is_fsdp_enabled and settings.lora is not None:
         raise UserError("train.lora: adapters under FSDP are not supported; train them with DDP, or without train.lora")
-    trainer.add_callback(Progress(arm, folder / "metrics.jsonl"))
+    trainer.add_callback(Progress(arm, folder / artifacts.TRAIN_METRICS))
     trainer.remove_callback(PrinterCallback)  # Progress shows the same, on one line
     resumed = last_whole_checkpoint(checkpoints)
     result = trainer.train(resume_from_checkpoint=resumed)

@@ -273,8 +273,8 @@ class Learnt:
     def __init__(self, how: str = "mask", max_length: int = 2048) -> None:
         self._fingerprint = {"train.reasoning": how, "train.max_length": max_length}
 
-    def manifest(self, stage: str) -> dict[str, Any]:
-        return {"train": {"fingerprint": self._fingerprint}}[stage]
+    def fingerprint(self, stage: str) -> dict[str, Any]:
+        return {"train": self._fingerprint}[stage]
 
 
 def response(number: int, num_tokens: int = 60, **fields: Any) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def test_a_server_is_asked_what_it_is_before_it_adds_to_answers(answered: Answer
         server = plain.teacher.server.model_copy(update={"urls": ("http://127.0.0.1:9",)})
         return plain.model_copy(update={"teacher": plain.teacher.model_copy(update={"server": server})})
 
-    answered.monkeypatch.setattr(generate, "Server", Server)
+    answered.monkeypatch.setattr(generate, "TeacherServers", Server)
     answered.monkeypatch.setattr(generate, "open_teacher", lambda *_: QuickTeacher())
     run_dir = RunDir(config(1, 2).run_path)
     for numbers in ((1, 2), (1, 2)):  # the second time nothing is to do, and no server is asked

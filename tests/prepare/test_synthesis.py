@@ -88,7 +88,7 @@ class Grown:
         self, write: Writer = good, stop_after: int | None = None, held_out_frac: float = 0.3, **settings: Any
     ) -> Teacher:
         teacher = Teacher(self.tokenizer, write, stop_after)
-        self.monkeypatch.setattr(synthesis, "Served", lambda *_: teacher)
+        self.monkeypatch.setattr(synthesis, "ChildEngine", lambda *_: teacher)
         self.prepared.do(self.source, synthesis=self.settings(**settings), held_out_frac=held_out_frac)
         return teacher
 
@@ -420,7 +420,7 @@ def test_an_instruction_that_leaves_no_room_is_not_asked(grown: Grown) -> None:
     config = grown.settings(weights=only("evolve"), max_tokens=200, num_prompts=15)
     teacher = Teacher(grown.tokenizer, good, None)
     teacher.context_tokens = 700
-    grown.monkeypatch.setattr(synthesis, "Served", lambda *_: teacher)
+    grown.monkeypatch.setattr(synthesis, "ChildEngine", lambda *_: teacher)
     grown.prepared.do(grown.source, synthesis=config)
     reasons = {len(row["raw"]) == 0: row["reason"] for row in grown.drafts() if row["reason"]}
     assert reasons.get(True) == "no_room"
@@ -470,7 +470,7 @@ def screened_writer(leaked: dict[str, str]) -> Writer:
 def do_screened(grown: Grown, leaked: dict[str, str], stop_after: int | None = None, **sections: Any) -> Teacher:
     """`grown.do` with an evaluation set that holds ITEM."""
     teacher = Teacher(grown.tokenizer, screened_writer(leaked), stop_after)
-    grown.monkeypatch.setattr(synthesis, "Served", lambda *_: teacher)
+    grown.monkeypatch.setattr(synthesis, "ChildEngine", lambda *_: teacher)
     items = grown.prepared.lines({"prompt": ITEM}, name="items.jsonl")
     settings = {
         "synthesis": grown.settings(weights=only("self_instruct")),

@@ -24,20 +24,21 @@ from torch import Tensor
 from pipeline.evaluate.fidelity.calibration import Bins
 from pipeline.models.forward.forced import ForcedResponse, answer_states, batches, logprobs
 from pipeline.models.forward.head import head_of, input_device
+from pipeline.run import metrics
 from pipeline.statistics import FloatVector
 from pipeline.statistics.per_prompt import FloatMatrix, PerPrompt
 
 MEASURES = (
-    "forward_kl_nats",
-    "reverse_kl_nats",
-    "js_divergence_nats",
-    "top1_agreement_frac",
-    "top5_overlap_frac",
-    "acceptance_frac",
-    "nll_nats",
-    "brier_score",
-    "confidence_frac",
-    "accuracy_frac",
+    metrics.FORWARD_KL_NATS,
+    metrics.REVERSE_KL_NATS,
+    metrics.JS_DIVERGENCE_NATS,
+    metrics.TOP1_AGREEMENT_FRAC,
+    metrics.TOP5_OVERLAP_FRAC,
+    metrics.ACCEPTANCE_FRAC,
+    metrics.NLL_NATS,
+    metrics.BRIER_SCORE,
+    metrics.CONFIDENCE_FRAC,
+    metrics.ACCURACY_FRAC,
 )
 # What tokens are told apart by: the buckets' names, and where each begins.
 BUCKETS = {
@@ -68,7 +69,9 @@ class Sums:
             if bucket not in self._of:
                 self._of[bucket] = PerPrompt(len(sums_M))
             self._of[bucket].add(text.cluster, sums_M)
-        confidence_N, accuracy_N = (values_NM[:, MEASURES.index(name)] for name in ("confidence_frac", "accuracy_frac"))
+        confidence_N, accuracy_N = (
+            values_NM[:, MEASURES.index(name)] for name in (metrics.CONFIDENCE_FRAC, metrics.ACCURACY_FRAC)
+        )
         self.bins.add(text.cluster, confidence_N, accuracy_N)
         self.num_texts += 1
 

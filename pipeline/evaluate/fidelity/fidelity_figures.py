@@ -11,18 +11,19 @@ from pipeline.console import say
 from pipeline.evaluate import fidelity
 from pipeline.evaluate.fidelity import ALL, Bucket, Sums, calibration
 from pipeline.models.forward.forced import ForcedResponse
+from pipeline.run import metrics
 from pipeline.statistics import Figure
 from pipeline.statistics.per_prompt import FloatMatrix, intervals
 
 TEACHERS, CHAT, OWN = "fidelity", "fidelity_chat", "fidelity_own"
-BREAKDOWN_MEASURES = ("forward_kl_nats", "top1_agreement_frac", "acceptance_frac")
+BREAKDOWN_MEASURES = (metrics.FORWARD_KL_NATS, metrics.TOP1_AGREEMENT_FRAC, metrics.ACCEPTANCE_FRAC)
 BREAKDOWN_RESAMPLES = 1000  # hundreds of intervals, which are looked at, not tested
 EXPOSURE_MEASURES = (
-    "forward_kl_nats",
-    "reverse_kl_nats",
-    "js_divergence_nats",
-    "top1_agreement_frac",
-    "acceptance_frac",
+    metrics.FORWARD_KL_NATS,
+    metrics.REVERSE_KL_NATS,
+    metrics.JS_DIVERGENCE_NATS,
+    metrics.TOP1_AGREEMENT_FRAC,
+    metrics.ACCEPTANCE_FRAC,
 )
 ROUNDING = 1e-6  # of a mean over tokens, in float32
 
@@ -81,7 +82,7 @@ def figures(sums: Sums, settings: Evaluate) -> dict[str, Figure]:
         return np.column_stack([means_RM, calibration.ece_frac(totals_RC[:, num + 1 :])])
 
     found = intervals(of_totals, columns_PC, settings.bootstrap, settings.seed)
-    return dict(zip([*names, "ece_frac"], found, strict=True))
+    return dict(zip([*names, metrics.ECE_FRAC], found, strict=True))
 
 
 def breakdowns(sums: Sums, settings: Evaluate) -> dict[str, dict[str, dict[str, Figure]]]:

@@ -15,11 +15,12 @@ from pipeline.evaluate.judge.turns import Rows, pairs, replies
 from pipeline.judge import ask, cost_of
 from pipeline.judge.ledger import Ledger
 from pipeline.judge.questions import Asker, JudgedAnswer, JudgeRequest, Pair
+from pipeline.run import artifacts, metrics
 from pipeline.statistics import exact
 
 GRADED = ("teacher", "student", "sft_only")
 RIVALS = {"teacher": "the teacher's", "sft_only": "that of the student trained by cross-entropy alone"}
-VERDICTS = "verdicts.jsonl"
+VERDICTS = artifacts.VERDICTS
 
 
 @dataclass
@@ -122,7 +123,7 @@ def _grades(arm: str, graded: list[tuple[JudgedAnswer, JudgeRequest]], ledger: L
     given = [(reply.item_id, ledger.choice(question)) for reply, question in graded]
     found = {
         "grade": draws.mean((item_id, float(grade)) for item_id, grade in given if grade is not None),
-        "invalid_frac": draws.mean((item_id, float(grade is None)) for item_id, grade in given),
+        metrics.INVALID_FRAC: draws.mean((item_id, float(grade is None)) for item_id, grade in given),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -140,7 +141,7 @@ def _grade_difference(plan: _Plan, ledger: Ledger, draws: Clustered) -> Any:
 
 
 def _comparisons(rival: str, figures: Figures) -> Figures:
-    names = ("win_rate", "length_controlled_win_rate")
+    names = (metrics.WIN_RATE, metrics.LENGTH_CONTROLLED_WIN_RATE)
     return {f"judge_{name}_over_{rival}": figures[name] for name in names if name in figures}
 
 
@@ -160,13 +161,13 @@ def _sentences(judge: config.Judge, student: dict[str, Any], teacher: str) -> li
         found.append(f"The judge is of the teacher's family ({family}), and models tend to prefer their own kind.")
     for rival, whose in RIVALS.items():
         figures = student.get(f"over_{rival}", {})
-        if "win_rate" in figures:
+        if metrics.WIN_RATE in figures:
             found.append(_win_sentence(judge, whose, figures))
     return found
 
 
 def _win_sentence(judge: config.Judge, whose: str, figures: Figures) -> str:
-    raw, even = figures["win_rate"], figures["length_controlled_win_rate"]
+    raw, even = figures[metrics.WIN_RATE], figures[metrics.LENGTH_CONTROLLED_WIN_RATE]
     told = (
         f"Judged by {judge.model} in both orders, the student's answer is preferred to {whose} in {checks.percent(raw)}"
         f" of cases, ties counted half ({checks.percent(even)} at equal length; {counted(raw['num'], 'item')})"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pipeline.console import counted
 from pipeline.evaluate.judge.figures import Figures, Outcome, wilson
 from pipeline.judge.questions import JudgedAnswer, Pair
+from pipeline.run import metrics
 from pipeline.statistics import Figure
 
 MIN_SENTENCES = 3  # of an answer that is to be shuffled and halved
@@ -50,14 +51,14 @@ def figures(outcomes: dict[str, list[Outcome]]) -> Figures:
     found: Figures = {}
     first = [outcome.scores()[0] for outcome in outcomes.get(IDENTICAL, []) if outcome.is_valid]
     if first:
-        found["identical_first_place_score"] = wilson(sum(first), len(first))
+        found[metrics.IDENTICAL_FIRST_PLACE_SCORE] = wilson(sum(first), len(first))
     for name in MADE_WORSE:
         scores = [outcome.score() for outcome in outcomes.get(name, []) if outcome.is_valid]
         if scores:
             found[f"sound_over_{name}_frac"] = wilson(sum(scores), len(scores))
     verdicts = [choice for each in outcomes.values() for outcome in each for choice in outcome.choices]
     if verdicts:
-        found["invalid_frac"] = wilson(sum(choice is None for choice in verdicts), len(verdicts))
+        found[metrics.INVALID_FRAC] = wilson(sum(choice is None for choice in verdicts), len(verdicts))
     return found
 
 
@@ -74,19 +75,19 @@ def doubts(checks: Figures, compared: Figures) -> list[str]:
                 f"beside {what}, it prefers the sound answer in {percent(sound)} of {pairs} (the"
                 f" interval's low end must reach {MIN_SOUND:.0%})"
             )
-    same = checks.get("identical_first_place_score")
+    same = checks.get(metrics.IDENTICAL_FIRST_PLACE_SCORE)
     if same and _reach(same, 0.5) > MAX_LEAN:
         found.append(
             f"of two answers that are the same it gives {percent(same)} to the first (the interval must come within"
             f" {MAX_LEAN:.0%} of a half)"
         )
-    flips = compared.get("position_flip_frac")
+    flips = compared.get(metrics.POSITION_FLIP_FRAC)
     if flips and flips["low"] is not None and flips["low"] > MAX_FLIPS:
         found.append(
             f"in {percent(flips)} of pairs its verdict turns round with the order (the interval's low end may be"
             f" {MAX_FLIPS:.0%} at most)"
         )
-    invalid = [figure for figure in (checks.get("invalid_frac"), compared.get("invalid_frac")) if figure]
+    invalid = [figure for figure in (checks.get(metrics.INVALID_FRAC), compared.get(metrics.INVALID_FRAC)) if figure]
     worst = max(invalid, key=lambda figure: figure["value"], default=None)
     if worst and worst["value"] > MAX_INVALID:
         found.append(f"{percent(worst)} of its verdicts can't be read (at most {MAX_INVALID:.0%} may be so)")

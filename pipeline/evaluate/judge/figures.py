@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.judge.questions import Choice
+from pipeline.run import metrics
 from pipeline.statistics import Figure, ratio, resampled_weights
 
 Array = npt.NDArray[np.float64]
@@ -73,19 +74,19 @@ def compared(outcomes: list[Outcome], draws: Clustered) -> Figures:
     decided = [(o, choice, place) for o in valid for place, choice in enumerate(o.choices) if choice != "tie"]
     unequal = [(o, choice, place) for o, choice, place in decided if o.longer_by]
     found = {
-        "win_rate": draws.mean(scored),
-        "length_controlled_win_rate": length_controlled(valid, draws) if valid else None,
-        "won_frac": draws.mean((item, float(score > 0.5)) for item, score in scored),
-        "tied_frac": draws.mean((item, float(score == 0.5)) for item, score in scored),
-        "lost_frac": draws.mean((item, float(score < 0.5)) for item, score in scored),
-        "position_flip_frac": draws.mean((o.item_id, float({*o.scores()} == {0.0, 1.0})) for o in valid),
-        "first_place_frac": draws.mean((o.item_id, float(choice == "A")) for o, choice, _ in decided),
-        "longer_preferred_frac": draws.mean(
+        metrics.WIN_RATE: draws.mean(scored),
+        metrics.LENGTH_CONTROLLED_WIN_RATE: length_controlled(valid, draws) if valid else None,
+        metrics.WON_FRAC: draws.mean((item, float(score > 0.5)) for item, score in scored),
+        metrics.TIED_FRAC: draws.mean((item, float(score == 0.5)) for item, score in scored),
+        metrics.LOST_FRAC: draws.mean((item, float(score < 0.5)) for item, score in scored),
+        metrics.POSITION_FLIP_FRAC: draws.mean((o.item_id, float({*o.scores()} == {0.0, 1.0})) for o in valid),
+        metrics.FIRST_PLACE_FRAC: draws.mean((o.item_id, float(choice == "A")) for o, choice, _ in decided),
+        metrics.LONGER_PREFERRED_FRAC: draws.mean(
             # the first answer is A in the order 0, B in the order 1
             (o.item_id, float((o.longer_by > 0) == (choice == "AB"[place])))
             for o, choice, place in unequal
         ),
-        "invalid_frac": draws.mean((o.item_id, float(choice is None)) for o in outcomes for choice in o.choices),
+        metrics.INVALID_FRAC: draws.mean((o.item_id, float(choice is None)) for o in outcomes for choice in o.choices),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -101,7 +102,7 @@ def by_category(outcomes: list[Outcome], draws: Clustered) -> dict[str, Figures]
     for category, figure in zip(categories, even, strict=True):
         raw = draws.mean((o.item_id, o.score()) for o in valid if o.category == category)
         assert raw is not None  # noqa: S101 - a category is one of a pair
-        found[category] = {"win_rate": raw, "length_controlled_win_rate": figure}
+        found[category] = {metrics.WIN_RATE: raw, metrics.LENGTH_CONTROLLED_WIN_RATE: figure}
     return found
 
 

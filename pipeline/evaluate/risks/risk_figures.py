@@ -8,23 +8,28 @@ from pipeline import statistics
 from pipeline.config import Evaluate
 from pipeline.console import counted
 from pipeline.evaluate.risks.memorization import OPENING_TOKENS, RECITED_TOKENS
+from pipeline.run import metrics
 from pipeline.statistics import SIGNIFICANCE, Figure, FloatVector
 
 Scores = dict[str, dict[str, float]]  # by measure, by item
 Figures = dict[str, Figure]
-TRAINED, HELD_OUT, EXCESS = "verbatim_train_tokens", "verbatim_held_out_tokens", "verbatim_excess_tokens"
+TRAINED, HELD_OUT, EXCESS = (
+    metrics.VERBATIM_TRAIN_TOKENS,
+    metrics.VERBATIM_HELD_OUT_TOKENS,
+    metrics.VERBATIM_EXCESS_TOKENS,
+)
 MIN_OPENINGS = 10  # of each split: of fewer, neither an interval nor a test is to be trusted
 RATES = {  # what each share counts, in words
-    "hallucination_frac": "asserts an answer where nobody knows one",
-    "premise_accepted_frac": "goes along with a false premise",
-    "over_refusal_frac": "refuses what is harmless",
-    "injection_followed_frac": "obeys quoted text",
-    "pair_refusal_gap_frac": "refuses for one of two groups alone",
+    metrics.HALLUCINATION_FRAC: "asserts an answer where nobody knows one",
+    metrics.PREMISE_ACCEPTED_FRAC: "goes along with a false premise",
+    metrics.OVER_REFUSAL_FRAC: "refuses what is harmless",
+    metrics.INJECTION_FOLLOWED_FRAC: "obeys quoted text",
+    metrics.PAIR_REFUSAL_GAP_FRAC: "refuses for one of two groups alone",
 }
 GAPS = {
-    "pair_length_gap_frac": "the difference in length of a pair's answers",
-    "pair_valence_gap": "the difference in kindness between them",
-    "pair_valence_shift": "kindness to the first group",
+    metrics.PAIR_LENGTH_GAP_FRAC: "the difference in length of a pair's answers",
+    metrics.PAIR_VALENCE_GAP: "the difference in kindness between them",
+    metrics.PAIR_VALENCE_SHIFT: "kindness to the first group",
 }
 MEASURES = (*RATES, *GAPS, TRAINED, HELD_OUT)
 

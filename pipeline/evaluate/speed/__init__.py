@@ -7,12 +7,18 @@ import pyarrow as pa
 from pipeline.config import Evaluate
 from pipeline.inference.child_engine import ChildEngine
 from pipeline.machine import meters
+from pipeline.run import metrics
 from pipeline.statistics import Figure, exact, repeated
 
-THROUGHPUT = "output_tokens_per_s"  # at the most requests at once; what arms are compared by
-FIRST_TOKEN, NEXT_TOKEN = "first_token_s", "time_per_token_s"
-CPU_ENERGY, GPU_ENERGY = "cpu_energy_j_per_token", "gpu_energy_j_per_token"
-LOAD, PEAK_RSS, GPU_MEMORY, GPUS = "load_s", "peak_rss_bytes", "gpu_memory_bytes", "num_gpus"
+THROUGHPUT = metrics.OUTPUT_TOKENS_PER_S  # at the most requests at once; what arms are compared by
+FIRST_TOKEN, NEXT_TOKEN = metrics.FIRST_TOKEN_S, metrics.TIME_PER_TOKEN_S
+CPU_ENERGY, GPU_ENERGY = metrics.CPU_ENERGY_J_PER_TOKEN, metrics.GPU_ENERGY_J_PER_TOKEN
+LOAD, PEAK_RSS, GPU_MEMORY, GPUS = (
+    metrics.LOAD_S,
+    metrics.PEAK_RSS_BYTES,
+    metrics.GPU_MEMORY_BYTES,
+    "num_gpus",
+)
 
 Round = dict[str, float | None]  # None: the machine does not tell
 
@@ -120,7 +126,7 @@ def _batch(arm: ChildEngine, prompts: list[list[int]], output_tokens: int, timed
         tokens_per_s=num_tokens / reply["elapsed_s"],
         cpu_j_per_token=None if cpu_j is None else cpu_j / num_tokens,
         gpu_j_per_token=None if gpu_j is None else gpu_j / num_tokens,
-        first_token_s=answers[0]["first_token_s"],
+        first_token_s=answers[0][metrics.FIRST_TOKEN_S],
         total_s=answers[0]["total_s"],
         num_tokens=num_tokens,
     )

@@ -8,13 +8,18 @@ from pipeline.evaluate import speed
 from pipeline.evaluate.speed import Round
 from pipeline.machine import hardware
 from pipeline.models import lookup
+from pipeline.run import metrics
 from pipeline.run.rundir import RunDir, Stage
 from pipeline.statistics import Figure, exact, repeated
 
 MADE_BY = ("prepare", "generate", "filter", "train")  # evaluate's own time is added as it stands
-PER_MILLION = "cost_per_million_output_tokens"
-MACHINE_GPUS = "machine_gpus"
-DISTILLATION, SPENT, BREAK_EVEN = "distillation_s", "distillation_cost", "break_even_output_tokens"
+PER_MILLION = metrics.COST_PER_MILLION_OUTPUT_TOKENS
+MACHINE_GPUS = metrics.MACHINE_GPUS
+DISTILLATION, SPENT, BREAK_EVEN = (
+    metrics.DISTILLATION_S,
+    "distillation_cost",
+    metrics.BREAK_EVEN_OUTPUT_TOKENS,
+)
 
 
 def machine_gpus(rounds: Iterable[list[Round]]) -> int:
@@ -88,7 +93,10 @@ def break_even(spent_s: float, student: list[float], teacher: list[float], toget
 def size(folder: Path) -> dict[str, Figure]:
     """Parameters, shared ones once, and bytes of the weights on disk."""
     model = lookup.Model(folder.name, folder)
-    return {"num_parameters": exact(model.num_parameters()), "weights_bytes": exact(model.weights_bytes())}
+    return {
+        metrics.NUM_PARAMETERS: exact(model.num_parameters()),
+        metrics.WEIGHTS_BYTES: exact(model.weights_bytes()),
+    }
 
 
 def sentence(arms: dict[str, dict[str, dict[str, Figure | None]]], compared: Mapping[str, Figure | None]) -> str:

@@ -12,6 +12,7 @@ from pipeline import statistics
 from pipeline.eval_sets import checkers
 from pipeline.eval_sets.task_set import Check, TaskItem
 from pipeline.evaluate.tasks.overlap import chrf, rouge_l
+from pipeline.run import metrics
 from pipeline.statistics import Figure, FloatVector
 
 OTHERS = ("teacher", "sft_only", "untrained", "other")
@@ -69,11 +70,11 @@ def figures(scored: list[Score], resamples: int, seed: int) -> dict[str, Figure]
     passed = _passes(scored)
     categories = np.array([each.category for each in scored])
     measured = {
-        "task_pass_frac": passed,
-        "task_loose_pass_frac": np.array([all(each.passed_loosely) for each in scored], np.float64),
-        "task_check_frac": np.array([np.mean(each.passed) for each in scored], np.float64),
-        "task_rouge_l": np.array([each.rouge_l for each in scored if each.rouge_l is not None], np.float64),
-        "task_chrf": np.array([each.chrf for each in scored if each.chrf is not None], np.float64),
+        metrics.TASK_PASS_FRAC: passed,
+        metrics.TASK_LOOSE_PASS_FRAC: np.array([all(each.passed_loosely) for each in scored], np.float64),
+        metrics.TASK_CHECK_FRAC: np.array([np.mean(each.passed) for each in scored], np.float64),
+        metrics.TASK_ROUGE_L: np.array([each.rouge_l for each in scored if each.rouge_l is not None], np.float64),
+        metrics.TASK_CHRF: np.array([each.chrf for each in scored if each.chrf is not None], np.float64),
         **{f"task_{name}_pass_frac": passed[categories == name] for name in dict.fromkeys(categories.tolist())},
     }
     return {name: statistics.mean(values, resamples, seed) for name, values in measured.items() if len(values)}
@@ -86,9 +87,9 @@ def comparisons(scored: dict[str, list[Score]], resamples: int, seed: int) -> di
     """
     passed = {arm: _passes(each) for arm, each in scored.items()}
     student, teacher = passed["student"], passed["teacher"]
-    compared = {"retained_quality": statistics.defined_ratio(student, teacher, resamples, seed)}
+    compared = {metrics.RETAINED_QUALITY: statistics.defined_ratio(student, teacher, resamples, seed)}
     if "untrained" in passed:
-        compared["gap_closed"] = statistics.gap_closed(student, passed["untrained"], teacher, resamples, seed)
+        compared[metrics.GAP_CLOSED] = statistics.gap_closed(student, passed["untrained"], teacher, resamples, seed)
     tests: dict[str, Figure] = {}
     others = [arm for arm in OTHERS if arm in passed]
     for other in others:

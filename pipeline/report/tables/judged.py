@@ -5,24 +5,25 @@ from typing import Any
 
 from pipeline.console import counted
 from pipeline.report.figures import ARM_NAMES, NONE, Cell, cell, percent, present_arms, whole
+from pipeline.run import metrics
 
 Row = dict[str, Any]
 RIVALS = {"over_teacher": "the teacher's", "over_sft_only": "the SFT-only student's"}
 WINS = {
-    "win_rate": "Preferred, ties counted half",
-    "length_controlled_win_rate": "The same at equal length",
-    "won_frac": "Won",
-    "tied_frac": "Tied",
-    "lost_frac": "Lost",
+    metrics.WIN_RATE: "Preferred, ties counted half",
+    metrics.LENGTH_CONTROLLED_WIN_RATE: "The same at equal length",
+    metrics.WON_FRAC: "Won",
+    metrics.TIED_FRAC: "Tied",
+    metrics.LOST_FRAC: "Lost",
 }
 LEANINGS = {
-    "position_flip_frac": "Turns round with the order",
-    "first_place_frac": "Prefers the first place",
-    "longer_preferred_frac": "Prefers the longer",
-    "invalid_frac": "Can't be read",
+    metrics.POSITION_FLIP_FRAC: "Turns round with the order",
+    metrics.FIRST_PLACE_FRAC: "Prefers the first place",
+    metrics.LONGER_PREFERRED_FRAC: "Prefers the longer",
+    metrics.INVALID_FRAC: "Can't be read",
 }
 CHECKS = {  # what it is shown, and what a judge that can be believed makes of it
-    "identical_first_place_score": ("The same answer twice: what the first place is given", "50 %"),
+    metrics.IDENTICAL_FIRST_PLACE_SCORE: ("The same answer twice: what the first place is given", "50 %"),
     "sound_over_cut_frac": (
         "A sound answer beside itself, shuffled and half gone: the sound one is preferred",
         "100 %",
@@ -31,7 +32,7 @@ CHECKS = {  # what it is shown, and what a judge that can be believed makes of i
         "A sound answer beside a longer one to another question: the sound one is preferred",
         "100 %",
     ),
-    "invalid_frac": ("Verdicts that can't be read", "0 %"),
+    metrics.INVALID_FRAC: ("Verdicts that can't be read", "0 %"),
 }
 
 
@@ -80,7 +81,13 @@ def _checks(checks: Row) -> JudgedTable:
 
 def _by_rival(caption: str, head: str, columns: dict[str, str], judged: Row) -> JudgedTable:
     rows = [
-        (whose, [*(cell(judged[over].get(name), percent) for name in columns), _num(judged[over].get("invalid_frac"))])
+        (
+            whose,
+            [
+                *(cell(judged[over].get(name), percent) for name in columns),
+                _num(judged[over].get(metrics.INVALID_FRAC)),
+            ],
+        )
         for over, whose in RIVALS.items()
         if over in judged
     ]
@@ -89,21 +96,24 @@ def _by_rival(caption: str, head: str, columns: dict[str, str], judged: Row) -> 
 
 def _categories(judged: Row) -> JudgedTable:
     overs = [over for over in RIVALS if judged.get(f"{over}_by_category")]
-    names = ("win_rate", "length_controlled_win_rate")
+    names = (metrics.WIN_RATE, metrics.LENGTH_CONTROLLED_WIN_RATE)
     head = [f"Beside {RIVALS[over]}{extra}" for over in overs for extra in ("", ", at equal length")]
     categories = dict.fromkeys(category for over in overs for category in judged[f"{over}_by_category"])
     rows = []
     for category in categories:
         of = [judged[f"{over}_by_category"].get(category, {}) for over in overs]
         cells = [cell(figures.get(name), percent) for figures in of for name in names]
-        rows.append((category, [*cells, _num(of[0].get("win_rate"))]))
+        rows.append((category, [*cells, _num(of[0].get(metrics.WIN_RATE))]))
     return JudgedTable("How often the student's answer is preferred, by category", ["Category", *head, "Items"], rows)
 
 
 def _grades(arms: Row) -> JudgedTable:
     graded = {arm: arms[arm].get("judge", {}) for arm in present_arms(arms)}
     rows = [
-        (ARM_NAMES[arm], [cell(of["grade"], "{:.2f}".format), cell(of.get("invalid_frac"), percent), _num(of["grade"])])
+        (
+            ARM_NAMES[arm],
+            [cell(of["grade"], "{:.2f}".format), cell(of.get(metrics.INVALID_FRAC), percent), _num(of["grade"])],
+        )
         for arm, of in graded.items()
         if "grade" in of
     ]

@@ -5,23 +5,24 @@ from typing import Any
 
 from pipeline.report import figures
 from pipeline.report.figures import Column, Table, percent
+from pipeline.run import metrics
 
 SHARES = {  # measure: label, of what
-    "hallucination_frac": ("Made up", "of unanswerable questions"),
-    "premise_accepted_frac": ("Premise accepted", "of false premises"),
-    "over_refusal_frac": ("Refused", "of harmless requests"),
-    "injection_followed_frac": ("Obeyed", "of texts that give orders"),
+    metrics.HALLUCINATION_FRAC: ("Made up", "of unanswerable questions"),
+    metrics.PREMISE_ACCEPTED_FRAC: ("Premise accepted", "of false premises"),
+    metrics.OVER_REFUSAL_FRAC: ("Refused", "of harmless requests"),
+    metrics.INJECTION_FOLLOWED_FRAC: ("Obeyed", "of texts that give orders"),
 }
 PAIRS = [
-    Column("risks", "pair_refusal_gap_frac", "One alone refused", "of pairs", percent, "lower"),
-    Column("risks", "pair_length_gap_frac", "Length differs", "of the longer", percent, "lower"),
-    Column("risks", "pair_valence_gap", "Kindness differs", "words in a hundred", figures.tokens, "lower"),
-    Column("risks", "pair_valence_shift", "Kinder to the first", "words in a hundred", figures.tokens),
+    Column("risks", metrics.PAIR_REFUSAL_GAP_FRAC, "One alone refused", "of pairs", percent, "lower"),
+    Column("risks", metrics.PAIR_LENGTH_GAP_FRAC, "Length differs", "of the longer", percent, "lower"),
+    Column("risks", metrics.PAIR_VALENCE_GAP, "Kindness differs", "words in a hundred", figures.tokens, "lower"),
+    Column("risks", metrics.PAIR_VALENCE_SHIFT, "Kinder to the first", "words in a hundred", figures.tokens),
 ]
 RECITED = [
-    Column("risks", "verbatim_train_tokens", "Trained on", "tokens verbatim", figures.tokens),
-    Column("risks", "verbatim_held_out_tokens", "Held out", "tokens verbatim", figures.tokens),
-    Column("risks", "verbatim_excess_tokens", "More", "tokens", figures.tokens, "lower"),
+    Column("risks", metrics.VERBATIM_TRAIN_TOKENS, "Trained on", "tokens verbatim", figures.tokens),
+    Column("risks", metrics.VERBATIM_HELD_OUT_TOKENS, "Held out", "tokens verbatim", figures.tokens),
+    Column("risks", metrics.VERBATIM_EXCESS_TOKENS, "More", "tokens", figures.tokens, "lower"),
     Column("risks", "verbatim_excess_tokens_difference", "Beyond the teacher's", "tokens", figures.tokens, "lower"),
 ]
 NOTE = "95 % bootstrap interval over {num} {what}."

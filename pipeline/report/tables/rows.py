@@ -7,6 +7,7 @@ from pipeline.report import figures
 from pipeline.report.figures import ARM_NAMES, Cell, present_arms, whole
 from pipeline.report.tables import decided
 from pipeline.report.tables.judged import JudgedTable
+from pipeline.run import artifacts, metrics
 from pipeline.run.files import json_lines, read_committed
 from pipeline.run.rundir import RunDir
 
@@ -14,17 +15,17 @@ Row = dict[str, Any]
 MAX_ROWS = 300  # of one kind on the page
 QUESTION_CHARS, REPLY_CHARS = 110, 160
 PLACES = {  # file of evaluate's folder: where the page shows its rows
-    "fidelity.parquet": "rows-fidelity",
-    "tasks.parquet": "rows-tasks",
-    "speed.parquet": "rows-speed",
-    "risks.parquet": "rows-risks",
-    "verdicts.jsonl": "rows-verdicts",
-    "samples.parquet": "answers",
+    artifacts.FIDELITY: "rows-fidelity",
+    artifacts.TASKS: "rows-tasks",
+    artifacts.SPEED: "rows-speed",
+    artifacts.RISKS: "rows-risks",
+    artifacts.VERDICTS: "rows-verdicts",
+    artifacts.SAMPLES: "answers",
 }
 SPEED = {
-    "output_tokens_per_s": "Tokens/s, most at once",
-    "first_token_s": "First token, s",
-    "time_per_token_s": "Each further token, s",
+    metrics.OUTPUT_TOKENS_PER_S: "Tokens/s, most at once",
+    metrics.FIRST_TOKEN_S: "First token, s",
+    metrics.TIME_PER_TOKEN_S: "Each further token, s",
 }
 ANSWER_COLUMNS = ["item_id", "category", "turn", "arm", "question", "answer", "finish_reason", "num_tokens"]
 
@@ -43,14 +44,14 @@ def answers(run_dir: RunDir) -> list[tuple[str, str, list[Row]]]:
 
 def _fidelity(run_dir: RunDir, arms: list[str]) -> tuple[str, str, JudgedTable] | None:
     """Forward KL of each arm, held-out prompt by prompt: those where the student is farthest first."""
-    name = "fidelity.parquet"
-    measured = _read(run_dir, name, ["section", "arm", "cluster", "num_tokens", "forward_kl_nats"])
+    name = artifacts.FIDELITY
+    measured = _read(run_dir, name, ["section", "arm", "cluster", "num_tokens", metrics.FORWARD_KL_NATS])
     if measured is None:
         return None
     by_prompt: dict[str, Row] = {}
     for row in (row for row in measured if row["section"] == "fidelity"):
         of = by_prompt.setdefault(row["cluster"], {"num_tokens": row["num_tokens"]})
-        of[row["arm"]] = row["forward_kl_nats"]
+        of[row["arm"]] = row[metrics.FORWARD_KL_NATS]
     order = sorted(by_prompt, key=lambda cluster: -by_prompt[cluster].get("student", 0))
     shown = order[:MAX_ROWS]
     asked = decided.questions(run_dir, set(shown), "conversation_id", QUESTION_CHARS)
@@ -75,7 +76,7 @@ def _fidelity(run_dir: RunDir, arms: list[str]) -> tuple[str, str, JudgedTable] 
 
 def _speed(run_dir: RunDir) -> tuple[str, str, JudgedTable] | None:
     """Throughput and latency of each arm, round by round."""
-    name = "speed.parquet"
+    name = artifacts.SPEED
     measured = _read(run_dir, name, ["arm", "round", *SPEED])
     if measured is None:
         return None
@@ -92,7 +93,7 @@ def _speed(run_dir: RunDir) -> tuple[str, str, JudgedTable] | None:
 
 def _verdicts(run_dir: RunDir) -> tuple[str, str, JudgedTable] | None:
     """What the judge said, in the order in which it was asked."""
-    name = "verdicts.jsonl"
+    name = artifacts.VERDICTS
     path = run_dir.stage_path("evaluate") / name
     if not path.is_file():
         return None
@@ -118,7 +119,7 @@ def _verdicts(run_dir: RunDir) -> tuple[str, str, JudgedTable] | None:
 
 
 def _tasks(run_dir: RunDir) -> tuple[str, str, list[Row]] | None:
-    name = "tasks.parquet"
+    name = artifacts.TASKS
     given = _read(run_dir, name, [*ANSWER_COLUMNS, "checks"])
     if given is None:
         return None
@@ -131,7 +132,7 @@ def _tasks(run_dir: RunDir) -> tuple[str, str, list[Row]] | None:
 
 def _probes(run_dir: RunDir) -> tuple[str, str, list[Row]] | None:
     """Without the openings of answers, which are text that was trained on."""
-    name = "risks.parquet"
+    name = artifacts.RISKS
     given = _read(run_dir, name, [*ANSWER_COLUMNS, "score"])
     if given is None:
         return None

@@ -5,21 +5,32 @@ from typing import Any
 
 from pipeline.report import figures
 from pipeline.report.figures import Column, Table
+from pipeline.run import metrics
 
 PREFIX = "output_tokens_per_s_at_"
 TAKES = [
     *figures.SIZE,
     Column("cost", "num_gpus", "GPUs", "served on", figures.whole),
-    Column("cost", "load_s", "Load", "s, to the first question", figures.tokens, "lower"),
+    Column("cost", metrics.LOAD_S, "Load", "s, to the first question", figures.tokens, "lower"),
     Column(
-        "cost", "peak_rss_bytes", "Peak memory", "of its processes", lambda value: figures.scaled(value, "B"), "lower"
+        "cost",
+        metrics.PEAK_RSS_BYTES,
+        "Peak memory",
+        "of its processes",
+        lambda value: figures.scaled(value, "B"),
+        "lower",
     ),
     Column(
-        "cost", "gpu_memory_bytes", "GPU memory", "cache included", lambda value: figures.scaled(value, "B"), "lower"
+        "cost",
+        metrics.GPU_MEMORY_BYTES,
+        "GPU memory",
+        "cache included",
+        lambda value: figures.scaled(value, "B"),
+        "lower",
     ),
-    Column("cost", "cpu_energy_j_per_token", "Energy, CPU", "J a token", figures.nats, "lower"),
-    Column("cost", "gpu_energy_j_per_token", "Energy, GPU", "J a token", figures.nats, "lower"),
-    Column("cost", "cost_per_million_output_tokens", "Cost", "a million output tokens", figures.nats, "lower"),
+    Column("cost", metrics.CPU_ENERGY_J_PER_TOKEN, "Energy, CPU", "J a token", figures.nats, "lower"),
+    Column("cost", metrics.GPU_ENERGY_J_PER_TOKEN, "Energy, GPU", "J a token", figures.nats, "lower"),
+    Column("cost", metrics.COST_PER_MILLION_OUTPUT_TOKENS, "Cost", "a million output tokens", figures.nats, "lower"),
 ]
 NOTE = "– this machine does not tell, or no price was given. Memory has the cache that vLLM reserves by what is free."
 
