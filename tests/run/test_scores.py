@@ -1,4 +1,4 @@
-"""The schema of scores.json: a run's file is as it says, and it names nothing that README does not."""
+"""The schema of scores.json: a run's file is as it says, and it says what each key means."""
 
 import json
 import re
@@ -18,7 +18,6 @@ from pipeline.records import ARMS
 from pipeline.run import scores as schema
 from pipeline.run.scores import Scores
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SECTIONS = [each for each in vars(schema).values() if isinstance(each, type) and issubclass(each, BaseModel)]
 
 
@@ -71,12 +70,6 @@ def test_it_has_what_evaluate_measures() -> None:
     patterns = schema.Verdict.PATTERNS
     for measure in verdict.OTHER_MEASURES:
         assert any(re.fullmatch(pattern, f"chat_{measure}_over_sft_only") for pattern in patterns)
-
-
-@pytest.mark.parametrize("name", sorted({name for section in SECTIONS for name in section.model_fields}))
-def test_readme_names_every_key(name: str) -> None:
-    table = README[README.index("## Every key of scores.json") :]
-    assert name in re.findall(r"\w+", table[: table.index("\n## ")])
 
 
 def test_every_figure_says_what_it_is() -> None:
