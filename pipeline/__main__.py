@@ -5,13 +5,13 @@ from pipeline.cli import interrupt
 
 def main() -> None:
     """Entry point: ctrl-C is one line and exit code 130 while the verbs are imported, too."""
-    with interrupt.quiet("stopped; the same command goes on from what is committed"):
+    with interrupt.quiet("stopped; run the same command to resume"):
         from pipeline import quiet
 
         quiet.libraries()
-        from pipeline.cli import verbs
+        from pipeline.cli import app
 
-        verbs.main()
+        app.main()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What people see while a stage works: lines on standard error, and a progress bar with rate and time left."""
 
+import os
 import time
+import traceback
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,10 +41,13 @@ def counted(num: int | str, noun: str) -> str:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """A user's mistake is one line and exit code 2."""
+    """A user's mistake is one line and exit code 2; RETORT_DEBUG=1 shows the traceback above it, causes included."""
     try:
         yield
     except UserError as error:
+        if os.environ.get("RETORT_DEBUG", "0") not in ("", "0"):
+            error.__suppress_context__ = False
+            traceback.print_exception(error)
         console.print(Text.assemble(("error: ", "bold red"), escaped(str(error))), soft_wrap=True)
         raise SystemExit(2) from None
 

@@ -6,9 +6,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
 from pipeline import config as config_module
-from pipeline.cli.verbs import app
+from pipeline.cli.app import app
 from pipeline.records import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -19,8 +20,7 @@ PAGES = {
 }
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 ROOMS = sorted({path.parent for path in ROOT.glob("pipeline/*/*.py")} - {ROOT / "pipeline/data"})
-VERBS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-VERBS |= {group.name for group in app.registered_groups if group.name}
+VERBS = set(vars(typer.main.get_command(app))["commands"])
 TEACHES = ("bash", "json", "jsonl", "yaml", "jinja", "python", "")
 
 

@@ -7,7 +7,7 @@ for. A teacher's server may still be starting, and generate waits for it: if non
 import os
 from pathlib import Path
 
-from pipeline import config as config_module
+from pipeline.cli import named_files
 from pipeline.config import Config, Grader, output_settings
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -17,7 +17,7 @@ from pipeline.run.rundir import RunDir
 
 def check(config: Config, run_dir: RunDir) -> None:
     """Raises UserError for the first mistake. Servers that only finished stages needed are not asked."""
-    config_module.check_files(config)
+    named_files.check(config)
     lookup.check_settings(config)
     if _is_needed("evaluate", run_dir) or _has_changed(config, run_dir):
         _check_harness(config)

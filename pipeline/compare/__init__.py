@@ -27,7 +27,7 @@ def run(run_dir: RunDir, port: int, seed: int) -> None:
         say(f"{votes.votes_path(run_dir)}: {num_unreadable} lines can't be read, and count as no votes")
     with _listening(port) as listener:
         say(f"open in a browser on this machine: http://{HOST}:{listener.getsockname()[1]}/{key}/")
-        say(f"every vote is saved at once to {votes.votes_path(run_dir)}; ctrl-C stops, the same command goes on")
+        say(f"every vote is saved at once to {votes.votes_path(run_dir)}; ctrl-C stops; run the same command to resume")
         settings = uvicorn.Config(
             app,
             log_level="warning",

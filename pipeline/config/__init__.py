@@ -5,7 +5,6 @@ stage's fingerprint, and can be changed while a run is under way.
 """
 
 import contextlib
-import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from pipeline.config.data import (
     EvaluationSet,
     Generate,
     NearDuplicates,
-    Origin,
     Prepare,
     Source,
     Synthesis,
@@ -44,12 +42,9 @@ from pipeline.config.judge import Grader, Judge
 from pipeline.config.models import Server, Student, Teacher, layer_indices
 from pipeline.config.section import EngineArgs, Fraction, Limit, Positive, Section, matching, runtime
 from pipeline.config.training import Divergence, Lora, Tracker, Train, check_counts
-from pipeline.corpora import containers
 from pipeline.data import shipped
 from pipeline.errors import UserError
-from pipeline.eval_sets import chat_set, probe_set, task_set
 from pipeline.run import artifacts
-from pipeline.text import prompt_templates
 
 __all__ = [
     "METHODS",
@@ -91,7 +86,6 @@ __all__ = [
     "Train",
     "Weights",
     "check_counts",
-    "check_files",
     "dump",
     "dump_explained",
     "dump_plain",
@@ -324,53 +318,3 @@ def fields(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[st
             yield from fields(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
-
-
-def check_files(config: Config) -> None:
-    """Raises UserError for a source or tracker that the config names and that is not there, a template that is
-    malformed, or layers that are no list.
-
-    So that a mistake about a late stage is found before the first.
-    """
-    origins: dict[str, tuple[Origin, ...]] = {
-        "prepare.sources": config.prepare.sources,
-        "prepare.decontaminate": config.prepare.decontaminate,
-        "filter.decontaminate": config.filter.decontaminate,
-    }
-    for setting, path in [(setting, each.path) for setting, given in origins.items() for each in given if each.path]:
-        try:
-            containers.files(path)
-        except UserError as error:
-            raise UserError(f"{error} ({setting})") from None
-    for source in config.prepare.sources:
-        if source.template:
-            prompt_templates.load(source.template, "prepare.sources")
-    first = config.filter.learnability.student
-    if first and (first.startswith((".", "/", "~")) or first.count("/") > 1) and not Path(first).expanduser().is_dir():
-        raise UserError(f"{first}: no such folder (filter.learnability.student); paths are from where you stand")
-    words = config.safety.words
-    if words and words != "shipped" and not Path(words).is_file():
-        raise UserError(f"{words}: no such word list (safety.words; `shipped` is Retort's own, null for none)")
-    for path in synthesis_files(config.prepare.synthesis):
-        if path.endswith(".jinja"):
-            prompt_templates.load(path, "prepare.synthesis.templates")
-    if config.evaluate.chat_set:
-        chat_set.load(Path(config.evaluate.chat_set), None)
-    for judge in (config.filter.selection.judge, config.evaluate.judge):
-        for name in judge.kinds if judge.url else ():
-            if not shipped.find(path := Path(judge.templates) / f"{name}.jinja").is_file():
-                raise UserError(f"{path}: no such template ({judge.place}.templates)")
-            prompt_templates.load(path, f"{judge.place}.templates")
-    if config.evaluate.tasks.path:
-        task_set.load(Path(config.evaluate.tasks.path), None)
-    if config.evaluate.risks.path:
-        probe_set.load(Path(config.evaluate.risks.path), None)
-    for tracker in config.train.report_to:
-        if importlib.util.find_spec(tracker) is None:
-            raise UserError(f"train.report_to: {tracker} is not installed: pip install {tracker}")
-    if config.train.lora and config.train.lora.bits and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("train.lora.bits: bitsandbytes is not installed: pip install bitsandbytes")
-    config.privacy.presidio.check_installed()
-    check_counts(config.train, config.generate.support)
-    if config.student.keep_layers is not None:
-        layer_indices(config.student.keep_layers)

@@ -209,9 +209,7 @@ def _step(engine: Any) -> list[Any]:
     try:
         return engine.step()
     except EngineDeadError:
-        raise UserError(
-            "vLLM's engine process died (see its messages above); the same command goes on from what is committed"
-        ) from None
+        raise UserError("vLLM's engine process died (see its messages above); run the same command to resume") from None
 
 
 def check_engine_args(engine_args: dict[str, Any]) -> None:

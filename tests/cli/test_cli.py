@@ -15,7 +15,8 @@ import pytest
 from support.fabricated_run import make
 from typer.testing import CliRunner
 
-from pipeline.cli import interrupt, verbs
+from pipeline.cli import app as cli_app
+from pipeline.cli import interrupt, stages, verbs
 from pipeline.cli.stage import StageOrder
 from pipeline.config import Config, validate
 from pipeline.errors import UserError
@@ -46,14 +47,14 @@ def error_line(*arguments: str | Path) -> str:
 
 def invoke(*arguments: str | Path) -> Any:
     """The same in this process, for what starts no other."""
-    return CliRunner().invoke(verbs.app, [*map(str, arguments)], env={"COLUMNS": "160", "TERM": "dumb"})
+    return CliRunner().invoke(cli_app.app, [*map(str, arguments)], env={"COLUMNS": "160", "TERM": "dumb"})
 
 
 def main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int | str | None:
     """The exit code of the entry point in this process, its one line included."""
     monkeypatch.setattr(sys, "argv", ["retort", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        verbs.main()
+        cli_app.main()
     return caught.value.code
 
 
@@ -113,7 +114,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 def test_a_run_that_does_not_exist_is_told_with_what_to_run_first_and_leaves_nothing(
     verb: list[str], missing: str, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
-    monkeypatch.setattr(verbs, "_in_child", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(stages, "_in_child", lambda *_: pytest.fail("a process was started"))
     assert main(monkeypatch, *verb, QUICKSTART, "name=trial", f"runs_dir={tmp_path}/runs") == 2
     line = capsys.readouterr().err
     pronoun = "it" if first == "prepare" else "them"
@@ -174,7 +175,7 @@ def app_that_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException]
         def app(**_: object) -> None:
             raise error
 
-        monkeypatch.setattr(verbs, "app", app)
+        monkeypatch.setattr(cli_app, "app", app)
 
     return make
 
@@ -205,9 +206,9 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(
             Interrupted.waited += 1
             return -2
 
-    monkeypatch.setattr(verbs.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(stages.subprocess, "Popen", Interrupted)
     assert main(monkeypatch, "prepare", QUICKSTART, "name=trial", f"runs_dir={tmp_path}") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
     assert Interrupted.waited == 1, "the stage was left running"
 
 
@@ -225,7 +226,7 @@ def test_ctrl_c_while_the_verbs_are_imported_is_no_traceback(name: str) -> None:
     command = [sys.executable, "-c", finder + start]
     stopped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert (stopped.returncode, stopped.stdout) == (130, "")
-    assert stopped.stderr == "stopped; the same command goes on from what is committed\n"
+    assert stopped.stderr == "stopped; run the same command to resume\n"
 
 
 @pytest.mark.parametrize("module", ["pipeline", "pipeline.cli.child"])
@@ -240,12 +241,12 @@ def test_ctrl_c_that_an_import_turns_into_another_error_is_no_traceback(module: 
         "            try: os.kill(os.getpid(), signal.SIGINT)\n"
         "            except KeyboardInterrupt: raise ImportError('multiarray failed to import') from None\n"
         "sys.meta_path.insert(0, Finder())\n"
-        f"sys.argv = ['retort', 'train']\n"
+        "sys.argv = ['retort', 'train', 'configs/quickstart.yaml']\n"
         f"runpy.run_module({module!r}, run_name='__main__')\n"
     )
     command = [sys.executable, "-c", start]
     stopped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-    said = "stopped; the same command goes on from what is committed\n" if module == "pipeline" else ""
+    said = "stopped; run the same command to resume\n" if module == "pipeline" else ""
     assert (stopped.returncode, stopped.stdout, stopped.stderr) == (130, "", said)
 
 
@@ -264,7 +265,7 @@ def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(
 ) -> None:
     app_that_raises(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
-        verbs.main()
+        cli_app.main()
 
 
 @pytest.mark.parametrize(
@@ -426,7 +427,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """In place of Python, a script: what a test writes there is what a stage's process does."""
     path = tmp_path / "stand-in"
     monkeypatch.setattr(sys, "executable", str(path))
-    monkeypatch.setattr(verbs.hardware, "stage_environment", lambda: {"PATH": "/usr/bin:/bin"})
+    monkeypatch.setattr(stages.hardware, "stage_environment", lambda: {"PATH": "/usr/bin:/bin"})
     return path
 
 
@@ -434,7 +435,7 @@ def child(stand_in: Path, script: str, *, fresh: Fresh = "no", accept: tuple[str
     stand_in.write_text(f"#!/bin/sh\n{script}\n")
     stand_in.chmod(0o755)
     config = config_in(stand_in.parent)
-    return verbs._in_child("train", config, RunDir(config.run_path, fresh, accept))
+    return stages._in_child("train", config, RunDir(config.run_path, fresh, accept))
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
@@ -446,7 +447,7 @@ def test_a_stage_that_was_killed_is_told_with_its_signal(stand_in: Path, capsys:
     assert child(stand_in, "kill -9 $$") == 137
     said = capsys.readouterr().err
     assert "train was killed by SIGKILL (by the system, where memory ran out)" in said
-    assert "the same command goes on from what is committed" in said
+    assert "run the same command to resume" in said
 
 
 def test_a_stage_is_given_the_resolved_settings_and_what_to_accept(stand_in: Path) -> None:
@@ -460,7 +461,7 @@ def test_a_stage_is_given_the_resolved_settings_and_what_to_accept(stand_in: Pat
 
 def test_after_fresh_the_way_on_is_without_it(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
     child(stand_in, "kill -9 $$", fresh="always")
-    assert "the same command without --fresh goes on" in capsys.readouterr().err
+    assert "run the same command without --fresh to resume" in capsys.readouterr().err
 
 
 def test_run_does_the_stages_in_order_and_stops_at_the_first_that_fails(
@@ -472,8 +473,8 @@ def test_run_does_the_stages_in_order_and_stops_at_the_first_that_fails(
         ran.append(stage)
         return 3 if stage == "train" else 0
 
-    monkeypatch.setattr(verbs, "_in_child", in_child)
-    monkeypatch.setattr(verbs, "_check_held_out", lambda *_: None)
+    monkeypatch.setattr(stages, "_in_child", in_child)
+    monkeypatch.setattr(stages, "check_held_out", lambda *_: None)
     done = invoke("run", QUICKSTART, f"runs_dir={tmp_path}")
     assert done.exit_code == 3
     assert ran == ["prepare", "generate", "filter", "train"]
@@ -484,7 +485,7 @@ def test_a_run_with_nothing_to_evaluate_on_stops_after_prepare(tmp_path: Path, m
         RunDir(config.run_path).begin(stage, config, SETTINGS).finish([], {"prompts": 15, "held_out": 0})
         return 0
 
-    monkeypatch.setattr(verbs, "_in_child", in_child)
+    monkeypatch.setattr(stages, "_in_child", in_child)
     done = invoke("run", QUICKSTART, f"runs_dir={tmp_path}", "name=small")
     assert "none of its 15 prompts is held out" in str(done.exception)
     assert "prepare.held_out_frac" in str(done.exception)
@@ -499,7 +500,7 @@ def test_a_run_whose_prompts_were_left_out_for_a_reason_names_it(
         made.finish([], {"prompts": 180, "held_out": 0}, held_out_left_out={"near_duplicates": 19, "contaminated": 2})
         return 0
 
-    monkeypatch.setattr(verbs, "_in_child", in_child)
+    monkeypatch.setattr(stages, "_in_child", in_child)
     told = str(invoke("run", QUICKSTART, f"runs_dir={tmp_path}", "name=small").exception)
     assert "none of its 180 prompts is held out" in told
     assert "19 as near duplicates of earlier prompts" in told
@@ -523,7 +524,7 @@ def test_a_run_whose_filter_keeps_no_held_out_answer_stops_there_with_the_rules(
         RunDir(config.run_path).begin(stage, config, SETTINGS).finish([], counts[stage], held_out=held_out)
         return 0
 
-    monkeypatch.setattr(verbs, "_in_child", in_child)
+    monkeypatch.setattr(stages, "_in_child", in_child)
     told = str(invoke("run", QUICKSTART, f"runs_dir={tmp_path}", "name=small").exception)
     assert ran == ["prepare", "generate", "filter"]
     assert "none of 20 held-out answers was kept (dropped: truncated 19, echo 1)" in told
@@ -534,7 +535,7 @@ def test_a_run_whose_filter_keeps_no_held_out_answer_stops_there_with_the_rules(
 
 
 def test_a_mistake_about_a_late_stage_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbs, "_in_child", lambda *_: pytest.fail("a stage was started"))
+    monkeypatch.setattr(stages, "_in_child", lambda *_: pytest.fail("a stage was started"))
     mistakes = [
         "evaluate.chat_set=none.jsonl",
         "evaluate.chat_set=README.md",
@@ -573,5 +574,5 @@ def test_an_error_does_not_move_the_cursor(
 ) -> None:
     app_that_raises(UserError("column '\x1b[2J' is missing"))
     with pytest.raises(SystemExit):
-        verbs.main()
+        cli_app.main()
     assert capsys.readouterr().err == "error: column '\\x1b[2J' is missing\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import config as config_module
-from pipeline.cli import init
+from pipeline.cli import init, named_files
 from pipeline.config import Prepare, Risks
 from pipeline.config.judge import Judge
 from pipeline.data import shipped
@@ -111,7 +111,7 @@ def test_a_shipped_config_and_its_files_are_found_from_anywhere(
     monkeypatch.chdir(tmp_path)
     overrides = ["prepare.synthesis.num_prompts=1", "evaluate.judge.url=http://127.0.0.1:1", "evaluate.judge.model=it"]
     config = config_module.load(Path("configs") / path, overrides)
-    config_module.check_files(config)
+    named_files.check(config)
     assert config_module.load(ROOT / "configs" / path, overrides) == config
 
 
@@ -119,5 +119,5 @@ def test_the_config_to_start_from_names_settings_as_they_are(tmp_path: Path, mon
     init.write(tmp_path)
     monkeypatch.chdir(tmp_path)
     config = config_module.load(Path("retort.yaml"))
-    config_module.check_files(config)
+    named_files.check(config)
     assert [source.path for source in config.prepare.sources] == ["prompts.jsonl", "prompts/seeds.jsonl"]

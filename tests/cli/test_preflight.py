@@ -13,7 +13,8 @@ from support.fake_server import FakeServer
 from typer.testing import CliRunner
 
 from pipeline import config as config_module
-from pipeline.cli import preflight, verbs
+from pipeline.cli import app as cli_app
+from pipeline.cli import preflight, stages
 from pipeline.errors import UserError
 from pipeline.eval_sets import benchmarks
 from pipeline.models import lookup
@@ -59,9 +60,9 @@ def test_a_judge_that_is_down_is_told_before_anything_is_made(tmp_path: Path) ->
 def test_check_and_run_refuse_what_the_last_stage_can_not_ask(
     verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verbs, "_in_child", lambda *_: pytest.fail("a stage was started"))
+    monkeypatch.setattr(stages, "_in_child", lambda *_: pytest.fail("a stage was started"))
     where = [f"runs_dir={tmp_path}/runs", f"evaluate.judge.url={SILENT}", "evaluate.judge.model=judge"]
-    done = CliRunner().invoke(verbs.app, [verb, "configs/quickstart.yaml", *where])
+    done = CliRunner().invoke(cli_app.app, [verb, "configs/quickstart.yaml", *where])
     assert "evaluate.judge.url" in str(done.exception)
     assert not (tmp_path / "runs").exists()
 

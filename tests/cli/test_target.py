@@ -9,7 +9,8 @@ from support.fabricated_run import make
 from typer.testing import CliRunner
 
 from pipeline import config as config_module
-from pipeline.cli import target, verbs
+from pipeline.cli import app as cli_app
+from pipeline.cli import preflight, stages, target
 from pipeline.errors import UserError
 from pipeline.records import STAGES
 from pipeline.run.files import read_json, write_json
@@ -19,7 +20,7 @@ VERBS = ("run", "plan", "check", *STAGES)
 
 
 def invoke(*arguments: str | Path) -> Any:
-    return CliRunner().invoke(verbs.app, [*map(str, arguments)], env={"COLUMNS": "160", "TERM": "dumb"})
+    return CliRunner().invoke(cli_app.app, [*map(str, arguments)], env={"COLUMNS": "160", "TERM": "dumb"})
 
 
 @pytest.fixture
@@ -135,8 +136,8 @@ def test_every_verb_works_on_the_folder_it_was_given(
         worked_on.update((run_dir.path, config.run_path))
         return 0
 
-    monkeypatch.setattr(verbs, "_in_child", in_child)
-    monkeypatch.setattr(verbs.preflight, "check", lambda config, run_dir: worked_on.add(run_dir.path))
+    monkeypatch.setattr(stages, "_in_child", in_child)
+    monkeypatch.setattr(preflight, "check", lambda config, run_dir: worked_on.add(run_dir.path))
     for given in (copy, copy / "config.yaml"):
         done = invoke(verb, given)
         assert done.exit_code == 0, done.exception

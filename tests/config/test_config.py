@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline import config as config_module
+from pipeline.cli import named_files
 from pipeline.config import (
     Config,
     EvaluationSet,
@@ -295,7 +296,7 @@ def test_a_single_layer_may_be_a_number(load: Load) -> None:
 def test_a_tracker_that_is_not_installed_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "wandb" else object())
     with pytest.raises(UserError, match=r"train.report_to: wandb is not installed: pip install wandb"):
-        config_module.check_files(config_with(train={"report_to": ["tensorboard", "wandb"]}))
+        named_files.check(config_with(train={"report_to": ["tensorboard", "wandb"]}))
 
 
 @pytest.mark.parametrize("override", ["oops", "train.epochs", "--epochs 3", ""])
@@ -563,7 +564,7 @@ def test_a_malformed_template_is_found_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "t.jinja").write_text("{% if %}")
     source = {"path": f"{tmp_path}/a.jsonl", "template": f"{tmp_path}/t.jinja"}
     with pytest.raises(UserError, match=r"t\.jinja: malformed Jinja template: .*\(prepare\.sources\)"):
-        config_module.check_files(config_with(prepare={"sources": [source]}))
+        named_files.check(config_with(prepare={"sources": [source]}))
 
 
 def test_fields_are_dotted_names_of_settings_and_no_sections() -> None:

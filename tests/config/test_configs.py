@@ -71,7 +71,9 @@ def test_its_answers_fit_the_training_length_with_a_prompt(config: Config) -> No
     assert config.generate.max_tokens < config.train.max_length
 
 
-@pytest.mark.parametrize("document", ["README.md", "pipeline/cli/verbs.py", "pipeline/config/__init__.py"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "pipeline/cli/app.py", "pipeline/cli/verbs.py", "pipeline/config/__init__.py"]
+)
 def test_every_config_that_is_spoken_of_is_shipped(document: str) -> None:
     spoken_of = set(re.findall(r"configs/[\w.-]+\.yaml", (ROOT / document).read_text(encoding="utf-8")))
     assert spoken_of - {f"configs/{path.name}" for path in SHIPPED} == set()

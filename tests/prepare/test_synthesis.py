@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import prepare
-from pipeline.config import Synthesis, check_files, validate
+from pipeline.cli import named_files
+from pipeline.config import Synthesis, validate
 from pipeline.errors import UserError
 from pipeline.models import lookup
 from pipeline.prepare import synthesis
@@ -604,7 +605,7 @@ def test_a_template_that_is_not_there_is_named_before_any_work(grown: Grown, nam
         if path.stem != name:
             (folder / path.name).write_text(path.read_text())
     with pytest.raises(UserError, match=rf"{name}\.jinja: no such file \(prepare\.synthesis\)"):
-        check_files(grown.prepared.config(grown.source, synthesis=settings))
+        named_files.check(grown.prepared.config(grown.source, synthesis=settings))
     with pytest.raises(UserError, match=rf"{name}\.jinja: no such file \(prepare\.synthesis\)"):
         grown.do(**settings)
     assert not grown.prepared.run_dir.path.exists()

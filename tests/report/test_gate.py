@@ -6,7 +6,7 @@ import pytest
 from support.fabricated_run import figure, make, scores
 from typer.testing import CliRunner
 
-from pipeline.cli.verbs import app
+from pipeline.cli.app import app
 from pipeline.errors import UserError
 from pipeline.report import gate
 from pipeline.run.files import read_json

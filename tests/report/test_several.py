@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.fabricated_run import PLANTED, figure, make, scores
 from typer.testing import CliRunner
 
-from pipeline.cli import verbs
+from pipeline.cli import app as cli_app
 from pipeline.config import Evaluate, output_settings
 from pipeline.report import several
 from pipeline.run.rundir import RunDir
@@ -166,12 +166,12 @@ def test_the_front_is_what_no_other_beats(found: dict[str, tuple[int, int]], bet
 
 def test_the_command_writes_one_page_for_all(tmp_path: Path) -> None:
     runs = [run_with(tmp_path / name, 0.3, 0.9, 1.2).path for name in ("a", "b")]
-    result = CliRunner().invoke(verbs.app, ["report", str(runs[0]), str(runs[1])])
+    result = CliRunner().invoke(cli_app.app, ["report", str(runs[0]), str(runs[1])])
     assert result.exit_code == 0, result.output
     assert "2 runs compared" in (runs[0].parent / "comparison.html").read_text()
     assert all((run / "report.html").is_file() for run in runs)
     (tmp_path / "a" / "comparison.html").unlink()
-    twice = CliRunner().invoke(verbs.app, ["report", str(runs[0]), f"{runs[0]}/../trial"])
+    twice = CliRunner().invoke(cli_app.app, ["report", str(runs[0]), f"{runs[0]}/../trial"])
     assert twice.exit_code == 0, twice.output
     assert not (tmp_path / "a" / "comparison.html").exists(), "one run, named twice"
 

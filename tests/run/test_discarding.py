@@ -11,7 +11,8 @@ import pytest
 from support.fabricated_run import make
 from typer.testing import CliRunner
 
-from pipeline.cli import stage, verbs
+from pipeline.cli import app as cli_app
+from pipeline.cli import stage, stages, verbs
 from pipeline.config import validate
 from pipeline.errors import UnsureError
 from pipeline.run import discarding
@@ -122,7 +123,7 @@ def test_a_file_lost_from_a_folder_does_not_take_an_hours_training_with_it(run_d
 
 
 def invoke(*arguments: str | Path, **how: Any) -> Any:
-    return CliRunner().invoke(verbs.app, [*map(str, arguments)], **how)
+    return CliRunner().invoke(cli_app.app, [*map(str, arguments)], **how)
 
 
 def test_a_command_that_nobody_watches_refuses_and_deletes_nothing(
@@ -146,10 +147,10 @@ def test_whoever_sits_there_is_asked(
 
     def in_child(stage: str, config: object, run_dir: RunDir) -> int:
         asked.append(run_dir.is_sure)
-        return 0 if run_dir.is_sure else verbs.UNSURE
+        return 0 if run_dir.is_sure else stages.UNSURE
 
-    monkeypatch.setattr(verbs, "_in_child", in_child)
-    monkeypatch.setattr(verbs, "_can_ask", lambda: True)
+    monkeypatch.setattr(stages, "_in_child", in_child)
+    monkeypatch.setattr(stages, "_can_ask", lambda: True)
     assert invoke("filter", quick.path, "--fresh", input=f"{answer}\n").exit_code == code
     assert asked == tries
 
@@ -159,7 +160,7 @@ def test_fresh_twice_is_sure(
     words: list[str], fresh: str, is_sure: bool, quick: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[str, bool]] = []
-    monkeypatch.setattr(verbs, "_in_child", lambda stage, config, run: given.append((run.fresh, run.is_sure)) or 0)
+    monkeypatch.setattr(stages, "_in_child", lambda stage, config, run: given.append((run.fresh, run.is_sure)) or 0)
     invoke("filter", quick.path, *words)
     invoke("filter", quick.path, "--fresh", "--fresh")
     assert given == [(fresh, is_sure), ("always", True)]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from support.fabricated_run import figure, make, scores
 from typer.testing import CliRunner
 
-from pipeline.cli.verbs import app
+from pipeline.cli.app import app
 from pipeline.evaluate import fidelity, verdict
 from pipeline.evaluate.risks import risk_figures
 from pipeline.records import ARMS

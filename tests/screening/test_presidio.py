@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from support.planted_personal import LOOK_ALIKES, Item
 from support.planted_run import Run, examples, learnt
 
-from pipeline.config import Config, Train, check_files, validate
+from pipeline.cli import named_files
+from pipeline.config import Config, Train, validate
 from pipeline.config import Privacy as PrivacySettings
 from pipeline.errors import UserError
 from pipeline.export import cards
@@ -98,13 +99,13 @@ def config(**settings: Any) -> Config:
 def test_where_it_is_not_installed_that_is_told_before_anything_runs(not_installed: None) -> None:
     told = r'privacy\.presidio\.model: Presidio is not installed: pip install -e "\.\[presidio\]"$'
     for use in (
-        lambda: check_files(config(model="blank:en")),
+        lambda: named_files.check(config(model="blank:en")),
         lambda: privacy.fingerprint(settings_with("blank:zu", "CRYPTO")),
         lambda: find("Hello there.", settings_with("blank:zu", "CRYPTO")),
     ):
         with pytest.raises(UserError, match=told):
             use()
-    check_files(config())
+    named_files.check(config())
 
 
 def test_it_is_off_unless_a_pipeline_is_named(not_installed: None) -> None:

