@@ -293,7 +293,7 @@ class Safety(Section):
 
     words: str | None = Field(
         default="shipped",
-        description="Phrases by category: `shipped` (pipeline/safety_words.yaml: few, English, about doing harm; and"
+        description="Phrases by category: `shipped` (screening/safety_words.yaml: few, English, about doing harm; and"
         " attempts at prompt injection and jailbreaks, in prompts alone), a YAML file like it, or null.",
     )
     classifier: str | None = Field(

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 from pipeline.console import counted
 from pipeline.records import ARMS
 from pipeline.run import metrics
-from pipeline.run.left_out import RULE_SETTINGS
+from pipeline.run.reasons import REASONS
 
 NONE = "–"
 ARM_NAMES = {
@@ -25,58 +25,6 @@ ARM_COLOURS = {
     "sft_only": "#d55e00",
     "untrained": "#c46c9c",
     "other": "#8a7fd1",
-}
-
-# Which limit of filter's manifest the setting came to in this run.
-RULE_LIMITS = {
-    "high_nll": ("at most", "nll_limit_nats"),
-    "learnt_already": ("at least", "min_kl_nats"),
-    "out_of_reach": ("at most", "max_kl_nats"),
-}
-
-# What each rule's score counts.
-RULE_UNITS = {
-    "empty": "characters",
-    "truncated": "1 = cut off",
-    "unfinished": "P(end)",
-    "control_tokens": "tokens",
-    "template_markup": "marks",
-    "unclosed_fence": "1 = left open",
-    "unclosed_tag": "tags",
-    "broken_characters": "characters",
-    "too_short": "tokens",
-    "too_long": "tokens",
-    "length_ratio": "× the prompt",
-    "echo": "share",
-    "broken_json": "1 = not JSON",
-    "repeated_sentence": "in a row",
-    "repeated_paragraph": "in a row",
-    "repeated_ngrams": "share",
-    "top_ngrams": "× its limit",
-    "duplicate_ngrams": "× its limit",
-    "duplicate_lines": "× its limit",
-    "duplicate_paragraphs": "× its limit",
-    "few_words": "share",
-    "symbols": "a word",
-    "word_lengths": "characters",
-    "wrong_language": "probability",
-    "unexpected_script": "share",
-    "confident_loop": "tokens",
-    "low_confidence_span": "nats a token",
-    "high_nll": "nats a token",
-    "teacher_identity": "phrases",
-    "refusal": "1 = refuses",
-    "exact_duplicate": "1 = duplicate",
-    "contaminated": "share of an evaluation item",
-    "near_duplicate": "Jaccard",
-    "learnt_already": "KL, nats a token",
-    "out_of_reach": "KL, nats a token",
-    "best_of_n": "nats a token",
-    "category_balance": "of all before it",
-    "length_balance": "of all before it",
-    "difficulty_balance": "of all before it",
-    "pii": "places",
-    "unsafe": "highest label",
 }
 
 
@@ -348,8 +296,9 @@ def setting_text(reason: str, settings: dict[str, Any], limits: dict[str, Any] |
 
     `settings` and `limits` are those of filter's manifest.
     """
-    name = RULE_SETTINGS.get(reason)
-    if name is None:
+    found = REASONS.get(reason)
+    name = found and found.setting
+    if found is None or name is None:
         return "always"
     if name not in settings:
         return NONE
@@ -359,16 +308,15 @@ def setting_text(reason: str, settings: dict[str, Any], limits: dict[str, Any] |
     if value is True:
         return "on"
     value = " / ".join(map(str, value)) if isinstance(value, list) else value
-    bound, key = RULE_LIMITS.get(reason, ("", ""))
-    limit = (limits or {}).get(key)
-    return f"{name} = {value}" + (f": {bound} {limit:.3g}" if is_number(limit) else "")
+    limit = (limits or {}).get(found.limit)
+    return f"{name} = {value}" + (f": {found.bound} {limit:.3g}" if is_number(limit) else "")
 
 
 def rule_unit(reason: str, settings: dict[str, Any]) -> str:
     """What a rule's score counts; `settings` are those of filter's manifest."""
     if reason == "best_of_n" and settings.get("selection.best_by") == "judge":
         return "grade, 1-10"
-    return RULE_UNITS.get(reason, "")
+    return REASONS[reason].unit if reason in REASONS else ""
 
 
 def words(name: str) -> str:

@@ -9,54 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.console import counted
+from pipeline.run.reasons import REASONS
 
 LARGE_FRAC = 0.2  # of the rows or answers: a stage says so if it leaves out more
 MIN_HELD_OUT = 20  # of fewer prompts an interval says little
 NUM_REMEDIES = 3
 MAX_ADVISED_FRAC = 0.5  # of the prompts to be held out
-
-# Which setting of the config's filter section each rule is held to.
-RULE_SETTINGS = {
-    "truncated": "drop_truncated",
-    "unfinished": "min_end_prob",
-    "control_tokens": "drop_control_tokens",
-    "template_markup": "drop_template_markup",
-    "unclosed_fence": "drop_unclosed",
-    "unclosed_tag": "drop_unclosed",
-    "broken_characters": "drop_broken_characters",
-    "too_short": "min_tokens",
-    "too_long": "max_tokens",
-    "length_ratio": "max_length_ratio",
-    "echo": "max_echo_frac",
-    "broken_json": "drop_broken_json",
-    "repeated_sentence": "max_sentence_repeats",
-    "repeated_paragraph": "max_paragraph_repeats",
-    "repeated_ngrams": "max_duplicate_ngram_frac",
-    "top_ngrams": "max_top_ngram_frac",
-    "duplicate_ngrams": "max_duplicate_ngram_char_frac",
-    "duplicate_lines": "max_duplicate_line_frac",
-    "duplicate_paragraphs": "max_duplicate_paragraph_frac",
-    "few_words": "min_word_frac",
-    "symbols": "max_symbol_frac",
-    "word_lengths": "word_length_chars",
-    "wrong_language": "max_other_language_prob",
-    "unexpected_script": "max_unexpected_script_frac",
-    "confident_loop": "max_loop_tokens",
-    "low_confidence_span": "max_span_nll_nats",
-    "high_nll": "worst_nll_frac",
-    "teacher_identity": "drop_teacher_identity",
-    "refusal": "max_refusal_frac",
-    "exact_duplicate": "drop_exact_duplicates",
-    "near_duplicate": "near_duplicates",
-    "learnt_already": "learnability.learnt_frac",
-    "out_of_reach": "learnability.wildest_frac",
-    "best_of_n": "selection.best_of",
-    "category_balance": "selection.max_category_frac",
-    "length_balance": "selection.max_length_frac",
-    "difficulty_balance": "selection.max_difficulty_frac",
-    "pii": "privacy.answers",
-    "unsafe": "safety.max_answer_score",
-}
 
 # Of each reason of prepare: what is left out, and what to do about it.
 PROMPTS = {
@@ -160,7 +118,7 @@ def remedy(reason: str) -> str:
     """What to do about the answers that a rule drops."""
     if reason in REMEDIES:
         return REMEDIES[reason]
-    setting = RULE_SETTINGS[reason]
+    setting = REASONS[reason].setting or ""
     return f"filter.{setting}={'false' if setting.startswith('drop_') else 'null'} keeps them"
 
 

@@ -170,7 +170,7 @@ def load_words(name: str) -> dict[str, dict[str, Phrases]]:
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, re.error) as error:
         first = one_line(str(error))
         raise UserError(
-            f"safety.words {path}: not a word list ({first}); see pipeline/safety_words.yaml for how one looks"
+            f"safety.words {path}: not a word list ({first}); see pipeline/screening/safety_words.yaml for its form"
         ) from None
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from support.report_reader import Reader, page_of
 from pipeline.config import fields
 from pipeline.errors import UserError
 from pipeline.filter import REASONS
+from pipeline.filter.rules import RULES
 from pipeline.records import ARMS, SAMPLES
 from pipeline.report import charts, figures, page
+from pipeline.run import reasons
 from pipeline.run.files import write_json
 from pipeline.run.rundir import RunDir
 from pipeline.text.repetition import is_repetitive
@@ -420,10 +423,19 @@ def test_an_interval_that_reads_like_its_value_is_left_out() -> None:
 
 
 def test_every_rule_is_shown_with_a_setting_that_exists() -> None:
-    assert set(figures.RULE_SETTINGS) == {*REASONS} - {"empty", "contaminated"}
+    assert set(reasons.REASONS) == set(REASONS)
+    assert {name for name, reason in reasons.REASONS.items() if reason.setting is None} == {"empty", "contaminated"}
+    assert all(reason.unit and bool(reason.bound) is bool(reason.limit) for reason in reasons.REASONS.values())
     names = {name for name, _ in fields()}
-    assert set(figures.RULE_SETTINGS.values()) <= {*names, *(name.removeprefix("filter.") for name in names)}
-    assert set(figures.RULE_UNITS) == set(REASONS)
+    settings = {reason.setting for reason in reasons.REASONS.values() if reason.setting}
+    assert settings <= {*names, *(name.removeprefix("filter.") for name in names)}
+
+
+def test_every_rule_names_its_source_or_says_that_it_is_ours() -> None:
+    for name, rule in RULES.items():
+        module = sys.modules[rule.__module__]
+        told = f"{rule.__doc__} {module.__doc__}"
+        assert re.search(r"\b(?:ours|Ours|et al\.|Gopher|C4|open-instruct|datatrove|arXiv|20[0-2]\d|after)\b", told), name
 
 
 def test_settings_are_told_as_on_off_or_limit() -> None:
