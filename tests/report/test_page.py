@@ -435,7 +435,7 @@ def test_every_rule_names_its_source_or_says_that_it_is_ours() -> None:
     for name, rule in RULES.items():
         module = sys.modules[rule.__module__]
         told = f"{rule.__doc__} {module.__doc__}"
-        assert re.search(r"\b(?:ours|Ours|et al\.|Gopher|C4|open-instruct|datatrove|arXiv|20[0-2]\d|after)\b", told), name
+        assert re.search(r"[Oo]urs|et al\.|Gopher|C4|open-instruct|20[0-2]\d|after ", told), name
 
 
 def test_settings_are_told_as_on_off_or_limit() -> None:

@@ -54,14 +54,14 @@ def empty(answer: Response, settings: Filter) -> Verdict | None:
 
 
 def truncated(answer: Response, settings: Filter) -> Verdict | None:
-    """1 where the answer hit max_tokens: its end-of-turn was never written, and training on it teaches not to stop."""
+    """1 where the answer hit max_tokens: its end-of-turn was never written, and training on it teaches not to stop. Ours."""
     if not settings.drop_truncated:
         return None
     return float(not answer.ended), answer.ended
 
 
 def unfinished(answer: Response, settings: Filter) -> Verdict | None:
-    """Probability of an end-of-turn in the last stored row of an answer that was cut off, against `min_end_prob`.
+    """Probability of an end-of-turn in the last stored row of an answer that was cut off, against `min_end_prob`. Ours.
 
     A high one: the text was at a place where it could have ended. 0 where no stop token is in the row's support (then
     it is at most the tail). Of answers that ended, and rows that were not stored, nothing is said.
@@ -103,7 +103,7 @@ def template_markup(answer: Response, settings: Filter) -> Verdict | None:
 
 
 def unclosed_fence(answer: Response, settings: Filter) -> Verdict | None:
-    """1 where the answer ends inside a fenced code block (CommonMark's fences, at any indentation; NeMo Curator).
+    """1 where the answer ends inside a fenced code block (CommonMark's fences, at any indentation; after NeMo Curator).
 
     Of an answer that was cut off nothing is said: it is `truncated`.
     """
@@ -114,7 +114,7 @@ def unclosed_fence(answer: Response, settings: Filter) -> Verdict | None:
 
 
 def unclosed_tag(answer: Response, settings: Filter) -> Verdict | None:
-    """Reasoning tags (`<think>` and the like) without their other half, outside code; not of answers cut off."""
+    """Reasoning tags (`<think>` and the like) without their other half, outside code; not of answers cut off. Ours."""
     if not settings.drop_unclosed or not answer.ended:
         return None
     if "<" not in answer.prose:
@@ -129,7 +129,7 @@ def unclosed_tag(answer: Response, settings: Filter) -> Verdict | None:
 def broken_characters(answer: Response, settings: Filter) -> Verdict | None:
     """Characters that no text has: U+FFFD (bytes that are not UTF-8), controls, private use; and UTF-8 read as Latin-1.
 
-    At the end of an answer that was cut off a character may be half there (ftfy's mojibake, in short).
+    At the end of an answer that was cut off a character may be half there (after ftfy's mojibake, in short).
     """
     if not settings.drop_broken_characters:
         return None
@@ -141,13 +141,13 @@ def broken_characters(answer: Response, settings: Filter) -> Verdict | None:
 
 
 def too_short(answer: Response, settings: Filter) -> Verdict | None:
-    """Answer tokens without the end-of-turn, against `min_tokens`."""
+    """Answer tokens without the end-of-turn, against `min_tokens`. Ours."""
     length = answer.num_body_tokens
     return None if settings.min_tokens is None else (length, length >= settings.min_tokens)
 
 
 def too_long(answer: Response, settings: Filter) -> Verdict | None:
-    """Answer tokens without the end-of-turn, against `max_tokens`."""
+    """Answer tokens without the end-of-turn, against `max_tokens`. Ours."""
     length = answer.num_body_tokens
     return None if settings.max_tokens is None else (length, length <= settings.max_tokens)
 

@@ -77,7 +77,7 @@ def refusal(answer: Response, settings: Filter) -> Verdict | None:
     """1 where the first 200 characters refuse. No ban: refusals may be `max_refusal_frac` of what the run keeps.
 
     The rule marks; filter then keeps so many of those that nothing else dropped, in the order of their ids' hashes.
-    Asked to decline for the user, an answer that declines is none (pipeline/text/refusals.py).
+    Asked to decline for the user, an answer that declines is none (pipeline/text/refusals.py). Ours.
     """
     if settings.max_refusal_frac is None:
         return None
