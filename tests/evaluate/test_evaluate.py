@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from pipeline import config as config_module
 from pipeline import evaluate
 from pipeline.errors import UserError
+from pipeline.evaluate import answered, measured
 from pipeline.evaluate.fidelity import MEASURES
 from pipeline.inference import child_engine
 from pipeline.models import lookup
@@ -178,7 +179,7 @@ def test_a_try_that_stopped_asks_no_task_twice(evaluated: Evaluated, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "_fidelity", stop)
+        patch.setattr(measured, "fidelity", stop)
         with pytest.raises(KeyboardInterrupt):
             evaluated.do()
     scores = evaluated.do()
@@ -200,10 +201,10 @@ def test_another_model_that_transformers_cannot_load_is_left_out_of_fidelity_wit
     tmp_path: Path, method: str | None, is_left_out: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(evaluate, "say", said.append)
+    monkeypatch.setattr(measured, "say", said.append)
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": method and {"quant_method": method}}))
     folders = {"teacher": tmp_path / "none", "other": tmp_path}
-    evaluate._leave_out_unloadable(folders)
+    measured._leave_out_unloadable(folders)
     assert ("other" not in folders) == is_left_out == bool(said)
     assert not said or "its fidelity is not measured" in said[0]
 
@@ -213,6 +214,6 @@ def test_a_context_of_null_is_each_models_own(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 512}')
     config = config_module.validate({"name": "t", "teacher": {"engine": {"max_model_len": None}}}, "test")
     asked: Any = SimpleNamespace(engine_args=config.teacher.engine)
-    assert evaluate._arm_engine("student", tmp_path, config, asked)["max_model_len"] is None
+    assert answered.arm_engine("student", tmp_path, config, asked)["max_model_len"] is None
     asked.engine_args = {"max_model_len": 2048}
-    assert evaluate._arm_engine("student", tmp_path, config, asked)["max_model_len"] == 512
+    assert answered.arm_engine("student", tmp_path, config, asked)["max_model_len"] == 512

@@ -10,10 +10,9 @@ import torch
 from support import fabricated_run, tiny_model
 
 from pipeline import config as config_module
-from pipeline import evaluate
 from pipeline.config import Config, Evaluate
 from pipeline.errors import UserError
-from pipeline.evaluate import fidelity
+from pipeline.evaluate import fidelity, measured
 from pipeline.evaluate.fidelity import fidelity_figures, forced_responses
 from pipeline.evaluate.fidelity.fidelity_figures import BREAKDOWN_MEASURES, EXPOSURE_MEASURES
 from pipeline.models.forward.forced import ForcedResponse
@@ -196,7 +195,7 @@ def test_the_stage_measures_the_models_in_its_folders(tmp_path: Path) -> None:
     for seed, folder in enumerate(folders.values()):
         tiny(seed).save_pretrained(folder)
     rows = chat_rows(list(folders))
-    sums, preferred = evaluate._fidelity(config, run_dir, folders, rows, "float32")
+    sums, preferred = measured.fidelity(config, run_dir, folders, rows, "float32")
     assert preferred == {}  # no SFT-only arm
     assert {section: set(arms) for section, arms in sums.items()} == {
         "fidelity": {"teacher", "student"},

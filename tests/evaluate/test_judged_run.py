@@ -13,6 +13,7 @@ from support.fake_judge import KEY, FakeJudge, first_place
 from pipeline import config as config_module
 from pipeline import evaluate
 from pipeline.errors import UserError
+from pipeline.evaluate import answered, measured
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import ARMS
 from pipeline.run.rundir import RunDir
@@ -43,8 +44,8 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.setattr(evaluate.lookup, "check_weights", lambda *_: None)
     monkeypatch.setattr(evaluate.lookup, "chat_template_of", lambda *_: ChatTemplate(None))
     rows = [{**row, "prompt_token_ids": [1], "token_ids": [2]} for row in samples() if row["arm"] != "untrained"]
-    monkeypatch.setattr(evaluate, "_serve", lambda *_: evaluate._Answered(rows, [], [], {arm: [] for arm in ARMS}))
-    monkeypatch.setattr(evaluate, "_fidelity", lambda *_: ({"fidelity": {"teacher": SimpleNamespace(num_texts=8)}}, {}))
+    monkeypatch.setattr(answered, "serve", lambda *_: answered.Answered(rows, [], [], {arm: [] for arm in ARMS}))
+    monkeypatch.setattr(measured, "fidelity", lambda *_: ({"fidelity": {"teacher": SimpleNamespace(num_texts=8)}}, {}))
     monkeypatch.setattr(evaluate.fidelity_figures, "sections", lambda *_: {})
     monkeypatch.setattr(evaluate.fidelity_figures, "rows", lambda _: pa.table({"section": []}))
     monkeypatch.setattr(evaluate.speed, "figures", lambda rounds: {})
@@ -52,7 +53,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.setattr(evaluate.cost, "figures", lambda *_: {})
     monkeypatch.setattr(evaluate.cost, "comparisons", lambda *_: {})
     monkeypatch.setattr(evaluate.cost, "sentence", lambda *_: "Paid.")
-    monkeypatch.setattr(evaluate, "_comparisons", lambda *_: {})
+    monkeypatch.setattr(measured, "comparisons", lambda *_: {})
     monkeypatch.setattr(evaluate.verdict, "claims", lambda *_: [evaluate.verdict.Claim("Told.", "fidelity.parquet")])
     return made
 

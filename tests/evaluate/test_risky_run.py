@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from pipeline import config as config_module
 from pipeline import evaluate
 from pipeline.errors import UserError
+from pipeline.evaluate import measured
 from pipeline.inference import child_engine
 from pipeline.models import lookup
 from pipeline.report import page
@@ -122,7 +123,7 @@ def test_a_try_that_stopped_asks_no_probe_twice(evaluated: Evaluated, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "_fidelity", stop)
+        patch.setattr(measured, "fidelity", stop)
         with pytest.raises(KeyboardInterrupt):
             evaluated.do(risks={"limit": 1})
     scores = evaluated.do(risks={"limit": 1})
