@@ -227,7 +227,7 @@ def _streams(
 
 
 def _unpack(
-    packed: Packed,
+    packed: Any,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """`(lengths_N, ids_E, values_E)`: entries per row, and each entry's id and probability (or share of the draws).
 

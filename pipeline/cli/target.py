@@ -12,7 +12,8 @@ from pipeline.config import Config
 from pipeline.data import shipped
 from pipeline.errors import UserError
 from pipeline.records import STAGES
-from pipeline.run.rundir import RunDir, changes
+from pipeline.run.changes import changes
+from pipeline.run.rundir import RunDir
 
 OVERRIDE = re.compile(r"\s*[A-Za-z_][\w.\[\]-]*\s*=")
 ELSEWHERE = re.compile(r"\s*(?:name|runs_dir)\s*=")  # an override that names another run than the folder given

@@ -18,7 +18,8 @@ from pipeline.compare.questions import BlindQuestion, draw
 from pipeline.errors import UserError
 from pipeline.report.page import script_hash, templates
 from pipeline.run import votes
-from pipeline.run.rundir import RunDir, now
+from pipeline.run.commit import now
+from pipeline.run.rundir import RunDir
 from pipeline.run.votes import MAX_NAME_CHARS, Choice, Vote
 
 MAX_BODY_BYTES = 4096

@@ -27,8 +27,9 @@ from pipeline.models import lookup, model_checks
 from pipeline.records import SAMPLES, TASKS
 from pipeline.report.summary import summary
 from pipeline.run import artifacts
+from pipeline.run.commit import Stage
 from pipeline.run.files import file_hash, write_json
-from pipeline.run.rundir import RunDir, Stage
+from pipeline.run.rundir import RunDir
 from pipeline.statistics import defined
 
 

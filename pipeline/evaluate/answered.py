@@ -20,8 +20,8 @@ from pipeline.inference.kv_cache import Load
 from pipeline.machine import hardware
 from pipeline.models import lookup
 from pipeline.records import SAMPLES
+from pipeline.run.commit import Stage
 from pipeline.run.files import read_committed
-from pipeline.run.rundir import Stage
 
 Rows = list[dict[str, Any]]
 SPEED_FALLBACK_PROMPT = "Tell me something about the sea."

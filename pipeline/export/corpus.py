@@ -19,7 +19,8 @@ from pipeline.records import MESSAGE, PROMPTS, RESPONSES
 from pipeline.report.figures import setting_text, words
 from pipeline.run.files import first_line, folder_hash, user_disk_errors, write_table
 from pipeline.run.manifest import ManifestRow
-from pipeline.run.rundir import RunDir, read_answers, read_planned, shard_paths
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_answers, read_planned, shard_paths
 from pipeline.screening import privacy
 
 Row = dict[str, Any]

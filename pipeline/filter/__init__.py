@@ -31,8 +31,10 @@ from pipeline.models import lookup
 from pipeline.models.tokenizer import tokens
 from pipeline.records import DECISIONS
 from pipeline.run import left_out, scratch
+from pipeline.run.commit import Stage
 from pipeline.run.files import read_committed
-from pipeline.run.rundir import RunDir, Stage, read_shards
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_shards
 from pipeline.text.boilerplate import NO_BOILERPLATE, Boilerplate, Sample, Text
 
 Row = dict[str, Any]

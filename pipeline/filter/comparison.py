@@ -5,7 +5,8 @@ from typing import Any
 
 from pipeline.config import Config, EvaluationSet
 from pipeline.filter.rules import Verdict
-from pipeline.run.rundir import RunDir, Stage
+from pipeline.run.commit import Stage
+from pipeline.run.rundir import RunDir
 from pipeline.screening import privacy
 from pipeline.text import contamination, duplicates
 from pipeline.text.boilerplate import Boilerplate

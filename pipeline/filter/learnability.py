@@ -24,7 +24,8 @@ from pipeline.errors import UserError
 from pipeline.models import lookup
 from pipeline.models.tokenizer import tokens
 from pipeline.run.files import read_committed, text_hash, write_table
-from pipeline.run.rundir import RunDir, read_shards, shard_paths
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_shards, shard_paths
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -32,10 +32,12 @@ from pipeline.machine import hardware
 from pipeline.models import lookup
 from pipeline.models.tokenizer import reasoning
 from pipeline.records import ALIGNMENT, RESPONSES
+from pipeline.run.commit import Stage
 from pipeline.run.files import read_committed
 from pipeline.run.left_out import LARGE_FRAC
 from pipeline.run.manifest import ManifestRow
-from pipeline.run.rundir import RunDir, Stage, read_planned, read_shards
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_planned, read_shards
 from pipeline.screening import licences
 
 Row = dict[str, Any]

@@ -23,7 +23,8 @@ from pipeline.models import lookup
 from pipeline.records import RESPONSES
 from pipeline.run import artifacts
 from pipeline.run.files import read_json, write_json, write_table
-from pipeline.run.rundir import RunDir, read_planned
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_planned
 
 Row = dict[str, Any]
 WIDEST_K = 128

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.run import scratch
+from pipeline.run.changes import changes
 from pipeline.run.manifest import INPUT
-from pipeline.run.rundir import RunDir, changes, read_shard, shard_paths
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_shard, shard_paths
 
 Row = dict[str, Any]
 OPEN_SHARDS = 4  # of other runs, in memory at once

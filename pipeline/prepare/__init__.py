@@ -29,9 +29,10 @@ from pipeline.prepare.skipped import Skipped, Unseen
 from pipeline.prepare.synthesis.instructions import InstructionPool, template_hash
 from pipeline.records import PROMPTS
 from pipeline.run import left_out, scratch
+from pipeline.run.commit import Stage
 from pipeline.run.files import file_hash, folder_hash, text_hash
 from pipeline.run.manifest import ManifestRow
-from pipeline.run.rundir import RunDir, Stage
+from pipeline.run.rundir import RunDir
 from pipeline.screening import licences
 from pipeline.text import contamination
 from pipeline.text.boilerplate import NO_BOILERPLATE, Boilerplate, Sample

@@ -5,7 +5,7 @@ import sqlite3
 
 from pipeline.config import Config
 from pipeline.prepare.conversations import Asked
-from pipeline.run.rundir import Stage
+from pipeline.run.commit import Stage
 from pipeline.text import contamination, duplicates
 from pipeline.text.boilerplate import Boilerplate, Text
 from pipeline.text.duplicates import Sketch, Twin

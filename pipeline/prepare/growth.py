@@ -13,8 +13,10 @@ from pipeline.errors import UserError
 from pipeline.prepare import conversations
 from pipeline.prepare.conversations import Asked
 from pipeline.prepare.screening import origin_of
+from pipeline.run.changes import changes
 from pipeline.run.manifest import ManifestRow
-from pipeline.run.rundir import RunDir, changes, read_shards
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_shards
 
 Row = dict[str, Any]
 GROWING = ("prepare.sources", "prepare.max_prompts", "prepare.bad_rows")

@@ -16,7 +16,8 @@ from pipeline.models.tokenizer import reasoning
 from pipeline.report import ids
 from pipeline.report.figures import NONE, rule_unit, setting_text, words
 from pipeline.run import artifacts
-from pipeline.run.rundir import RunDir, read_shards
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_shards
 
 Row = dict[str, Any]
 NUM_TOKENS = 12

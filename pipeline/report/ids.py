@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.run.rundir import RunDir, read_shards
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_shards
 
 MOST_SHOWN = 3
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def read_json(path: Path, shape: type[BaseModel] | None = None) -> dict[str, Any
 
 
 @contextmanager
-def user_disk_errors(path: Path) -> Iterator[None]:
+def user_disk_errors(path: Path) -> Generator[None]:
     """Turn `no space left` into one clear line; what was committed before stays."""
     try:
         yield
@@ -135,7 +135,7 @@ def text_hash(text: str) -> str:
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
+def _atomic(path: Path) -> Generator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     with user_disk_errors(path):
         try:

@@ -29,7 +29,7 @@ Fingerprint = TypedDict(
         "teacher.served": dict[str, Any],  # what the servers said of themselves
         "vllm": str,  # `vllm 0.32.0`
         "prepare.sources": list[dict[str, Any]],
-        "prepare.held_out_frac": float,
+        "prepare.held_out_frac": float | None,
         "prepare.decontaminate": list[dict[str, Any]],
         "generate.mode": Literal["sample", "score"],
         "generate.num_samples": int,

@@ -4,36 +4,31 @@ A stage is complete when its manifest exists, its fingerprint matches, and the f
 was interrupted has a `started.json` with its fingerprint; its committed shards are kept, and it goes on from them.
 """
 
-import difflib
 import json
 import shlex
-import shutil
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import filelock
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from pipeline import config as config_module
 from pipeline.config import Config
 from pipeline.console import say
 from pipeline.errors import UnsureError, UserError
-from pipeline.machine import hardware
 from pipeline.records import STAGES
 from pipeline.report.figures import seconds
 from pipeline.run import artifacts, discarding
-from pipeline.run.files import file_hash, read_json, text_hash, user_disk_errors, write_json, write_table, write_text
-from pipeline.run.manifest import INPUT, SCHEMA_VERSION, FileRow, Fingerprint, Manifest, ManifestRow, Started
+from pipeline.run.changes import changes, check_accepted, refusal
+from pipeline.run.commit import GROWN_FROM, Stage, now
+from pipeline.run.earlier import discard, is_whole, left_by, lost_files, tries_before
+from pipeline.run.files import file_hash, read_json, text_hash, write_json, write_text
+from pipeline.run.manifest import INPUT, FileRow, Fingerprint, Manifest, ManifestRow, Started
 
 NOTHING: dict[str, Any] = {"fingerprint": {}}
-GROWN_FROM = "grown_from"  # in a manifest: the output hashes that the stage had before it grew
 ADDED = ".added"  # the folder of what a stage that grows has added so far
 Fresh = Literal["no", "changed", "always"]
 
@@ -60,7 +55,7 @@ class RunDir:
         return shlex.join(["retort", stage, str(path), *arguments])
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> Generator[None]:
         """Only one process works on a run. A folder that was made for it goes again if nothing was written there.
 
         Raises UserError if another process has the run.
@@ -103,18 +98,18 @@ class RunDir:
 
     def begun_with(self, stage: str) -> dict[str, Any]:
         """The fingerprint that a stage was begun with; empty where it was not begun."""
-        return (_earlier(self.stage_path(stage)) or {"fingerprint": {}})["fingerprint"]
+        return (left_by(self.stage_path(stage)) or {"fingerprint": {}})["fingerprint"]
 
     def lost_files(self, stage: str) -> list[str]:
         """The files of a complete stage that are missing or have another size; their content is not read."""
-        return _lost(self.stage_path(stage), self.manifest(stage))
+        return lost_files(self.stage_path(stage), self.manifest(stage))
 
     def check_files(self, stage: str) -> None:
         """Raises UserError for a file of a complete stage that is missing or altered."""
         for record in self.manifest(stage)["files"]:
-            self._check_file(stage, record)
+            self.check_file(stage, record)
 
-    def _check_file(self, stage: str, record: FileRow) -> Path:
+    def check_file(self, stage: str, record: FileRow) -> Path:
         path = self.stage_path(stage) / record["name"]
         if not path.is_file() or path.stat().st_size != record["bytes"] or file_hash(path) != record["sha256"]:
             what = "damaged (it is not the" if path.exists() else "missing (it is a"
@@ -138,7 +133,7 @@ class RunDir:
         """
         self.check_discard(stage)
         for later in STAGES[STAGES.index(stage) :]:
-            _discard(self.stage_path(later))
+            discard(self.stage_path(later))
         (self.path / artifacts.REPORT).unlink(missing_ok=True)
 
     def check_discard(self, stage: str) -> None:
@@ -149,25 +144,8 @@ class RunDir:
             discarding.check(self.path, folders, "--fresh", way)
 
     def check_accept(self, stages: Sequence[str]) -> None:
-        """Raises UserError for an accepted key that none of these stages could be made with, naming what was meant.
-
-        A key is a setting as refusals name it, or one file of several (`prepare.file.prompts.jsonl`).
-        """
-        if not self.accept:
-            return
-        sections = {section.partition(".")[0] for stage in stages for section in config_module.read_by(stage)}
-        all_settings = {_setting(name) for name, _ in config_module.fields()}
-        made_with = {key for stage in stages for key in self.begun_with(stage)}
-        known = made_with | {name for name in all_settings if name.partition(".")[0] in sections}
-        of_files = {_setting(key) for key in made_with if key != _setting(key)}
-        for key in self.accept:
-            if key in known or (_setting(key) in of_files and key != _setting(key)):
-                continue
-            nearest = [] if key in all_settings else difflib.get_close_matches(key, sorted(known), n=1)
-            alike = [name for name in known if name.partition(".")[0] == key.partition(".")[0]]
-            listed = f"choose from {', '.join(sorted({_setting(name) for name in alike or known}))}"
-            meant = f"did you mean {nearest[0]}?" if nearest else listed
-            raise UserError(f"--accept {key}: no such setting of {', '.join(stages)}; {meant}")
+        """Raises UserError for an accepted key that none of these stages could be made with, naming what was meant."""
+        check_accepted(self.accept, stages, {key for stage in stages for key in self.begun_with(stage)})
 
     def begin(self, stage: str, config: Config, fingerprint: dict[str, Any], in_one_piece: bool = False) -> "Stage":
         """Open a stage to be done, gone on with, or found complete.
@@ -188,15 +166,15 @@ class RunDir:
         elif folder.exists() and not manifest.exists():
             committed = [p for p in folder.iterdir() if p != started and not p.name.startswith(".")]
             if in_one_piece or not committed:
-                _discard(folder)  # not what follows: that is refused by name, where this comes out otherwise
-        earlier = _earlier(folder)
-        tries = _tries(folder, earlier)
+                discard(folder)  # not what follows: that is refused by name, where this comes out otherwise
+        earlier = left_by(folder)
+        tries = tries_before(folder, earlier)
         if earlier is not None and self._input_grew(earlier, fingerprint):
             earlier = self._take_growth(stage, earlier, fingerprint)
         if earlier is not None and self.fresh == "changed" and self._is_other(folder, earlier, fingerprint):
             self.discard_from(stage)
             earlier = None
-        tries = tries if earlier else _tries(folder, None)
+        tries = tries if earlier else tries_before(folder, None)
         accepted = self._accepted(stage, earlier, fingerprint) if earlier else []
         folder.mkdir(parents=True, exist_ok=True)
         made_with = earlier["fingerprint"] if earlier else fingerprint
@@ -205,7 +183,7 @@ class RunDir:
             leftovers = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
             if leftovers:
                 raise UserError(f"{folder}: holds {leftovers[0]} but not the settings it was made with; delete it")
-            self._write_config(stage, config)
+            self.write_config(stage, config)
             made = {"fingerprint": fingerprint, "accepted": accepted, "started": now(), "facts": {}}
             write_json(started, {**made, **tries})
         elif not manifest.exists():
@@ -221,9 +199,9 @@ class RunDir:
         puts it beside what is there, so a try that stops changes nothing."""
         folder = self.stage_path(stage)
         earlier = self.manifest(stage)
-        tries = _tries(folder, earlier)
+        tries = tries_before(folder, earlier)
         added = folder / ADDED
-        _discard(added)
+        discard(added)
         added.mkdir()
         return Stage(
             self,
@@ -257,7 +235,7 @@ class RunDir:
             if not self.is_sure:
                 way = "give --fresh twice (--fresh --fresh) to filter all responses anew"
                 discarding.check(self.path, [folder], f"{stage} of the responses that were added", way)
-            _discard(folder)
+            discard(folder)
             return None
         if stage != "generate":
             return earlier
@@ -265,7 +243,7 @@ class RunDir:
         if self.is_done(stage):
             for record in earlier["files"]:
                 if (folder / record["name"]).exists():  # what is missing is made anew
-                    self._check_file(stage, record)
+                    self.check_file(stage, record)
             facts = {**facts, GROWN_FROM: [*earlier.get(GROWN_FROM, ()), self.output_hash(stage)]}
         kept = {"fingerprint": fingerprint, "accepted": earlier["accepted"], "started": now(), "facts": facts}
         write_json(folder / artifacts.STARTED, kept)
@@ -276,16 +254,16 @@ class RunDir:
         """Whether what is there can't stand for these settings, accepted changes aside."""
         changed = changes(earlier["fingerprint"], fingerprint, earlier["accepted"])
         since = changes(earlier["fingerprint"], fingerprint, [])
-        return any(c["key"] not in self.accept for c in changed) or bool(since and not _is_whole(folder))
+        return any(c["key"] not in self.accept for c in changed) or bool(since and not is_whole(folder))
 
     def _accepted(self, stage: str, earlier: dict[str, Any], fingerprint: dict[str, Any]) -> list[dict[str, Any]]:
         """The changes that were accepted, now or before. Raises UserError for one that was not, or can't be."""
         folder = self.stage_path(stage)
         changed = changes(earlier["fingerprint"], fingerprint, earlier["accepted"])
         if refused := [c for c in changed if c["key"] not in self.accept]:
-            raise UserError(_refusal(self.path, stage, refused, _is_whole(folder)))
+            raise UserError(refusal(self.path, stage, refused, is_whole(folder)))
         since = changes(earlier["fingerprint"], fingerprint, [])
-        if since and not _is_whole(folder):
+        if since and not is_whole(folder):
             keys = ", ".join(c["key"] for c in since)
             raise UserError(
                 f"{folder}: not whole, so what is missing can't be made with another {keys} (--accept keeps the"
@@ -295,10 +273,10 @@ class RunDir:
 
     def _reopen(self, stage: "Stage", manifest: dict[str, Any], tries: dict[str, Any]) -> None:
         """Find a finished stage complete, or make it one that has lost files and goes on."""
-        lost = _lost(stage.path, manifest)
+        lost = lost_files(stage.path, manifest)
         for record in manifest["files"]:
             if record["name"] in lost and (stage.path / record["name"]).exists():
-                self._check_file(stage.name, record)  # cut short: says so
+                self.check_file(stage.name, record)  # cut short: says so
         if not lost:
             stage.complete = True
             say(f"{stage.name}: done already")
@@ -312,13 +290,13 @@ class RunDir:
                 f"put the file back, or delete {folders[0]} yourself",
             )
         for folder in folders:
-            _discard(folder)
+            discard(folder)
         # what is made anew has another hash: the old manifest must not outlive a kill
         started = stage.path / artifacts.STARTED
         write_json(started, {**read_json(started, Started), "accepted": stage.accepted, **tries})
         (stage.path / artifacts.MANIFEST).unlink()
 
-    def _write_config(self, stage: str, config: Config) -> None:
+    def write_config(self, stage: str, config: Config) -> None:
         """Put the stage's sections into the run's config.yaml; those of earlier stages stay as they were run."""
         path, new = self.path / artifacts.CONFIG, config.model_dump(mode="json")
         try:
@@ -331,250 +309,3 @@ class RunDir:
             merged[section] = {**merged[section], name: new[section][name]}
         header = f"{config_module.RUN_HEADER} {self.path.name} was run with.\n"
         write_text(path, header + config_module.dump_plain(merged))
-
-
-@dataclass
-class Stage:
-    """A stage under way: commits files, then the manifest."""
-
-    run: RunDir
-    name: str
-    path: Path
-    fingerprint: dict[str, Any]
-    accepted: list[dict[str, Any]]
-    complete: bool = False
-    began: float = field(default_factory=time.monotonic)
-    spent_s: float = 0.0  # by earlier tries
-    num_tries: int | None = 1  # with this one; None: not known
-
-    def commit(self, table: pa.Table, name: str, level: int = 3) -> None:
-        """Write one Parquet file: temporary name, fsync, rename. Raises UserError where the disk is full."""
-        write_table(table, self.path / name, level)
-
-    def shards(self, prefix: str) -> list[str]:
-        """Names of the files committed so far, in order."""
-        return sorted(p.name for p in self.path.glob(f"{prefix}-*.parquet"))
-
-    def note(self, name: str, row: dict[str, Any]) -> None:
-        """Add a line to a JSONL file for people, such as a list of what was left out."""
-        path = self.path / name
-        with user_disk_errors(path), path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def notes(self) -> list[Path]:
-        """The JSONL files that are there."""
-        return sorted(self.path.glob("*.jsonl"))
-
-    def remember(self, **facts: Any) -> None:
-        """Keep facts that a later try could not find out again, until the manifest has them."""
-        started = read_json(self.path / artifacts.STARTED, Started)
-        write_json(self.path / artifacts.STARTED, {**started, "facts": {**self.facts(), **facts}})
-
-    def facts(self) -> dict[str, Any]:
-        """What was remembered, in this try or an earlier one."""
-        return read_json(self.path / artifacts.STARTED, Started).get("facts", {})
-
-    def elapsed_s(self) -> float:
-        """What this try has taken so far, and what is known of those before it."""
-        return self.spent_s + time.monotonic() - self.began
-
-    def finish(self, files: list[Path], counts: dict[str, Any], **facts: Any) -> None:
-        """Write the manifest: the stage is complete."""
-        write_json(
-            self.path / artifacts.MANIFEST,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "stage": self.name,
-                "fingerprint": self.fingerprint,
-                "accepted": self.accepted,
-                "files": [self._file_record(path) for path in files],
-                "counts": counts,
-                **self.facts(),
-                **facts,
-                "versions": hardware.versions(),
-                "machine": hardware.describe(),
-                "elapsed_s": round(self.elapsed_s(), 3),
-                "num_tries": self.num_tries,
-                "finished": now(),
-            },
-        )
-        say(f"{self.name}: {', '.join(f'{key} {value}' for key, value in counts.items())} → {self.path}")
-
-    def grow(self, config: Config, written_anew: Collection[str], counts: dict[str, Any], **facts: Any) -> None:
-        """Put what was added beside what was there, and write the manifest: the stage is complete.
-
-        What is there stays, but for the files `written_anew`, which go if this try wrote none of that name.
-        """
-        folder, added = self.run.stage_path(self.name), sorted(path.name for path in self.path.iterdir())
-        manifest = self.run.manifest(self.name)
-        kept = [record["name"] for record in manifest["files"] if record["name"] not in {*added, *written_anew}]
-        earlier_hashes = [*manifest.get(GROWN_FROM, ()), self.run.output_hash(self.name)]
-        for name in written_anew:
-            (folder / name).unlink(missing_ok=True)
-        for name in added:
-            (self.path / name).replace(folder / name)
-        self.path.rmdir()
-        self.path = folder
-        self.run._write_config(self.name, config)
-        started = read_json(folder / artifacts.STARTED, Started)
-        write_json(folder / artifacts.STARTED, {**started, "fingerprint": self.fingerprint})
-        names = sorted([*kept, *added], key=lambda name: (not name.endswith(".parquet"), name))
-        self.finish([folder / name for name in names], counts, **facts, **{GROWN_FROM: earlier_hashes})
-
-    def _file_record(self, path: Path) -> dict[str, Any]:
-        record: dict[str, Any] = {"name": str(path.relative_to(self.path)), "bytes": path.stat().st_size}
-        if path.suffix == ".parquet":
-            record["rows"] = pq.read_metadata(path).num_rows
-        return {**record, "sha256": file_hash(path)}
-
-
-def read_shards(run: RunDir, stage: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The Parquet files of a complete stage, in order, each checked against the manifest's hash before it is read.
-
-    Raises UserError that names a file which is missing, truncated or altered.
-    """
-    for record in _shard_records(run, stage):
-        yield _read_shard(run, stage, record, columns)
-
-
-def read_shard(run: RunDir, stage: str, number: int, columns: list[str] | None = None) -> pa.Table:
-    """One of them, with the same checks."""
-    return _read_shard(run, stage, _shard_records(run, stage)[number], columns)
-
-
-def _shard_records(run: RunDir, stage: str) -> list[FileRow]:
-    return [record for record in run.manifest(stage)["files"] if record["name"].endswith(".parquet")]
-
-
-def _read_shard(run: RunDir, stage: str, record: FileRow, columns: list[str] | None) -> pa.Table:
-    path = run._check_file(stage, record)
-    if lacking := set(columns or []) - set(pq.read_schema(path).names):
-        raise UserError(
-            f"{path}: has no {min(lacking)}: another version of Retort made it; do"
-            f" `{run.command(stage, '--fresh')}` and what follows, or use that version"
-        )
-    return pq.read_table(path, columns=columns)
-
-
-def shard_paths(run: RunDir, stage: str) -> list[Path]:
-    """The Parquet files of a complete stage, in the order in which `read_shards` reads and checks them."""
-    return [run.stage_path(stage) / record["name"] for record in _shard_records(run, stage)]
-
-
-def read_planned(run: RunDir, columns: list[str], num_samples: int) -> Iterator[dict[str, Any]]:
-    """The responses that generate plans, in its order: each prompt's columns, `sample` and `response_id`."""
-    for table in read_shards(run, "prepare", sorted({"prompt_id", *columns})):
-        for prompt in table.to_pylist():
-            for sample in range(num_samples):
-                yield {**prompt, "sample": sample, "response_id": f"{prompt['prompt_id']}-{sample}"}
-
-
-def read_answers(run: RunDir, columns: list[str]) -> Iterator[tuple[pa.Table, pa.ChunkedArray]]:
-    """`(answers, kept)` of each shard: generate's rows, and filter's decision about each.
-
-    The answers have a column more, `masked_spans`: filter's too.
-
-    Raises UserError where a file is damaged, or filter decided about other answers than those that are there.
-    """
-    if run.fingerprint("filter")["input.generate"] != run.output_hash("generate"):
-        raise UserError(
-            f"{run.path}: filter decided about other answers than generate has now; filter again:"
-            f" {run.command('filter', '--fresh')}"
-        )
-    decisions = read_shards(run, "filter", ["kept", "masked_spans"])
-    for answers, decided in zip(read_shards(run, "generate", columns), decisions, strict=True):
-        yield answers.append_column("masked_spans", decided.column("masked_spans")), decided.column("kept")
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def changes(old: Mapping[str, Any], new: Mapping[str, Any], accepted: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The keys in which two fingerprints differ, each with what it `was` and `is`; but for accepted changes."""
-    known = [(a["key"], a["is"]) for a in accepted]
-    return [
-        {"key": key, "was": old.get(key), "is": new.get(key)}
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and (key, new.get(key)) not in known
-    ]
-
-
-def _setting(key: str) -> str:
-    """The setting of a fingerprint's key: `prepare.file` of prepare.file.prompts.jsonl."""
-    return ".".join(key.split(".")[:2])
-
-
-def _refusal(path: Path, stage: str, changes: list[dict[str, Any]], is_whole: bool) -> str:
-    differences = (_differences(c["key"], c["was"], c["is"]) for c in changes)
-    listed = "; ".join(f"{key} was {_short(was)}, is {_short(now_is)}" for of in differences for key, was, now_is in of)
-    accepts = " ".join(f"--accept {c['key']}" for c in changes)
-    ways = [f"give the run a new name (name=...), do {stage} and what follows again (--fresh)"]
-    if is_whole:
-        ways.append(f"keep its output as it is ({accepts})")
-    if all(c["key"].startswith(INPUT) for c in changes):
-        inputs = " and ".join(c["key"].removeprefix(INPUT) for c in changes)
-        ways[0] = f"do {stage} and what follows again (--fresh)"
-        if stage == "train":
-            go_on = f"generate.reuse={path} student.model={path}/train/student"
-            ways.append(f"go on from its student under a new name (name=... {go_on})")
-        return f"{path}/{stage} was made from what {inputs} wrote before that changed. Either {', or '.join(ways)}"
-    return f"{path}/{stage} was made with other settings: {listed}. Either {', or '.join(ways)}"
-
-
-def _differences(key: str, was: Any, now_is: Any) -> list[tuple[str, Any, Any]]:
-    """What differs, as deep as it lies: `prepare.sources.0.licence`, not the whole of the sources."""
-    if isinstance(was, list) and isinstance(now_is, list) and len(was) == len(now_is):
-        was, now_is = dict(enumerate(was)), dict(enumerate(now_is))
-    if not (isinstance(was, dict) and isinstance(now_is, dict) and was.keys() == now_is.keys()):
-        return [(key, was, now_is)]
-    parts = (_differences(f"{key}.{name}", was[name], now_is[name]) for name in was if was[name] != now_is[name])
-    return [each for part in parts for each in part]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _discard(folder: Path) -> None:
-    """Delete a folder: out of sight at once, so that a kill leaves no part of it."""
-    discarded = folder.with_name(f".discarded-{folder.name}")
-    shutil.rmtree(discarded, ignore_errors=True)
-    if folder.exists():
-        folder.rename(discarded)
-        shutil.rmtree(discarded)
-
-
-def _earlier(folder: Path) -> dict[str, Any] | None:
-    """What an earlier try left: a manifest where it finished, else what it started with, or None."""
-    for name, shape in ((artifacts.MANIFEST, Manifest), (artifacts.STARTED, Started)):
-        if (folder / name).exists():
-            return read_json(folder / name, shape)
-    return None
-
-
-def _tries(folder: Path, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What started.json says of a try that begins now, and of those before it, by what they left."""
-    num, spent_s = 0, 0.0
-    if earlier and "elapsed_s" in earlier:
-        num, spent_s = earlier.get("num_tries"), earlier["elapsed_s"]
-    elif earlier and earlier.get("began_s") is None:
-        num = None  # one or several, with pauses between them
-    elif earlier:
-        newest_s = max(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
-        num, spent_s = earlier["num_tries"], earlier["spent_s"] + max(0.0, newest_s - earlier["began_s"])
-    return {"began_s": time.time(), "spent_s": round(spent_s, 3), "num_tries": None if num is None else num + 1}
-
-
-def _lost(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Files of a manifest that are missing or have another size."""
-    sizes = {record["name"]: record["bytes"] for record in manifest["files"]}
-    return [n for n, size in sizes.items() if not (folder / n).is_file() or (folder / n).stat().st_size != size]
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a stage has its manifest, and every file that it names."""
-    return (folder / artifacts.MANIFEST).exists() and not _lost(
-        folder, read_json(folder / artifacts.MANIFEST, Manifest)
-    )

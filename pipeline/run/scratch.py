@@ -1,7 +1,7 @@
 """Tables that a stage looks things up in while it runs: on disk, so that memory does not grow with the corpus."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -9,7 +9,7 @@ CACHE_BYTES = 64 << 20  # of pages in memory; what is more is read and written t
 
 
 @contextmanager
-def database(folder: Path) -> Iterator[sqlite3.Connection]:
+def database(folder: Path) -> Generator[sqlite3.Connection]:
     """An empty SQLite database in a file of `folder` without a name there, so it goes with the process, killed or not.
 
     All that is done to it is one transaction, never committed: nothing is written before the cache is full. The folder

@@ -7,7 +7,8 @@ from pipeline.console import counted, progress
 from pipeline.errors import UserError
 from pipeline.records import STAGES, split_of
 from pipeline.run import alignment
-from pipeline.run.rundir import RunDir, read_planned, read_shards, shard_paths
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_planned, read_shards, shard_paths
 
 Row = dict[str, Any]
 RESPONSE_COLUMNS = ["response_id", "split", "prompt_token_ids", "token_ids", "token_logprobs", "logprobs"]

@@ -12,9 +12,10 @@ from peft import PeftModel
 from pipeline.config import Config, Train, check_counts, output_settings
 from pipeline.console import counted, say
 from pipeline.models import lookup, model_folder, quantised
+from pipeline.run.commit import Stage
 from pipeline.run.files import file_hash, readable, user_disk_errors
 from pipeline.run.left_out import LARGE_FRAC
-from pipeline.run.rundir import RunDir, Stage
+from pipeline.run.rundir import RunDir
 from pipeline.train import contract, student
 from pipeline.train.rows import MIN_ANSWERS_TO_SPLIT, TrainingExamples, kept_answers, split_validation, why_left_out
 from pipeline.train.trainer import fit

@@ -3,7 +3,7 @@
 Axes: T tokens of a prompt with its answer, H hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ def block_influence(model: PreTrainedModel, rows: Any) -> list[float]:
 
 
 @contextmanager
-def _summed(layers: Any) -> Iterator[list[float]]:
+def _summed(layers: Any) -> Generator[list[float]]:
     """Σ over tokens of 1 − cos(input, output) of each layer, for as long as it is open.
 
     By hooks: what transformers gives as the last hidden state has the final norm in it.

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UserError
 from pipeline.run.files import read_committed
-from pipeline.run.rundir import RunDir, read_answers, shard_paths
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_answers, shard_paths
 
 WINDOW_SHARDS = 8  # files whose rows are shuffled together, and as many are held in memory
 MAX_VALIDATION_ANSWERS = 256

@@ -66,7 +66,7 @@ def load_frozen(path: Path, bits: int | None) -> PreTrainedModel:
     """The model as adapters are trained on it: whole, or its linear layers in 4 or 8 bits (QLoRA, arXiv:2305.14314)."""
     if bits is None:
         return load(path)
-    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True} if bits == 4 else {}
+    four: Any = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True} if bits == 4 else {}
     few = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, **four)
     attention = language_model.attention_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
     how = {"attn_implementation": attention, "trust_remote_code": False, "use_safetensors": True}

@@ -54,7 +54,9 @@ class DistillationTrainer(SFTTrainer):
         self._skipped = 0
         self._forget_curves()
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         if return_outputs:
             raise ValueError("the distillation loss never forms logits, so has no outputs to return")
         num_labels = (inputs["labels"] != IGNORED).sum()
@@ -77,7 +79,9 @@ class DistillationTrainer(SFTTrainer):
             self._forget_curves()
         super().log(logs, start_time)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Measures on the validation rows, as `eval_kl_nats` and so on: means over their answer tokens."""
         kept_back: Any = self.eval_dataset
         began, rows = time.monotonic(), list(kept_back)
@@ -112,7 +116,7 @@ class DistillationTrainer(SFTTrainer):
         with self.accelerator.autocast():  # which goes round accelerate's own
             return self._forward_redirection(model, bare, function, bare, *arguments)
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Trainer's, before the optimizer's step: where it is not finite, this step leaves the weights alone."""
         norm = super()._get_grad_norm(model, grad_norm)
         if norm is not None and math.isfinite(norm):

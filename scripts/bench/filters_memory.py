@@ -33,7 +33,8 @@ from pipeline import config as config_module
 from pipeline.config import Config
 from pipeline.records import PROMPTS, RESPONSES
 from pipeline.run import scratch
-from pipeline.run.rundir import RunDir, Stage
+from pipeline.run.commit import Stage
+from pipeline.run.rundir import RunDir
 from pipeline.text.duplicates import NUM_BANDS, NUM_SLOTS, NearDuplicates, Sketch, sketch
 from pipeline.text.words import words
 

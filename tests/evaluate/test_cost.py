@@ -15,7 +15,8 @@ from support.fabricated_run import make
 from pipeline import config as config_module
 from pipeline.evaluate import speed
 from pipeline.evaluate.speed import cost
-from pipeline.run.rundir import RunDir, Stage
+from pipeline.run.commit import Stage
+from pipeline.run.rundir import RunDir
 
 RATES = st.floats(1, 1e4)
 

@@ -28,8 +28,9 @@ from pipeline.models.lookup import Model
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import HARNESS
 from pipeline.report.tables import benchmarks
+from pipeline.run.commit import Stage
 from pipeline.run.files import write_json
-from pipeline.run.rundir import RunDir, Stage
+from pipeline.run.rundir import RunDir
 
 pytest.importorskip("lm_eval")
 ROOT = Path(__file__).parent.parent.parent

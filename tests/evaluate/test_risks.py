@@ -26,7 +26,7 @@ from pipeline.evaluate.risks.valence import valence
 from pipeline.evaluate.tasks.chat import ChatFormat
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import ARMS, RISKS
-from pipeline.run.rundir import Stage
+from pipeline.run.commit import Stage
 
 SHIPPED = probe_set.load(Path(pipeline.__file__).parent.parent / "prompts/risks.jsonl", None)
 SETTINGS = Evaluate(bootstrap=400, max_tokens=16)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import generate
 from pipeline.config import Config, validate
-from pipeline.run import rundir
+from pipeline.run import shards
 from pipeline.run.rundir import RunDir
 
 quick = settings(max_examples=100, deadline=None, database=None)
@@ -29,7 +29,7 @@ def plan(config: Config, run_dir: RunDir, prompts_per_file: list[int], parts: li
         pa.table({"prompt_id": [f"p{i}" for i in numbers], "split": ["train"] * len(numbers)}) for numbers in files
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rundir, "read_shards", lambda *_: iter(tables))
+        patch.setattr(shards, "read_shards", lambda *_: iter(tables))
         patch.setattr(RunDir, "manifest", lambda *_: manifest)
         return dict(generate.planned(run_dir, config))
 

@@ -117,7 +117,7 @@ def test_a_try_that_stops_changes_nothing(prepared: Any, monkeypatch: pytest.Mon
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     more = prepared.lines({"prompt": LETTER}, {"prompt": f"{LETTER}!"}, *asked(1, 2, 3))
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.run.rundir.Stage.grow", killed)
+        patched.setattr("pipeline.run.commit.Stage.grow", killed)
         with pytest.raises(KeyboardInterrupt):
             prepared.do(more)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
@@ -131,7 +131,7 @@ def test_a_try_that_stops_between_two_files_is_made_good(prepared: Any, monkeypa
     prepared.do(prepared.lines({"prompt": LETTER}, *asked(1, 2, 3)))
     more = prepared.lines({"prompt": LETTER}, {"prompt": f"{LETTER}!"}, *asked(1, 2, 3, 4))
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.run.rundir.Stage.finish", killed)
+        patched.setattr("pipeline.run.commit.Stage.finish", killed)
         with pytest.raises(KeyboardInterrupt):
             prepared.do(more)
     assert prepared.do(more)["prompts"] == 5

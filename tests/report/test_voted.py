@@ -13,7 +13,8 @@ from pipeline.compare.questions import draw
 from pipeline.report import page
 from pipeline.report.tables import voted
 from pipeline.run import votes
-from pipeline.run.rundir import RunDir, now
+from pipeline.run.commit import now
+from pipeline.run.rundir import RunDir
 from pipeline.run.votes import Vote
 
 

@@ -23,8 +23,11 @@ from pipeline.config import Config, validate
 from pipeline.errors import UserError
 from pipeline.records import STAGES
 from pipeline.run import rundir
+from pipeline.run.commit import Stage
 from pipeline.run.files import read_json
-from pipeline.run.rundir import RunDir, Stage, read_answers, read_shards, shard_paths
+from pipeline.run.manifest import SCHEMA_VERSION
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_answers, read_shards, shard_paths
 
 SETTINGS = {"generate.temperature": 0.7, "generate.k": 64}
 TABLE = pa.table({"n": [1, 2, 3], "text": ["a", "b", "c"]})
@@ -160,7 +163,7 @@ def test_a_finished_stage_that_lost_a_file_is_not_complete(finished: RunDir, con
 
 def test_the_manifest_says_what_was_written(finished: RunDir) -> None:
     manifest = finished.manifest("generate")
-    assert manifest["schema_version"] == rundir.SCHEMA_VERSION
+    assert manifest["schema_version"] == SCHEMA_VERSION
     assert (manifest["stage"], manifest["fingerprint"]) == ("generate", SETTINGS)
     assert (manifest["counts"], manifest["k"]) == ({"responses": 6}, 64)
     assert {"torch", "transformers", "vllm"} <= manifest["versions"].keys()
@@ -680,7 +683,7 @@ def test_a_manifest_is_plain_json_that_other_tools_read(finished: RunDir) -> Non
 
 
 def test_a_refusal_names_what_differs_as_deep_as_it_lies() -> None:
-    from pipeline.run.rundir import _differences
+    from pipeline.run.changes import _differences
 
     was = [{"path": "a.jsonl", "licence": "mit"}, {"path": "b.jsonl", "licence": None}]
     now_is = [{"path": "a.jsonl", "licence": "mit"}, {"path": "b.jsonl", "licence": "cc0-1.0"}]

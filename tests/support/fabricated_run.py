@@ -11,8 +11,9 @@ from pipeline import codec
 from pipeline import config as config_module
 from pipeline.config import Config, output_settings
 from pipeline.records import ARMS, DECISIONS, PROMPTS, RESPONSES, RISKS, SAMPLES, TASKS
+from pipeline.run.commit import Stage
 from pipeline.run.files import write_json
-from pipeline.run.rundir import RunDir, Stage
+from pipeline.run.rundir import RunDir
 
 PLANTED = (
     '<script>window.pwned=1;document.title="pwned"</script>'

@@ -12,7 +12,8 @@ from pipeline.models.forward.forced import ForcedResponse
 from pipeline.models.tokenizer import reasoning
 from pipeline.records import UNCATEGORISED
 from pipeline.run import left_out
-from pipeline.run.rundir import RunDir, read_answers
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_answers
 
 NOTHING_LEARNT = "no held-out answer holds anything that train.reasoning lets a student learn"
 COLUMNS = ["conversation_id", "sample", "split", "category", "prompt_token_ids", "token_ids"]

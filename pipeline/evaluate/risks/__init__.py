@@ -26,8 +26,9 @@ from pipeline.evaluate.verdict import RISK_ROWS
 from pipeline.inference.child_engine import ChildEngine
 from pipeline.records import RISKS, SAMPLES
 from pipeline.run import metrics
+from pipeline.run.commit import Stage
 from pipeline.run.files import file_hash, read_committed
-from pipeline.run.rundir import RunDir, Stage
+from pipeline.run.rundir import RunDir
 from pipeline.text.refusals import refuses
 
 Rows = list[dict[str, Any]]

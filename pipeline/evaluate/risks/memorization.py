@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 
 from pipeline.inference.child_engine import ChildEngine
 from pipeline.models.tokenizer import reasoning
-from pipeline.run.rundir import RunDir, read_answers
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_answers
 
 OPENING_TOKENS, RECITED_TOKENS = 16, 32  # what an arm is given of an answer, and how far it is followed
 COLUMNS = ("conversation_id", "prompt_id", "sample", "split", "prompt_token_ids", "token_ids")

@@ -10,7 +10,8 @@ from pipeline.evaluate.speed import Round
 from pipeline.machine import hardware
 from pipeline.models import lookup
 from pipeline.run import metrics
-from pipeline.run.rundir import RunDir, Stage
+from pipeline.run.commit import Stage
+from pipeline.run.rundir import RunDir
 from pipeline.statistics import Figure, exact, repeated
 
 MADE_BY = ("prepare", "generate", "filter", "train")  # evaluate's own time is added as it stands

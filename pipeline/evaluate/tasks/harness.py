@@ -29,8 +29,8 @@ from pipeline.inference.engine_args import engine_settings
 from pipeline.inference.kv_cache import Load
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import HARNESS
+from pipeline.run.commit import Stage
 from pipeline.run.files import file_hash, first_line, write_json
-from pipeline.run.rundir import Stage
 from pipeline.statistics import Figure
 
 MAX_LOGPROBS = 20  # that its requests may ask for

@@ -37,8 +37,8 @@ from pipeline.prepare.conversations import Asked
 from pipeline.prepare.screening import Screening
 from pipeline.prepare.synthesis import diversity, drafts
 from pipeline.prepare.synthesis.instructions import Instruction, InstructionPool, Plan
+from pipeline.run.commit import Stage
 from pipeline.run.files import json_lines, write_text
-from pipeline.run.rundir import Stage
 from pipeline.text.words import words
 
 Row = dict[str, Any]

@@ -12,7 +12,8 @@ from pipeline.errors import UserError
 from pipeline.report import ids
 from pipeline.report.figures import NONE, rule_unit, setting_text, words
 from pipeline.run.manifest import ManifestRow
-from pipeline.run.rundir import RunDir, read_answers, read_shard, read_shards
+from pipeline.run.rundir import RunDir
+from pipeline.run.shards import read_answers, read_shard, read_shards
 from pipeline.screening import privacy
 
 Row = dict[str, Any]
