@@ -24,6 +24,22 @@ def demo_teacher() -> Path:
 
 
 @pytest.fixture(scope="session")
+def demo_tokenizer(demo_teacher: Path) -> Any:
+    from pipeline.models import lookup
+
+    return lookup.Model("demo", demo_teacher).tokenizer()
+
+
+@pytest.fixture(scope="session")
+def reference(demo_teacher: Path) -> Any:
+    """The bundled teacher as transformers has it, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(demo_teacher, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
 def real_tokenizer() -> Callable[[str], Path]:
     """The folder of a family's tokenizer by the family's name, such as qwen3: see scripts/fetch_tokenizers.py."""
 

@@ -1,4 +1,7 @@
-"""The whole chain as a user runs it, killed twice on the way: real vLLM, the real demo teacher, the real trainer."""
+"""The whole chain as a user runs it, killed twice on the way: real vLLM, the real demo teacher, the real trainer.
+
+Its run is made once; what has no mark reads it in the default tier.
+"""
 
 import json
 import os
@@ -39,16 +42,16 @@ SETTINGS = [
     "train.checkpoint_steps=3",
     "train.log_steps=1",
     "train.dtype=float32",
-    "evaluate.chat_items=4",
-    "evaluate.tasks.limit=6",
-    "evaluate.tasks.max_tokens=24",
-    "evaluate.max_tokens=24",
-    "evaluate.risks.limit=2",
-    "evaluate.risks.max_tokens=24",
+    "evaluate.chat_items=2",
+    "evaluate.tasks.limit=4",
+    "evaluate.tasks.max_tokens=12",
+    "evaluate.max_tokens=12",
+    "evaluate.risks.limit=1",
+    "evaluate.risks.max_tokens=12",
     "evaluate.speed_concurrency=[1,4]",
     "evaluate.price_per_hour=1.5",
-    "evaluate.speed_tokens=16",
-    "evaluate.speed_rounds=2",
+    "evaluate.speed_tokens=8",
+    "evaluate.speed_rounds=1",
 ]
 
 
@@ -125,6 +128,7 @@ def losses(runs: Runs) -> dict[tuple[str, int], float]:
     return {(line["arm"], line["step"]): line["loss"] for line in lines if "loss" in line}
 
 
+@pytest.mark.nightly
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(runs: Runs, tmp_path: Path) -> None:
     whole = copy_of(runs, tmp_path / "runs")
     done = whole.do("train", "--fresh", "--fresh")
@@ -139,6 +143,7 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_does(runs: Runs, tmp_
     assert best[0] == pytest.approx(best[1], abs=1e-6)
 
 
+@pytest.mark.ci
 def test_two_processes_train_adapters_on_packs_of_a_student_chosen_by_influence(runs: Runs, tmp_path: Path) -> None:
     here = copy_of(runs, tmp_path / "runs")
     changes = ["student.keep_layers=null", "student.num_layers=12", "student.choose_layers=influence"]
@@ -179,6 +184,7 @@ def test_scores_are_those_of_a_teacher_and_its_student(runs: Runs) -> None:
         assert scores["quality"]["task_pass_frac"]["num"] == arms["teacher"]["quality"]["task_pass_frac"]["num"]
 
 
+@pytest.mark.ci
 def test_run_again_does_nothing_again(runs: Runs) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.path.rglob("manifest.json")}
     began = time.monotonic()
@@ -187,6 +193,7 @@ def test_run_again_does_nothing_again(runs: Runs) -> None:
     assert time.monotonic() - began < 90
 
 
+@pytest.mark.ci
 def test_a_plan_comes_close_to_what_the_run_took(runs: Runs, tmp_path: Path) -> None:
     planned = Runs(tmp_path)
     done = planned.do("plan", f"generate.pilot_prompts={NUM_PROMPTS}", "generate.price_per_hour=3.6")
@@ -222,6 +229,7 @@ def test_report_status_and_show_tell_of_it(runs: Runs) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.ci
 def test_export_writes_a_plain_model_with_a_card(runs: Runs) -> None:
     done = runs.do("export")
     assert done.returncode == 0, done.stderr
@@ -238,6 +246,7 @@ def test_export_writes_a_plain_model_with_a_card(runs: Runs) -> None:
     assert prompt
 
 
+@pytest.mark.ci
 def test_the_corpus_loads_with_datasets_alone(runs: Runs, tmp_path: Path) -> None:
     from datasets import load_dataset
 
@@ -250,6 +259,7 @@ def test_the_corpus_loads_with_datasets_alone(runs: Runs, tmp_path: Path) -> Non
     }
 
 
+@pytest.mark.ci
 def test_a_damaged_shard_is_named_and_alone_made_anew(runs: Runs, tmp_path: Path) -> None:
     copy = copy_of(runs, tmp_path / "copy")
     shard = copy.path / "generate/responses-00001.parquet"
@@ -266,6 +276,7 @@ def test_a_damaged_shard_is_named_and_alone_made_anew(runs: Runs, tmp_path: Path
     assert copy.do("filter", "--fresh", "--fresh").returncode == 0
 
 
+@pytest.mark.ci
 def test_rows_shifted_by_one_stop_the_training_before_step_one(runs: Runs, tmp_path: Path) -> None:
     copy = copy_of(runs, tmp_path / "copy")
     path = copy.path / "generate/manifest.json"
@@ -307,6 +318,7 @@ def test_a_second_process_on_the_same_run_is_refused(runs: Runs, tmp_path: Path)
     assert "another process is working on this run" in refused.stderr
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(runs: Runs, tmp_path: Path) -> None:
     small = tmp_path / "small"
