@@ -6,10 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.commands import ROOT
+
+if TYPE_CHECKING:
+    from pipeline.run.rundir import RunDir
 
 # GiB of each engine's KV cache: vLLM never gives back that of an engine in this process
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -69,3 +72,19 @@ def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     special = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
     PreTrainedTokenizerFast(tokenizer_object=cutter, **special).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> "RunDir":
+    """A fabricated run with every stage up to evaluate done."""
+    from support import fabricated_run
+
+    return fabricated_run.make(tmp_path)
+
+
+@pytest.fixture
+def filtered_run_dir(tmp_path: Path) -> "RunDir":
+    """A fabricated run whose filter is done, and nothing after it."""
+    from support import fabricated_run
+
+    return fabricated_run.make(tmp_path, until="filter")

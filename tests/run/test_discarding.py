@@ -32,9 +32,8 @@ def files_in(folder: Path) -> set[Path]:
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> RunDir:
+def run_dir(run_dir: RunDir) -> RunDir:
     """A whole run, whose answers took twelve minutes and whose training took an hour."""
-    run_dir = make(tmp_path)
     took(run_dir, "generate", 12 * 60)
     took(run_dir, "train", HOUR_S)
     return run_dir
