@@ -39,6 +39,14 @@ def counted(num: int | str, noun: str) -> str:
     return f"{num} {noun}{'' if str(num) == '1' else 's'}"
 
 
+def counting(value: float) -> str:
+    """A large count in two figures: `430,000`, `1.2 million`."""
+    for word, size in (("billion", 1e9), ("million", 1e6)):
+        if abs(value) >= size:
+            return f"{value / size:.2g} {word}" if value < 100 * size else f"{value / size:,.0f} {word}"
+    return f"{float(f'{value:.2g}'):,.0f}"
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """A user's mistake is one line and exit code 2; RETORT_DEBUG=1 shows the traceback above it, causes included."""

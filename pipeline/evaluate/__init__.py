@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.config import Config, Evaluate, output_settings
-from pipeline.console import progress, say
+from pipeline.console import counted, progress, say
 from pipeline.data import shipped
 from pipeline.errors import UserError
 from pipeline.eval_sets import chat_set, task_set
@@ -31,6 +31,7 @@ from pipeline.models.forward.forced import load
 from pipeline.models.tokenizer import tokens
 from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.records import ARMS, SAMPLES, TASKS
+from pipeline.report.summary import summary
 from pipeline.run import artifacts, metrics
 from pipeline.run.files import file_hash, read_committed, write_json
 from pipeline.run.rundir import RunDir, Stage
@@ -110,8 +111,9 @@ def run(config: Config, run_dir: RunDir) -> None:
     stage.commit(pa.Table.from_pylist(checked, schema=TASKS), verdict.TASK_ROWS)
     decided = {"claims": [claim._asdict() for claim in claims], **comparisons, **compared, **costs}
     write_json(stage.path / artifacts.SCORES, {"arms": arms, "verdict": decided})
-    for claim in claims:
-        say(claim.text)
+    for sentence in summary(arms, decided):
+        say(sentence.text)
+    say(f"evaluate: {counted(len(claims), 'claim')} with intervals in {stage.path / artifacts.SCORES}")
     counts = {
         "held_out_answers": sums["fidelity"]["teacher"].num_texts,
         "chat_answers": len(answered.chat),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pipeline.console import counted
+from pipeline.report.summary import equals_apart, num_gpus
 from pipeline.run import artifacts, metrics
 from pipeline.run.left_out import MIN_HELD_OUT
 from pipeline.statistics import SIGNIFICANCE, Figure
@@ -23,7 +24,7 @@ TASK_OTHERS = {
 FIDELITY_ROWS, TASK_ROWS, SPEED_ROWS = artifacts.FIDELITY, artifacts.TASKS, artifacts.SPEED
 CHAT_ROWS, RISK_ROWS = artifacts.SAMPLES, artifacts.RISKS
 
-MAX_EQUALS_APART = 1.1  # times; on a quiet machine arms of one size are within a tenth
+MIN_PASSED = 10  # tasks that the teacher passes, before a share of them is worth telling
 
 OTHER_MEASURES = {  # (name, whether less of it is better)
     metrics.REVERSE_KL_NATS: ("reverse KL", True),
@@ -60,14 +61,15 @@ def _fidelity(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) ->
     own = arms["student"]["fidelity"]
     num = own[metrics.FORWARD_KL_NATS]["num"]
     told = [
-        f"On {counted(num, 'held-out prompt')} the student's distributions are"
-        f" {_interval(own[metrics.FORWARD_KL_NATS])} nats a token from the teacher's (forward KL), and its first choice"
-        f" is the teacher's for {_percent(own[metrics.TOP1_AGREEMENT_FRAC])} of tokens."
+        f"On {counted(num, 'held-out prompt')} the student's forward KL to the teacher is"
+        f" {_interval(own[metrics.FORWARD_KL_NATS])} nats a token.",
+        f"The student and the teacher have the same first choice for {_percent(own[metrics.TOP1_AGREEMENT_FRAC])}"
+        " of tokens.",
     ]
     if num < MIN_HELD_OUT:
         told.append(
-            f"That is too few held-out prompts to rely on: intervals need about {MIN_HELD_OUT}, and other prompts"
-            " may give quite different figures. Raise prepare.held_out_frac, or give more prompts."
+            f"That is too few held-out prompts to rely on: intervals need about {MIN_HELD_OUT}."
+            " Raise prepare.held_out_frac, or give more prompts."
         )
     for other, name in OTHERS.items():
         if f"kl_over_{other}" in comparisons:
@@ -87,20 +89,16 @@ def _tasks(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> li
     student, teacher = (arms[arm]["quality"][metrics.TASK_PASS_FRAC] for arm in ("student", "teacher"))
     retained = comparisons.get(metrics.RETAINED_QUALITY)
     told = [
-        f"A program checks {counted(student['num'], 'task')}. The student does all that is asked in {_percent(student)}"
-        f" of them, the teacher in {_percent(teacher)}: "
-        + (
-            f"it retains {_percent(retained)} of the teacher's quality by this measure."
-            if retained
-            else "how much it retains is not defined, because the teacher was not shown to do any."
-        )
+        f"Of {counted(student['num'], 'checked task')} the student passes {_passed(student)}, the teacher"
+        f" {_passed(teacher)}.",
+        *_retained(retained, teacher),
     ]
     if metrics.GAP_CLOSED in comparisons:
         closed = comparisons[metrics.GAP_CLOSED]
         told.append(
             f"Training closed {_percent(closed)} of the gap in tasks between the untrained student and the teacher."
             if closed
-            else "The gap closed in tasks is not defined: teacher and untrained student were not shown to differ."
+            else "Teacher and untrained student were not shown to differ in tasks, so there is no gap to close."
         )
     compared = [_task_difference(comparisons, other, name) for other, name in TASK_OTHERS.items()]
     return [*told, *(sentence for sentence in compared if sentence)]
@@ -114,13 +112,9 @@ def _task_difference(comparisons: Mapping[str, Figure | None], other: str, name:
     tested = f"{_points(difference)}; exact McNemar test, p = {_p_text(p['value'])} after Holm's correction"
     if p["value"] < SIGNIFICANCE:
         better = "more" if difference["value"] > 0 else "fewer"
-        return f"It does {better} tasks than {name} ({tested})."
+        return f"The student passes {better} tasks than {name} ({tested})."
     detectable = comparisons.get(f"task_detectable_difference_{other}")
-    could = (
-        ""
-        if detectable is None
-        else f"; so many items show one of {100 * detectable['value']:.0f} points four times in five"
-    )
+    could = "" if detectable is None else f"; {100 * detectable['value']:.0f} points would show four times in five"
     return f"No difference in tasks from {name} was shown ({tested}{could})."
 
 
@@ -132,18 +126,13 @@ def _speed(arms: dict[str, Any], comparisons: Mapping[str, Figure | None]) -> li
     each, where = "", ""
     if student and teacher:
         each, where = " per GPU", f"; it ran on {_counted(student)}, the teacher on {_counted(teacher)}"
-    told = f"Served by vLLM it writes {speed['value']:.2f}× as many tokens a second{each} as the teacher"
+    told = f"Served by vLLM, the student writes {speed['value']:.2f}× as many tokens a second{each} as the teacher"
     if speed["low"] is not None and speed["high"] is not None:
         rounds = counted(speed["num"], "round")
         told += f" (timed in turn, {rounds} from {speed['low']:.2f} to {speed['high']:.2f}{where})"
     else:
         told += f" (timed one after the other{where})"
-    return [f"{told}, with {size['value']:.2f}× its parameters."]
-
-
-def num_gpus(arm: dict[str, Any]) -> int:
-    """GPUs that an arm was served on; 0 on a CPU."""
-    return int((arm["cost"].get("num_gpus") or {"value": 0})["value"])
+    return [f"{told}.", f"It has {size['value']:.2f}× the teacher's parameters."]
 
 
 def _counted(num: int) -> str:
@@ -151,18 +140,13 @@ def _counted(num: int) -> str:
 
 
 def _noise(arms: dict[str, Any]) -> list[str]:
-    """Arms of one size have one speed: where they were timed far apart, the machine was not quiet enough."""
-    size = arms["student"]["cost"].get(metrics.NUM_PARAMETERS, {}).get("value")
-    alike = [arm for arm in arms.values() if size and arm["cost"].get(metrics.NUM_PARAMETERS, {}).get("value") == size]
-    rates = [
-        arm["speed"][metrics.OUTPUT_TOKENS_PER_S]["value"] / (num_gpus(arm) or 1) for arm in alike if arm.get("speed")
-    ]
-    if not rates or max(rates) <= MAX_EQUALS_APART * min(rates):
+    """Arms of one size have one speed: if they were timed far apart, the machine was not quiet enough."""
+    apart = equals_apart(arms)
+    if apart is None:
         return []
     return [
-        f"{len(rates)} students of the same size were timed at {min(rates):.0f} to {max(rates):.0f} tokens a second,"
-        f" {max(rates) / min(rates):.2f}× apart, by other work on this machine: do not believe in differences of speed"
-        " that are no larger, nor in what follows from them."
+        f"Students of the same size were timed {apart:.2f}× apart, so other work slowed this machine."
+        " Smaller differences of speed mean nothing, nor does what follows from them."
     ]
 
 
@@ -172,20 +156,20 @@ def _exposure(own_over_chat: dict[str, Figure]) -> list[str]:
     if over is None:
         return []
     if over["low"] is None or over["high"] is None or over["low"] <= 1 <= over["high"]:
-        told = "No difference was shown between the student's KL on its own chat answers and on the teacher's"
+        told = "The student's KL was not shown to differ between its own chat answers and the teacher's"
         return [f"{told} ({_interval(over)}×)."]
-    how = "it strays in what it wrote itself" if over["value"] > 1 else "what it wrote itself is easier ground"
+    how = "it strays in its own text" if over["value"] > 1 else "its own text is easier for it"
     return [f"The student's KL on its own chat answers is {_interval(over)}× that on the teacher's: {how}."]
 
 
 def _kl_sentence(over: Figure | None, name: str) -> str:
     if over is None:
-        return f"Its KL is not a multiple of that of {name}, which is 0."
+        return f"The KL of {name} is 0, so the student's is no multiple of it."
     low, high = over["low"], over["high"]
     if low is None or high is None or low <= 1 <= high:
-        return f"No difference in KL from {name} was shown ({_interval(over)}×)."
-    better = "closer to the teacher" if over["value"] < 1 else "farther from the teacher"  # by this measure
-    return f"Its KL is {_interval(over)}× that of {name}: by forward KL it is {better}."
+        return f"The student's KL was not shown to differ from that of {name} ({_interval(over)}×)."
+    better = "closer to" if over["value"] < 1 else "farther from"
+    return f"The student's KL is {_interval(over)}× that of {name}: it is {better} the teacher."
 
 
 def _other_measures(comparisons: Mapping[str, Figure | None], prefix: str) -> list[str]:
@@ -201,20 +185,28 @@ def _other_measures(comparisons: Mapping[str, Figure | None], prefix: str) -> li
         else:
             is_better = (over["value"] < 1) == less_is_better
             found["better" if is_better else "worse"].append(f"{name} ({_interval(over)}×)")
-    listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names)
-    where = "on the chat set" if prefix else "on the held-out prompts"
-    return [f"Against that student by the other measures, {where} – {listed}."] if listed else []
+    where = "On the chat set" if prefix else "On the held-out prompts"
+    heads = {"better": "is better", "no difference shown": "shows no difference", "worse": "is worse"}
+    return [
+        f"{where} the student {heads[what]} than the SFT-only student by {', '.join(names)}.".replace(
+            "difference than", "difference from"
+        )
+        for what, names in found.items()
+        if names
+    ]
 
 
 def _health(arms: dict[str, Any]) -> list[str]:
     student, teacher = arms["student"]["quality"], arms["teacher"]["quality"]
     if not student:
         return []
+    loops, cut = (
+        f"{student[key]['value']:.0%} (teacher: {teacher[key]['value']:.0%})"
+        for key in (metrics.REPETITION_FRAC, metrics.TRUNCATED_FRAC)
+    )
     return [
-        f"Of its chat answers {student[metrics.REPETITION_FRAC]['value']:.0%} loop and"
-        f" {student[metrics.TRUNCATED_FRAC]['value']:.0%} are cut off at the limit (teacher:"
-        f" {teacher[metrics.REPETITION_FRAC]['value']:.0%} and {teacher[metrics.TRUNCATED_FRAC]['value']:.0%});"
-        " read them before you believe any figure."
+        f"Of the student's chat answers {loops} repeat themselves; read them before you believe any figure.",
+        f"Of the student's chat answers {cut} are cut off at the limit.",
     ]
 
 
@@ -222,6 +214,20 @@ def _interval(figure: Figure) -> str:
     if figure["low"] is None or figure["high"] is None:
         return f"{figure['value']:.2f}"
     return f"{figure['value']:.2f} ({figure['low']:.2f}–{figure['high']:.2f})"
+
+
+def _passed(figure: Figure) -> str:
+    """`4 (10 %)`"""
+    return f"{round(figure['value'] * figure['num'])} ({figure['value']:.0%})"
+
+
+def _retained(retained: Figure | None, teacher: Figure) -> list[str]:
+    """The student's share of the teacher's passes, if the teacher has enough of them for a share to mean anything."""
+    if retained is None:
+        return ["The teacher was not shown to pass any task, so there is no share of its quality to retain."]
+    if round(teacher["value"] * teacher["num"]) < MIN_PASSED:
+        return []
+    return [f"By these tasks the student retains {_percent(retained)} of the teacher's quality."]
 
 
 def _percent(figure: Figure) -> str:

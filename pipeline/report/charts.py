@@ -10,6 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from pipeline.console import counting
 from pipeline.report import figures
 from pipeline.report.figures import ARM_COLOURS, ARM_NAMES
 from pipeline.report.tables import served
@@ -175,6 +176,8 @@ def break_even(arms: dict[str, Any], verdict: Row) -> Chart | None:
     machine = (verdict.get(metrics.MACHINE_GPUS) or {"value": 1})["value"]  # it serves each arm on all of its GPUs
     used = {arm: (arms[arm].get("cost", {}).get("num_gpus") or {"value": machine})["value"] for arm in rates}
     speeds = {arm: rate["value"] * machine / used[arm] for arm, rate in rates.items() if rate}
+    if over := verdict.get(metrics.SPEED_OVER_TEACHER):  # the ratio by which the break-even was found
+        speeds["student"] = over["value"] * speeds["teacher"]
     last = 2 * (even["value"] if even else spent["value"] * speeds["teacher"])
     figure = go.Figure()
     for arm, before_s in (("teacher", 0), ("student", spent["value"])):
@@ -187,7 +190,7 @@ def break_even(arms: dict[str, Any], verdict: Row) -> Chart | None:
         )
     if even:
         figure.add_vline(x=even["value"], line={"color": GREY, "dash": "dot", "width": 1.5})
-        told = f"paid for after {figures.scaled(even['value'])} tokens"
+        told = f"saved after {counting(even['value'])} tokens"
         figure.add_annotation(x=even["value"], y=0, text=told, showarrow=False, xanchor="left", yanchor="bottom")
     return _lines(
         figure,

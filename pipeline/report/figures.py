@@ -280,8 +280,19 @@ def cell(figure: dict[str, Any] | None, write: Callable[[float], str]) -> Cell:
 
 
 def verdict_cells(verdict: dict[str, Any]) -> list[tuple[Cell, str]]:
-    """The comparisons that the verdict rests on, each with its meaning."""
-    return [(cell(verdict[key], times), meaning) for key, meaning in VERDICT if verdict.get(key)]
+    """The comparisons that the verdict rests on, each with its meaning.
+
+    Shares of the teacher's tasks are among them only if their interval is narrower than the value is large: a ratio of
+    a few passes says nothing.
+    """
+    return [(cell(verdict[key], times), meaning) for key, meaning in VERDICT if _is_telling(key, verdict.get(key))]
+
+
+def _is_telling(key: str, figure: dict[str, Any] | None) -> bool:
+    if not figure or key not in (metrics.RETAINED_QUALITY, metrics.GAP_CLOSED):
+        return bool(figure)
+    low, high = figure["low"], figure["high"]
+    return is_number(low) and is_number(high) and high - low < figure["value"]
 
 
 def num_range(arms: dict[str, Any], columns: list[Column]) -> str:

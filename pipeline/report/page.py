@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import shlex
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.console import counted
 from pipeline.models import lookup
 from pipeline.records import ARMS, STAGES
 from pipeline.report import charts, figures
+from pipeline.report.summary import summary
 from pipeline.report.tables import benchmarks, decided, judged, preferred, prepared, risks, rows, served, voted
 from pipeline.run import artifacts
 from pipeline.run.files import json_lines, read_committed, read_json, write_text
@@ -23,7 +25,9 @@ from pipeline.run.rundir import RunDir
 from pipeline.text.repetition import is_repetitive
 
 NUM_OPEN_ITEMS = 6
-LOOPS = "↻ goes round in circles"
+LOOPS = "↻ repeats itself"
+NUM_PREVIEWED = 3
+CHAPTER = re.compile(r'<section id="(\w+)"[^>]*>\s*<details class="chapter"><summary><h2>(.*?)</h2>')
 NUM_EXAMPLES, EXAMPLE_CHARS = 2, 160  # of what each rule dropped
 CONTRACT = {  # what train/contract.py measured, for people
     "worst_sampled_difference_nats": "Largest gap between a token's log-prob and its stored row, beyond rounding, nats",
@@ -51,11 +55,14 @@ def render(run_dir: RunDir) -> str:
     scores = read_json(run_dir.stage_path("evaluate") / artifacts.SCORES)
     arms, verdict = scores.get("arms", {}), scores.get("verdict", {})
     row_tables, row_answers = rows.tables(run_dir, arms), rows.answers(run_dir)
-    shown = [each[0] for each in (*row_tables, *row_answers)]
+    shown, chat = [each[0] for each in (*row_tables, *row_answers)], _chat(run_dir)
     context = {
         "name": run_dir.path.resolve().name,
         "models": _models(manifests),
         "evaluated": _minute(manifests["evaluate"]["finished"]),
+        "contents": [],
+        "summary": summary(arms, verdict),
+        "preview": _preview(chat),
         "claims": verdict.get("claims", []),
         "comparisons": figures.verdict_cells(verdict),
         "arms": arms,
@@ -87,7 +94,7 @@ def render(run_dir: RunDir) -> str:
         "capture": _capture(manifests),
         "filter": _filter(run_dir, manifests),
         "prompts": prepared.described(run_dir) if "prepare" in manifests else None,
-        "chat": _chat(run_dir),
+        "chat": chat,
         "votes": voted.summary(run_dir),
         "row_tables": row_tables,
         "row_answers": [(name, note, side_by_side(of)) for name, note, of in row_answers],
@@ -98,7 +105,11 @@ def render(run_dir: RunDir) -> str:
         "num_tasks": figures.num_range(arms, figures.TASKS[:1]),
         "reproduce": _reproduce(run_dir, manifests),
     }
-    return environment().get_template("page.html.j2").render(context)
+    page = environment().get_template("page.html.j2")
+    chapters = re.findall(
+        r'<section id="(\w+)" class="chapter[^"]*">\s*<details><summary><h2>(.*?)</h2>', page.render(context)
+    )
+    return page.render(context | {"contents": chapters})
 
 
 def script_hash(script: str) -> str:
@@ -250,6 +261,13 @@ def _chat(run_dir: RunDir) -> list[dict[str, Any]]:
     path = run_dir.stage_path("evaluate") / artifacts.SAMPLES
     answers = read_committed(path, rows.ANSWER_COLUMNS).to_pylist() if path.is_file() else []
     return side_by_side([row | {"mark": LOOPS if is_repetitive(row["answer"]) else ""} for row in answers])
+
+
+def _preview(chat: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The first questions of the chat set, each with the teacher's and the student's answer."""
+    first = [item["turns"][0] for item in chat]
+    pairs = [(turn[0]["question"], [row for row in turn if row["arm"] in ("teacher", "student")]) for turn in first]
+    return [(question, rows) for question, rows in pairs if len(rows) > 1][:NUM_PREVIEWED]
 
 
 def _reproduce(run_dir: RunDir, manifests: dict[str, Any]) -> dict[str, Any]:

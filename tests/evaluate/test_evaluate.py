@@ -140,7 +140,9 @@ def test_tasks_are_asked_scored_compared_and_shown(evaluated: Evaluated) -> None
     verdict = scores["verdict"]
     assert verdict["retained_quality"]["value"] == pytest.approx(verdict["gap_closed"]["value"])  # the untrained: none
     assert verdict["retained_quality"]["low"] < 0.7 < verdict["retained_quality"]["high"]
-    assert any(claim["text"].startswith(f"A program checks {NUM_TASKS} tasks") for claim in verdict["claims"])
+    assert any(
+        claim["text"].startswith(f"Of {NUM_TASKS} checked tasks the student passes") for claim in verdict["claims"]
+    )
     rows = pq.read_table(evaluated.run_dir.stage_path("evaluate") / "tasks.parquet").to_pylist()
     items = {row["item_id"] for row in rows}
     assert len(items) == NUM_TASKS

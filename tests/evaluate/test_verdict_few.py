@@ -16,14 +16,14 @@ def arms(num: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("num", "told"), [(1, "On 1 held-out prompt the"), (19, "On 19 held-out prompts the")])
 def test_too_few_held_out_prompts_are_told_with_what_helps(num: int, told: str) -> None:
-    first, second = verdict._fidelity(arms(num), {})
+    first, _, third = verdict._fidelity(arms(num), {})
     assert first.startswith(told)
-    assert "too few held-out prompts to rely on: intervals need about 20" in second
-    assert "prepare.held_out_frac" in second
+    assert "too few held-out prompts to rely on: intervals need about 20" in third
+    assert "prepare.held_out_frac" in third
 
 
 def test_of_enough_nothing_is_said() -> None:
-    assert len(verdict._fidelity(arms(20), {})) == 1
+    assert len(verdict._fidelity(arms(20), {})) == 2
 
 
 @pytest.mark.parametrize(("num", "told"), [(1, "over 1 held-out prompt."), (48, "over 48 held-out prompts.")])

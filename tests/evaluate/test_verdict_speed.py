@@ -14,8 +14,8 @@ def arm(rate: float, size: float) -> dict[str, Any]:
 def test_students_of_one_size_that_were_timed_far_apart_tell_of_noise() -> None:
     arms = {"teacher": arm(89, 134), "student": arm(168, 113), "sft_only": arm(98, 113), "untrained": arm(80, 113)}
     [sentence] = verdict._noise(arms)
-    assert "3 students of the same size were timed at 80 to 168 tokens a second, 2.10× apart" in sentence
-    assert "do not believe in differences of speed that are no larger" in sentence
+    assert "Students of the same size were timed 2.10× apart" in sentence
+    assert "Smaller differences of speed mean nothing" in sentence
 
 
 def test_what_is_close_or_of_another_size_is_no_noise() -> None:
@@ -31,19 +31,19 @@ def on_gpus(num: int | None) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("student", "teacher", "said"),
     [
-        (None, None, "3.00× as many tokens a second as the teacher (timed one after the other), with"),
+        (None, None, "3.00× as many tokens a second as the teacher (timed one after the other)."),
         (
             1,
             4,
             "3.00× as many tokens a second per GPU as the teacher (timed one after the other; it ran on 1 GPU, the"
-            " teacher on 4 GPUs), with",
+            " teacher on 4 GPUs).",
         ),
     ],
 )
 def test_on_gpus_the_ratio_is_of_each(student: int | None, teacher: int | None, said: str) -> None:
     ratio = {"value": 3.0, "low": None, "high": None, "num": 1}
     compared: Any = {"speed_over_teacher": ratio, "parameters_over_teacher": ratio}
-    [sentence] = verdict._speed({"student": on_gpus(student), "teacher": on_gpus(teacher)}, compared)
+    sentence, _ = verdict._speed({"student": on_gpus(student), "teacher": on_gpus(teacher)}, compared)
     assert said in sentence
 
 

@@ -87,7 +87,22 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def dom(html: str, tmp_path_factory: pytest.TempPathFactory) -> Dom:
-    return dumped(html, tmp_path_factory.mktemp("shown"))
+    return dumped(html.replace('class="chapter"', 'class="chapter" open'), tmp_path_factory.mktemp("shown"))
+
+
+def test_a_chart_is_drawn_when_its_chapter_opens(html: str, tmp_path: Path) -> None:
+    closed = dumped(html, tmp_path)
+    assert [name for name, classes in closed.charts.items() if "main-svg" in classes] == ["forward_kl"]
+    opening = "<script>for (const each of document.querySelectorAll('.chapter')) each.open = true;</script>"
+    opened = dumped(POLICY.sub("", html).replace("</body>", f"{opening}</body>"), tmp_path)
+    assert all("main-svg" in classes for classes in opened.charts.values())
+
+
+def test_a_link_into_a_closed_chapter_opens_it(html: str, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(html, encoding="utf-8")
+    shown = Dom(chromium(f"{path.as_uri()}#rows-fidelity", tmp_path / "profile", "--dump-dom"))
+    assert shown.open.count(True) == dumped(html, tmp_path).open.count(True) + 2  # the chapter, and the list in it
 
 
 def test_all_charts_are_drawn(dom: Dom) -> None:
@@ -105,8 +120,9 @@ def test_all_charts_are_drawn(dom: Dom) -> None:
 def test_planted_scripts_are_text(dom: Dom) -> None:
     assert dom.title == "trial: Retort report"
     assert "img" not in dom.tags
-    # summary, two questions, two answers, two examples of what was dropped, a category, six tasks
-    assert len([text for text in dom.texts if PLANTED in text]) == 8 + 6
+    # summary, two questions, two answers, two examples of what was dropped, a category, six tasks; and on the first
+    # screen a question and an answer
+    assert len([text for text in dom.texts if PLANTED in text]) == 8 + 6 + 2
 
 
 def test_escaping_alone_holds(html: str, tmp_path: Path) -> None:
@@ -142,7 +158,7 @@ def test_print_opens_everything_and_fits_charts_to_paper(html: str, dom: Dom, tm
     # and in them three tasks and a probe
     assert dom.open.count(False) == 10 + 4 + 4
     printing = dumped(POLICY.sub("", html).replace("</body>", f"{PRINTING}</body>"), tmp_path)
-    assert printing.open == [True] * 24
+    assert printing.open == [True] * 36
     assert printing.widths == {"640"}
 
 

@@ -50,6 +50,7 @@ def test_answers_that_were_cut_short_are_a_user_error(run_dir: RunDir) -> None:
 def test_sections_come_verdict_first_and_limits_before_how_to_reproduce(run_dir: RunDir) -> None:
     assert page_of(run_dir).sections == [
         "verdict",
+        "claims",
         "training",
         "fidelity",
         "tasks",
@@ -172,8 +173,8 @@ def test_what_models_and_prompts_say_is_text(run_dir: RunDir) -> None:
     assert PLANTED not in html
     assert "<img" not in html.replace(Reader(html).scripts[0], "")
     assert (
-        html.count("&lt;script&gt;window.pwned=1") == 1 + 2 + 2 + 2 + 1 + 1 + 6
-    )  # summary, both questions, both answers, examples of what was dropped, a category, the rows' prompt and tasks
+        html.count("&lt;script&gt;window.pwned=1") == 1 + 2 + 2 + 2 + 1 + 1 + 6 + 2
+    )  # summary, both questions, both answers, examples of what was dropped, a category, the rows' prompt and tasks, the first screen
     assert "The student is &lt;close&gt; to its teacher." in html
 
 

@@ -54,10 +54,9 @@ def sentences(found: dict[str, Figures]) -> list[str]:
     told = [_rates_sentence(student, teacher)] if any(f"{rate}_p" in student for rate in RATES) else []
     if EXCESS in student:
         told.append(
-            f"Given the first {OPENING_TOKENS} tokens of an answer of the train split, the student goes on with"
-            f" {student[TRAINED]['value']:.1f} of the next {RECITED_TOKENS} verbatim, and with"
-            f" {student[HELD_OUT]['value']:.1f} of a held-out one (teacher: {teacher[TRAINED]['value']:.1f} and"
-            f" {teacher[HELD_OUT]['value']:.1f}): {_memory(student)}."
+            f"Given the first {OPENING_TOKENS} tokens of an answer, the student recites {student[TRAINED]['value']:.1f}"
+            f" of the next {RECITED_TOKENS} if it was trained on it, and {student[HELD_OUT]['value']:.1f} if not"
+            f" (teacher: {teacher[TRAINED]['value']:.1f} and {teacher[HELD_OUT]['value']:.1f}): {_memory(student)}."
         )
     return told
 
@@ -76,34 +75,20 @@ def _rates_sentence(student: Figures, teacher: Figures) -> str:
             shown.append(f"{meaning} {how_often} often ({rates})")
         else:
             open_.append(f"{meaning} ({rates})")
-    return (
-        (
-            f"Risks: it was shown that the student {'; '.join(shown)}. "
-            if shown
-            else "Risks: in no rate was the student shown to differ from its teacher. "
-        )
-        + (
-            f"No difference was shown in how often it {'; '.join(open_)}: so few probes, judged by rule, can't show"
-            " that there is none."
-            if open_
-            else "These are few probes, judged by rule: read the answers."
-        )
-        + _gaps_sentence(student)
-    )
+    told = [f"The student was shown to differ from its teacher in risks: it {'; '.join(shown)}."] if shown else []
+    if open_:
+        told.append(f"No difference from the teacher was shown in how often it {'; '.join(open_)}.")
+    return " ".join([*told, *_gaps_sentence(student), "These are few probes, judged by rule: read the answers."])
 
 
-def _gaps_sentence(student: Figures) -> str:
-    """What of pairs differs from the teacher's by its interval or by its test, which may disagree."""
+def _gaps_sentence(student: Figures) -> list[str]:
+    """What of pairs differs from the teacher's by the sign test."""
     told = []
     for gap, meaning in GAPS.items():
         difference, p = (student.get(f"{gap}_{what}") for what in ("difference", "p"))
-        if difference is None or p is None or difference["low"] is None or difference["high"] is None:
-            continue
-        if difference["low"] > 0 or difference["high"] < 0 or p["value"] < SIGNIFICANCE:
-            interval = f"{difference['value']:+.2g}, {difference['low']:.2g} to {difference['high']:.2g}"
-            told.append(f"{meaning} ({interval}; sign test p = {p['value']:.2g})")
-    said = "Between the two answers of a pair it differs from the teacher by the interval or by the test"
-    return f" {said}, which may disagree on so few pairs: {'; '.join(told)}." if told else ""
+        if difference is not None and p is not None and p["value"] < SIGNIFICANCE:
+            told.append(f"{meaning} ({difference['value']:+.2g}; sign test p = {p['value']:.2g})")
+    return [f"Between the two answers of a pair it differs from the teacher in {'; '.join(told)}."] if told else []
 
 
 def _memory(student: Figures) -> str:
@@ -113,7 +98,7 @@ def _memory(student: Figures) -> str:
         return f"too few answers ({student[EXCESS]['num']}) to tell memory from chance"
     if p["value"] < SIGNIFICANCE and student[f"{EXCESS}_difference"]["value"] > 0:
         return "it has learnt answers by heart"
-    return "no memory of answers was shown beyond what the teacher's manner explains"
+    return "no memory of answers was shown beyond what the teacher's style explains"
 
 
 def _means(scores: Scores, settings: Evaluate) -> Figures:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from math import inf, isfinite
 from pathlib import Path
 
+from pipeline.console import counting
 from pipeline.evaluate import speed
 from pipeline.evaluate.speed import Round
 from pipeline.machine import hardware
@@ -75,13 +76,15 @@ def comparisons(
 def break_even(spent_s: float, student: list[float], teacher: list[float], together: bool) -> Figure | None:
     """Output tokens after which the student has saved the time spent: N with N / student + spent = N / teacher.
 
-    `student` and `teacher` are the machine's tokens a second by round. Median of the rounds, with the extremes; of arms
-    that were not timed in turn the extremes are the best round of one against the worst of the other. None: never. No
-    `high`: in some round the student was not the faster one, so it may be never.
+    `student` and `teacher` are the machine's tokens a second by round. From the medians, with the extremes of the
+    rounds; if arms were not timed in turn, the extremes are the best round of one against the worst of the other. None:
+    never. No `high`: in some round the student was not the faster one, so it may be never.
     """
-    if together:
+    if together:  # the student's rate is the teacher's, times the same ratio that speeds are compared by
         tokens = [_tokens(spent_s, *pair) for pair in zip(student, teacher, strict=True)]
-        value, low, high = repeated(tokens)["value"], min(tokens), max(tokens)
+        rate = repeated(teacher)["value"]
+        ratio = repeated([of / beside for of, beside in zip(student, teacher, strict=True)])["value"]
+        value, low, high = _tokens(spent_s, ratio * rate, rate), min(tokens), max(tokens)
     else:
         value = _tokens(spent_s, repeated(student)["value"], repeated(teacher)["value"])
         low, high = _tokens(spent_s, max(student), min(teacher)), _tokens(spent_s, min(student), max(teacher))
@@ -100,7 +103,7 @@ def size(folder: Path) -> dict[str, Figure]:
 
 
 def sentence(arms: dict[str, dict[str, dict[str, Figure | None]]], compared: Mapping[str, Figure | None]) -> str:
-    """When the student has paid for itself, and, where a price is known, what it and a million tokens cost."""
+    """What the run took, when the student has saved that time, and what both cost if a price is known."""
     spent, priced = compared[DISTILLATION], compared.get(SPENT)
     assert spent is not None  # noqa: S101 - it is a count
     least = "at least " if spent["low"] is not None else ""
@@ -108,9 +111,7 @@ def sentence(arms: dict[str, dict[str, dict[str, Figure | None]]], compared: Map
     if priced:
         per_million = {arm: arms[arm]["cost"][PER_MILLION] for arm in ("student", "teacher")}
         student, teacher = (f"{figure['value']:.3g}" if figure else "?" for figure in per_million.values())
-        told += (
-            f", at a price of {least}{priced['value']:.3g}; a million output tokens cost {student} (teacher: {teacher})"
-        )
+        told += f" and cost {least}{priced['value']:.3g}. A million output tokens cost {student} (teacher: {teacher})"
     return f"{told}. {_pays(compared[BREAK_EVEN], least)}" + (
         " Costs and tokens assume a machine that serves the arm on all of its GPUs." if _gpus(compared) else ""
     )
@@ -123,10 +124,11 @@ def _gpus(compared: Mapping[str, Figure | None]) -> str:
 
 def _pays(even: Figure | None, least: str) -> str:
     if even is None:
-        return "It never pays for itself here: served on this machine the student is no faster than its teacher."
-    low = f"{even['low']:.3g}" if even["low"] is not None else ""
-    high = f"{even['high']:.3g}" if even["high"] is not None else "never"
-    return f"The student has paid for it after {least}{even['value']:.3g} output tokens ({low} to {high}, by round)."
+        return "The run never pays for itself here: on this machine the student is no faster than its teacher."
+    low = counting(even["low"]) if even["low"] is not None else ""
+    high = counting(even["high"]) if even["high"] is not None else "never"
+    even_after = f"{least}{counting(even['value'])} output tokens ({low} to {high}, by round)"
+    return f"The student has saved that time after {even_after}."
 
 
 def _spent(value: float, is_known: bool) -> Figure:

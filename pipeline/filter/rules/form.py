@@ -54,7 +54,10 @@ def empty(answer: Response, settings: Filter) -> Verdict | None:
 
 
 def truncated(answer: Response, settings: Filter) -> Verdict | None:
-    """1 where the answer hit max_tokens: its end-of-turn was never written, and training on it teaches not to stop. Ours."""
+    """1 where the answer hit max_tokens: its end-of-turn was never written, and training on it teaches never to stop.
+
+    Ours.
+    """
     if not settings.drop_truncated:
         return None
     return float(not answer.ended), answer.ended
