@@ -19,13 +19,13 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.commands import ROOT, retort
 from support.processes import survivors
 
 from pipeline import codec
 from pipeline.run.files import file_hash
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
-ROOT = Path(__file__).parent.parent.parent
 NUM_PROMPTS, NUM_SAMPLES = 24, 2
 SETTINGS = [
     "name=chain",
@@ -61,16 +61,16 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "chain"
 
-    def command(self, verb: str, *more: str) -> list[str]:
-        config = str(ROOT / "configs/quickstart.yaml")
-        return [sys.executable, "-m", "pipeline", verb, config, *SETTINGS, f"runs_dir={self.folder}", *more]
+    def words(self, verb: str, *more: str) -> list[str]:
+        return [verb, "configs/quickstart.yaml", *SETTINGS, f"runs_dir={self.folder}", *more]
 
     def do(self, verb: str, *more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(verb, *more), cwd=ROOT, capture_output=True, text=True, check=False)
+        return retort(*self.words(verb, *more), timeout=1400)
 
     def kill_when(self, verb: str, is_time: Callable[[], bool]) -> None:
         """Start a verb, and send SIGKILL to it (not to its child) as soon as the condition holds."""
-        process = subprocess.Popen(self.command(verb), cwd=ROOT, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "pipeline", *self.words(verb)]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         while not is_time():
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.02)
@@ -224,8 +224,7 @@ def test_report_status_and_show_tell_of_it(runs: Runs) -> None:
     page = (runs.path / "report.html").read_text()
     assert "forward KL" in page
     for verb in ("status", "verify", "show", "report"):
-        command = [sys.executable, "-m", "pipeline", verb, str(runs.path)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = retort(verb, str(runs.path))
         assert done.returncode == 0, done.stderr
 
 
@@ -250,8 +249,7 @@ def test_export_writes_a_plain_model_with_a_card(runs: Runs) -> None:
 def test_the_corpus_loads_with_datasets_alone(runs: Runs, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    command = [sys.executable, "-m", "pipeline", "export", "corpus", str(runs.path), "--logprobs"]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    assert retort("export", "corpus", str(runs.path), "--logprobs").returncode == 0
     splits = load_dataset(str(runs.path / "corpus"), cache_dir=str(tmp_path))
     assert {str(name): len(rows) for name, rows in splits.items()} == {
         "train": runs.manifest("filter")["counts"]["kept_train"],
@@ -293,13 +291,7 @@ def test_rows_shifted_by_one_stop_the_training_before_step_one(runs: Runs, tmp_p
         record |= {"bytes": shard.stat().st_size, "sha256": file_hash(shard)}
     path.write_text(json.dumps(manifest))
     assert copy.do("filter", "--fresh", "--fresh").returncode == 0
-    verified = subprocess.run(
-        [sys.executable, "-m", "pipeline", "verify", str(copy.path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    verified = retort("verify", str(copy.path))
     assert verified.returncode == 2
     assert "responses-00000.parquet:1: response" in verified.stderr
     refused = copy.do("train")

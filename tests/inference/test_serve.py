@@ -20,6 +20,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import commands
+from support.commands import ROOT
 from support.faulty_proxy import LATE_S, FaultyProxy
 from support.processes import survivors
 from support.real_engine import ENGINE, K
@@ -36,7 +38,6 @@ from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.run.files import file_hash
 
 RETORT = [sys.executable, "-m", "pipeline"]
-ROOT = Path(__file__).parent.parent.parent
 SECRET = "a-key-for-tests"
 QUICKSTART = "configs/quickstart.yaml"
 MAX_TOKENS, SAME_NATS = 24, 1e-3
@@ -93,9 +94,7 @@ class Served:
 
 
 def retort(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*RETORT, *arguments]
-    environment = {**os.environ, KEY: SECRET}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return commands.retort(*arguments, **{KEY: SECRET})
 
 
 def responses(run: Path) -> dict[str, dict[str, Any]]:
