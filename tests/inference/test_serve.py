@@ -94,7 +94,7 @@ class Served:
 
 
 def retort(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return commands.retort(*arguments, **{KEY: SECRET})
+    return commands.retort(*arguments, timeout=600, **{KEY: SECRET})
 
 
 def responses(run: Path) -> dict[str, dict[str, Any]]:
