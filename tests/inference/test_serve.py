@@ -434,7 +434,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_responses(served: Served
     assert verified.returncode == 0, verified.stderr
 
 
-@pytest.mark.nightly
+@pytest.mark.ci
 @pytest.mark.engine
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
