@@ -33,11 +33,6 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> RunDir:
-    return make(tmp_path)
-
-
-@pytest.fixture
 def site(run_dir: RunDir) -> TestClient:
     return client(run_dir)
 

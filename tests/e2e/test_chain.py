@@ -1,4 +1,7 @@
-"""The whole chain as a user runs it, killed twice on the way: real vLLM, the real demo teacher, the real trainer."""
+"""The whole chain as a user runs it, killed twice on the way: real vLLM, the real demo teacher, the real trainer.
+
+Its run is made once; what has no mark reads it in the default tier.
+"""
 
 import json
 import os
@@ -16,13 +19,13 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.commands import ROOT, retort
 from support.processes import survivors
 
 from pipeline import codec
 from pipeline.run.files import file_hash
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
-ROOT = Path(__file__).parent.parent.parent
 NUM_PROMPTS, NUM_SAMPLES = 24, 2
 SETTINGS = [
     "name=chain",
@@ -39,16 +42,16 @@ SETTINGS = [
     "train.checkpoint_steps=3",
     "train.log_steps=1",
     "train.dtype=float32",
-    "evaluate.chat_items=4",
-    "evaluate.tasks.limit=6",
-    "evaluate.tasks.max_tokens=24",
-    "evaluate.max_tokens=24",
-    "evaluate.risks.limit=2",
-    "evaluate.risks.max_tokens=24",
+    "evaluate.chat_items=2",
+    "evaluate.tasks.limit=4",
+    "evaluate.tasks.max_tokens=12",
+    "evaluate.max_tokens=12",
+    "evaluate.risks.limit=1",
+    "evaluate.risks.max_tokens=12",
     "evaluate.speed_concurrency=[1,4]",
     "evaluate.price_per_hour=1.5",
-    "evaluate.speed_tokens=16",
-    "evaluate.speed_rounds=2",
+    "evaluate.speed_tokens=8",
+    "evaluate.speed_rounds=1",
 ]
 
 
@@ -58,16 +61,16 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "chain"
 
-    def command(self, verb: str, *more: str) -> list[str]:
-        config = str(ROOT / "configs/quickstart.yaml")
-        return [sys.executable, "-m", "pipeline", verb, config, *SETTINGS, f"runs_dir={self.folder}", *more]
+    def words(self, verb: str, *more: str) -> list[str]:
+        return [verb, "configs/quickstart.yaml", *SETTINGS, f"runs_dir={self.folder}", *more]
 
     def do(self, verb: str, *more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(verb, *more), cwd=ROOT, capture_output=True, text=True, check=False)
+        return retort(*self.words(verb, *more), timeout=1400)
 
     def kill_when(self, verb: str, is_time: Callable[[], bool]) -> None:
         """Start a verb, and send SIGKILL to it (not to its child) as soon as the condition holds."""
-        process = subprocess.Popen(self.command(verb), cwd=ROOT, stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "pipeline", *self.words(verb)]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         while not is_time():
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.02)
@@ -125,6 +128,7 @@ def losses(runs: Runs) -> dict[tuple[str, int], float]:
     return {(line["arm"], line["step"]): line["loss"] for line in lines if "loss" in line}
 
 
+@pytest.mark.nightly
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(runs: Runs, tmp_path: Path) -> None:
     whole = copy_of(runs, tmp_path / "runs")
     done = whole.do("train", "--fresh", "--fresh")
@@ -139,6 +143,7 @@ def test_a_killed_training_ends_where_an_uninterrupted_one_does(runs: Runs, tmp_
     assert best[0] == pytest.approx(best[1], abs=1e-6)
 
 
+@pytest.mark.ci
 def test_two_processes_train_adapters_on_packs_of_a_student_chosen_by_influence(runs: Runs, tmp_path: Path) -> None:
     here = copy_of(runs, tmp_path / "runs")
     changes = ["student.keep_layers=null", "student.num_layers=12", "student.choose_layers=influence"]
@@ -179,6 +184,7 @@ def test_scores_are_those_of_a_teacher_and_its_student(runs: Runs) -> None:
         assert scores["quality"]["task_pass_frac"]["num"] == arms["teacher"]["quality"]["task_pass_frac"]["num"]
 
 
+@pytest.mark.ci
 def test_run_again_does_nothing_again(runs: Runs) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.path.rglob("manifest.json")}
     began = time.monotonic()
@@ -187,6 +193,7 @@ def test_run_again_does_nothing_again(runs: Runs) -> None:
     assert time.monotonic() - began < 90
 
 
+@pytest.mark.ci
 def test_a_plan_comes_close_to_what_the_run_took(runs: Runs, tmp_path: Path) -> None:
     planned = Runs(tmp_path)
     done = planned.do("plan", f"generate.pilot_prompts={NUM_PROMPTS}", "generate.price_per_hour=3.6")
@@ -217,11 +224,11 @@ def test_report_status_and_show_tell_of_it(runs: Runs) -> None:
     page = (runs.path / "report.html").read_text()
     assert "forward KL" in page
     for verb in ("status", "verify", "show", "report"):
-        command = [sys.executable, "-m", "pipeline", verb, str(runs.path)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = retort(verb, str(runs.path))
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.ci
 def test_export_writes_a_plain_model_with_a_card(runs: Runs) -> None:
     done = runs.do("export")
     assert done.returncode == 0, done.stderr
@@ -238,11 +245,11 @@ def test_export_writes_a_plain_model_with_a_card(runs: Runs) -> None:
     assert prompt
 
 
+@pytest.mark.ci
 def test_the_corpus_loads_with_datasets_alone(runs: Runs, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    command = [sys.executable, "-m", "pipeline", "export", "corpus", str(runs.path), "--logprobs"]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    assert retort("export", "corpus", str(runs.path), "--logprobs").returncode == 0
     splits = load_dataset(str(runs.path / "corpus"), cache_dir=str(tmp_path))
     assert {str(name): len(rows) for name, rows in splits.items()} == {
         "train": runs.manifest("filter")["counts"]["kept_train"],
@@ -250,6 +257,7 @@ def test_the_corpus_loads_with_datasets_alone(runs: Runs, tmp_path: Path) -> Non
     }
 
 
+@pytest.mark.ci
 def test_a_damaged_shard_is_named_and_alone_made_anew(runs: Runs, tmp_path: Path) -> None:
     copy = copy_of(runs, tmp_path / "copy")
     shard = copy.path / "generate/responses-00001.parquet"
@@ -266,6 +274,7 @@ def test_a_damaged_shard_is_named_and_alone_made_anew(runs: Runs, tmp_path: Path
     assert copy.do("filter", "--fresh", "--fresh").returncode == 0
 
 
+@pytest.mark.ci
 def test_rows_shifted_by_one_stop_the_training_before_step_one(runs: Runs, tmp_path: Path) -> None:
     copy = copy_of(runs, tmp_path / "copy")
     path = copy.path / "generate/manifest.json"
@@ -282,13 +291,7 @@ def test_rows_shifted_by_one_stop_the_training_before_step_one(runs: Runs, tmp_p
         record |= {"bytes": shard.stat().st_size, "sha256": file_hash(shard)}
     path.write_text(json.dumps(manifest))
     assert copy.do("filter", "--fresh", "--fresh").returncode == 0
-    verified = subprocess.run(
-        [sys.executable, "-m", "pipeline", "verify", str(copy.path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    verified = retort("verify", str(copy.path))
     assert verified.returncode == 2
     assert "responses-00000.parquet:1: response" in verified.stderr
     refused = copy.do("train")
@@ -307,6 +310,7 @@ def test_a_second_process_on_the_same_run_is_refused(runs: Runs, tmp_path: Path)
     assert "another process is working on this run" in refused.stderr
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(runs: Runs, tmp_path: Path) -> None:
     small = tmp_path / "small"

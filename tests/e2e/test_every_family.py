@@ -100,6 +100,11 @@ def test_what_is_not_served_is_a_family_all_the_same() -> None:
     assert not NOT_SERVED.keys() & CASES.keys()
 
 
+def mark_of(name: str) -> pytest.MarkDecorator:
+    """One dense family with every oddity of a head and a template, and one of experts, are shown each time."""
+    return pytest.mark.ci if name in ("gemma2", "qwen3-moe") else pytest.mark.nightly
+
+
 def made(name: str, folder: Path, tokenizer_folder: Path) -> Config:
     """The config of a run whose teacher is a new model of the family."""
     case, teacher = CASES[name], folder / "teacher"
@@ -122,7 +127,7 @@ def no_cache_of_a_whole_gib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_cache_of_a_whole_gib")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=mark_of(name)) for name in CASES])
 def test_a_student_equal_to_its_teacher_has_a_kl_of_0(
     name: str, tmp_path: Path, real_tokenizer: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.commands import retort
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1500)]
 PASSAGE = """The lighthouse at Skerry Point was built in 1871 from grey stone. Its lamp burned paraffin until 1956,
 when a cable brought electricity from the mainland. A keeper lived there with two assistants, who took turns to wind
 the clockwork that turned the lens. Since 1989 nobody has lived on the rock: the light goes on by itself at dusk, and an

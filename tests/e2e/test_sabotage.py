@@ -14,7 +14,7 @@ from support.fake_judge import FakeJudge, by_score
 from pipeline import config as config_module
 from pipeline.run.rundir import RunDir
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parent.parent.parent
 COMMON = {"the", "a", "of", "to", "and", "is", "in", "you", "it", "are", "for", "that", "can", "with"}
 SETTINGS = [

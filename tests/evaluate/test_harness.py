@@ -55,6 +55,7 @@ def stage_in(folder: Path) -> Stage:
     return Stage(RunDir(folder), "evaluate", path, {}, [])
 
 
+@pytest.mark.ci
 @pytest.mark.engine
 @pytest.mark.timeout(400)
 def test_our_call_gives_the_figure_of_its_own_command(demo_teacher: Path, tmp_path: Path) -> None:

@@ -1,22 +1,16 @@
 """What cards say of use, licences, personal data and safety: from the manifests, and nothing that they don't hold."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from support.fabricated_run import make, scores
+from support.fabricated_run import scores
 
 from pipeline import export
 from pipeline.export import cards
 from pipeline.report.tables import prepared
 from pipeline.run.rundir import RunDir
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> RunDir:
-    return make(tmp_path)
 
 
 def told(run_dir: RunDir, stage: str, **facts: Any) -> None:

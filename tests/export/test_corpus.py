@@ -27,11 +27,6 @@ from pipeline.screening import presidio
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture
-def run_dir(tmp_path: Path) -> RunDir:
-    return make(tmp_path, until="filter")
-
-
 def loaded(folder: Path, tmp_path: Path) -> dict[str, Any]:
     from datasets import load_dataset
 
@@ -40,8 +35,10 @@ def loaded(folder: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_the_kept_answers_are_loaded_by_split_with_their_conversations(run_dir: RunDir, tmp_path: Path) -> None:
-    rows = loaded(corpus.write(run_dir), tmp_path)
+def test_the_kept_answers_are_loaded_by_split_with_their_conversations(
+    filtered_run_dir: RunDir, tmp_path: Path
+) -> None:
+    rows = loaded(corpus.write(filtered_run_dir), tmp_path)
     assert [row["response_id"] for row in rows["train"]] == ["prompt2-0", "prompt3-0", "prompt4-0"]
     assert [row["response_id"] for row in rows["held_out"]] == ["prompt5-0"]
     first = rows["train"][0]
@@ -51,8 +48,8 @@ def test_the_kept_answers_are_loaded_by_split_with_their_conversations(run_dir: 
     assert "logprobs" not in first
 
 
-def test_tools_calls_and_reasoning_go_along(run_dir: RunDir, tmp_path: Path) -> None:
-    rows = loaded(corpus.write(run_dir), tmp_path)["train"]
+def test_tools_calls_and_reasoning_go_along(filtered_run_dir: RunDir, tmp_path: Path) -> None:
+    rows = loaded(corpus.write(filtered_run_dir), tmp_path)["train"]
     assert [row["tools"] for row in rows] == [None, '[{"function": {"name": "look"}}]', None]
     _, _, call, result, answer = rows[1]["messages"]
     assert json.loads(call["tool_calls"])[0]["function"]["name"] == "look"
@@ -62,14 +59,14 @@ def test_tools_calls_and_reasoning_go_along(run_dir: RunDir, tmp_path: Path) -> 
     assert rows[0]["messages"][-1]["reasoning_content"] is None
 
 
-def test_log_probs_go_along_where_asked_for_and_decode(run_dir: RunDir, tmp_path: Path) -> None:
-    first = loaded(corpus.write(run_dir, with_logprobs=True), tmp_path)["train"][0]
+def test_log_probs_go_along_where_asked_for_and_decode(filtered_run_dir: RunDir, tmp_path: Path) -> None:
+    first = loaded(corpus.write(filtered_run_dir, with_logprobs=True), tmp_path)["train"][0]
     ids_NK, _, _ = codec.decode(first["logprobs"])
     assert len(ids_NK) == len(first["token_ids"]) == len(first["token_logprobs"])
 
 
-def test_the_card_says_where_it_comes_from_and_what_was_left_out(run_dir: RunDir) -> None:
-    text = (corpus.write(run_dir) / "README.md").read_text(encoding="utf-8")
+def test_the_card_says_where_it_comes_from_and_what_was_left_out(filtered_run_dir: RunDir) -> None:
+    text = (corpus.write(filtered_run_dir) / "README.md").read_text(encoding="utf-8")
     for part in (
         WEIGHTS_HASH,
         "train 3, held_out 1 answers",
@@ -83,35 +80,39 @@ def test_the_card_says_where_it_comes_from_and_what_was_left_out(run_dir: RunDir
     assert "license" not in text.split("---")[1]
 
 
-def test_what_the_teacher_wrote_is_told_from_the_sources(run_dir: RunDir, tmp_path: Path) -> None:
-    assert "- Prompts: 6 from the sources\n" in (corpus.write(run_dir) / "README.md").read_text(encoding="utf-8")
-    manifest = run_dir.manifest("prepare")
+def test_what_the_teacher_wrote_is_told_from_the_sources(filtered_run_dir: RunDir, tmp_path: Path) -> None:
+    assert "- Prompts: 6 from the sources\n" in (corpus.write(filtered_run_dir) / "README.md").read_text(
+        encoding="utf-8"
+    )
+    manifest = filtered_run_dir.manifest("prepare")
     methods = {"magpie": {"written": 0}, "self_instruct": {"written": 1}, "evolve": {"written": 2}}
-    write_json(run_dir.stage_path("prepare") / "manifest.json", {**manifest, "synthesis": {"methods": methods}})
-    folder = corpus.write(run_dir)
+    write_json(
+        filtered_run_dir.stage_path("prepare") / "manifest.json", {**manifest, "synthesis": {"methods": methods}}
+    )
+    folder = corpus.write(filtered_run_dir)
     told = "3 from the sources, 3 written by the teacher itself (self instruct 1, evolve 2; column `method`;"
     assert told in (folder / "README.md").read_text(encoding="utf-8")
     row = loaded(folder, tmp_path)["train"][0]
     assert (row["method"], row["parents"], row["template"]) == ("source", [], None)
 
 
-def test_a_run_without_those_columns_is_exported_all_the_same(run_dir: RunDir, tmp_path: Path) -> None:
-    path = run_dir.stage_path("prepare") / "prompts-00000.parquet"
+def test_a_run_without_those_columns_is_exported_all_the_same(filtered_run_dir: RunDir, tmp_path: Path) -> None:
+    path = filtered_run_dir.stage_path("prepare") / "prompts-00000.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["licence", "method", "parents", "template"]), path)
-    manifest = run_dir.manifest("prepare")
+    manifest = filtered_run_dir.manifest("prepare")
     [record] = manifest["files"]
     record |= {"bytes": path.stat().st_size, "sha256": file_hash(path)}
-    write_json(run_dir.stage_path("prepare") / "manifest.json", manifest)
-    row = loaded(corpus.write(run_dir), tmp_path)["train"][0]
+    write_json(filtered_run_dir.stage_path("prepare") / "manifest.json", manifest)
+    row = loaded(corpus.write(filtered_run_dir), tmp_path)["train"][0]
     assert (row["source"], row["method"], row["parents"]) == ("prompts/seeds.jsonl:3", None, None)
 
 
-def test_a_corpus_is_replaced_as_a_whole(run_dir: RunDir) -> None:
-    folder = corpus.write(run_dir, with_logprobs=True)
+def test_a_corpus_is_replaced_as_a_whole(filtered_run_dir: RunDir) -> None:
+    folder = corpus.write(filtered_run_dir, with_logprobs=True)
     (folder / "data" / "leftover.parquet").write_text("x")
-    assert corpus.write(run_dir) == folder
+    assert corpus.write(filtered_run_dir) == folder
     assert not (folder / "data" / "leftover.parquet").exists()
-    assert not (run_dir.path / ".corpus.tmp").exists()
+    assert not (filtered_run_dir.path / ".corpus.tmp").exists()
 
 
 def test_filter_must_have_finished(tmp_path: Path) -> None:
@@ -160,19 +161,19 @@ def test_a_corpus_is_never_taken_for_another(tmp_path: Path, monkeypatch: pytest
     assert loaded_alone(tmp_path / "cache", b, a) == [of_a, of_a]
 
 
-def test_the_same_corpus_has_the_same_names(run_dir: RunDir) -> None:
-    names = [sorted(path.name for path in (corpus.write(run_dir) / "data").iterdir()) for _ in range(2)]
+def test_the_same_corpus_has_the_same_names(filtered_run_dir: RunDir) -> None:
+    names = [sorted(path.name for path in (corpus.write(filtered_run_dir) / "data").iterdir()) for _ in range(2)]
     assert names[0] == names[1]
     assert {name.split("-")[0] for name in names[0]} == {"held_out", "train"}
-    assert names[0] != sorted(path.name for path in (corpus.write(run_dir, True) / "data").iterdir())
+    assert names[0] != sorted(path.name for path in (corpus.write(filtered_run_dir, True) / "data").iterdir())
 
 
 @pytest.mark.parametrize("with_logprobs", [False, True])
-def test_the_cards_code_runs(run_dir: RunDir, tmp_path: Path, with_logprobs: bool) -> None:
-    card = (corpus.write(run_dir, with_logprobs) / "README.md").read_text(encoding="utf-8")
+def test_the_cards_code_runs(filtered_run_dir: RunDir, tmp_path: Path, with_logprobs: bool) -> None:
+    card = (corpus.write(filtered_run_dir, with_logprobs) / "README.md").read_text(encoding="utf-8")
     [code] = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
     shown = "\nprint(ids.shape, logprobs.shape, log_tail.shape)" if with_logprobs else ""
-    out = in_process(tmp_path / "cache", code + shown, cwd=run_dir.path)
+    out = in_process(tmp_path / "cache", code + shown, cwd=filtered_run_dir.path)
     assert "Answer 2" in out
     assert out.rstrip().endswith("(4, 6) (4, 6) (4,)" if with_logprobs else "]")
 
@@ -240,30 +241,30 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.shutdown()
 
 
-def test_a_push_uploads_every_file(run_dir: RunDir, hub: str) -> None:
-    folder = corpus.write(run_dir)
+def test_a_push_uploads_every_file(filtered_run_dir: RunDir, hub: str) -> None:
+    folder = corpus.write(filtered_run_dir)
     corpus.push(folder, "someone/corpus", endpoint=hub)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert Hub.committed == files
 
 
-def test_a_push_replaces_the_rows_of_the_one_before(run_dir: RunDir, hub: str) -> None:
-    folder = corpus.write(run_dir)
+def test_a_push_replaces_the_rows_of_the_one_before(filtered_run_dir: RunDir, hub: str) -> None:
+    folder = corpus.write(filtered_run_dir)
     kept = [str(path.relative_to(folder)) for path in (folder / "data").iterdir()]
     Hub.earlier = [".gitattributes", "README.md", "data/train-0123456789ab-00000.parquet", *kept]
     corpus.push(folder, "someone/corpus", endpoint=hub)
     assert Hub.deleted == ["data/train-0123456789ab-00000.parquet"]
 
 
-def test_a_refused_push_is_one_line(run_dir: RunDir, hub: str) -> None:
-    folder = corpus.write(run_dir)
+def test_a_refused_push_is_one_line(filtered_run_dir: RunDir, hub: str) -> None:
+    folder = corpus.write(filtered_run_dir)
     Hub.refuses = True
     with pytest.raises(UserError, match=r"someone/corpus: the hub refuses the upload .*HF_TOKEN"):
         corpus.push(folder, "someone/corpus", endpoint=hub)
 
 
-def test_each_answer_knows_where_it_comes_from(run_dir: RunDir, tmp_path: Path) -> None:
-    rows = loaded(corpus.write(run_dir), tmp_path)["train"]
+def test_each_answer_knows_where_it_comes_from(filtered_run_dir: RunDir, tmp_path: Path) -> None:
+    rows = loaded(corpus.write(filtered_run_dir), tmp_path)["train"]
     told = {name: rows[0][name] for name in ("source", "licence", "teacher", "teacher_revision", "run")}
     assert told == {
         "source": "prompts/seeds.jsonl:3",
@@ -274,8 +275,8 @@ def test_each_answer_knows_where_it_comes_from(run_dir: RunDir, tmp_path: Path) 
     }
 
 
-def test_the_card_tells_of_use_licences_personal_data_and_safety(run_dir: RunDir) -> None:
-    text = (corpus.write(run_dir) / "README.md").read_text(encoding="utf-8")
+def test_the_card_tells_of_use_licences_personal_data_and_safety(filtered_run_dir: RunDir) -> None:
+    text = (corpus.write(filtered_run_dir) / "README.md").read_text(encoding="utf-8")
     for part in (
         "## Intended use",
         "| prompts/seeds.jsonl | apache-2.0 | 6 | nothing in it restricts training on outputs.",
@@ -287,7 +288,7 @@ def test_the_card_tells_of_use_licences_personal_data_and_safety(run_dir: RunDir
 
 
 def test_a_name_that_was_masked_stands_nowhere_in_the_corpus(
-    run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    filtered_run_dir: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tagger finds its first mention alone; filter masked both."""
     text, span = "Ann Lee signed it. Later ann wrote: thanks, Ann Lee", {"start": 0, "end": 1, "kind": "person"}
@@ -300,16 +301,16 @@ def test_a_name_that_was_masked_stands_nowhere_in_the_corpus(
 
     monkeypatch.setattr(corpus, "read_answers", masked)
     monkeypatch.setattr(presidio, "find", lambda text, settings: [(0, 7, "person")] if "Ann Lee" in text else [])
-    rows = [row for split in loaded(corpus.write(run_dir), tmp_path).values() for row in split]
+    rows = [row for split in loaded(corpus.write(filtered_run_dir), tmp_path).values() for row in split]
     assert {row["messages"][-1]["content"] for row in rows} == {"<PERSON> signed it. Later ann wrote: thanks, <PERSON>"}
 
 
-def test_a_run_that_was_never_looked_through_is_not_handed_on(run_dir: RunDir) -> None:
-    path = run_dir.stage_path("filter") / "manifest.json"
+def test_a_run_that_was_never_looked_through_is_not_handed_on(filtered_run_dir: RunDir) -> None:
+    path = filtered_run_dir.stage_path("filter") / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest["screening"]
     path.write_text(json.dumps(manifest))
     with pytest.raises(
         UserError, match=r"looked for no personal data; filter again: retort filter .*config\.yaml --fresh"
     ):
-        corpus.write(run_dir)
+        corpus.write(filtered_run_dir)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from support import tiny_model
-from support.fabricated_run import make
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import config as config_module
@@ -41,9 +40,8 @@ def chat_tokenizer(byte_tokenizer: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path, chat_tokenizer: Path) -> RunDir:
+def run_dir(run_dir: RunDir, chat_tokenizer: Path) -> RunDir:
     """A run whose student is a tiny model."""
-    run_dir = make(tmp_path)
     change(run_dir, "train", **TOLD)
     student = tiny_model.make(0, 300, num_hidden_layers=1, max_position_embeddings=512)
     student.config.use_cache = False  # as training leaves it

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pipeline.models import model_folder
 from pipeline.models.lookup import Model
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.ci, pytest.mark.timeout(900)]
 # configs and tokenizers need no torch
 PINNED = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2", "jinja2==3.1.6")
 SCRIPT = Path(__file__).parents[1] / "support/read_by_transformers_4.py"

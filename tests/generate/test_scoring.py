@@ -19,7 +19,7 @@ from pipeline.train import contract
 from pipeline.train.batches import collate
 from pipeline.train.targets import IGNORED
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.ci, pytest.mark.timeout(900)]
 K, BATCH_TOKENS = 20, 96
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -37,13 +37,6 @@ CONVERSATION = [
 ]
 
 
-@pytest.fixture(scope="module")
-def reference(demo_teacher: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(demo_teacher, dtype=torch.float32).eval()
-
-
 # --- the engine, set up for scoring
 
 
@@ -51,11 +44,6 @@ def reference(demo_teacher: Path) -> Any:
 def engine(demo_teacher: Path) -> Engine:
     args = {"max_model_len": 512, "max_num_seqs": 4, "max_num_batched_tokens": BATCH_TOKENS, "block_size": 32}
     return Engine(str(demo_teacher), args, k=K, scoring=True)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(demo_teacher: Path) -> Any:
-    return lookup.Model("demo", demo_teacher).tokenizer()
 
 
 def pair(tokenizer: Any, name: str, question: str, answer: str) -> Request:
@@ -82,29 +70,29 @@ def check(engine: Engine, reference: Any, asked: list[Request]) -> None:
 
 
 def test_text_longer_than_a_batch_is_scored_as_a_forward_pass_has_it(
-    engine: Engine, tokenizer: Any, reference: Any
+    engine: Engine, demo_tokenizer: Any, reference: Any
 ) -> None:
     asked = [
-        pair(tokenizer, "short", "Hi", "Hello."),
-        pair(tokenizer, "long", "Why is the sea salt?", SEA * 6),
-        pair(tokenizer, "long prompt", "Why is the sea salt? " * 30, "Rivers."),
+        pair(demo_tokenizer, "short", "Hi", "Hello."),
+        pair(demo_tokenizer, "long", "Why is the sea salt?", SEA * 6),
+        pair(demo_tokenizer, "long prompt", "Why is the sea salt? " * 30, "Rivers."),
     ]
     assert max(len(request.completion_token_ids or ()) for request in asked) > BATCH_TOKENS
     check(engine, reference, asked)
 
 
 def test_what_earlier_requests_left_in_the_cache_is_used_for_prompts_alone(
-    engine: Engine, tokenizer: Any, reference: Any, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, demo_tokenizer: Any, reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     added: list[str] = []
     add = engine._add
     monkeypatch.setattr(engine, "_add", lambda r, *a, **k: (added.append(r.request_id), add(r, *a, **k)))
     question = "Tell me about the sea. " * 20
-    check(engine, reference, [pair(tokenizer, "first", question, SEA)])
-    check(engine, reference, [pair(tokenizer, "other", question, "No.")])  # shares the prompt
+    check(engine, reference, [pair(demo_tokenizer, "first", question, SEA)])
+    check(engine, reference, [pair(demo_tokenizer, "other", question, "No.")])  # shares the prompt
     assert added == ["first", "other"]
     # the completion's own beginning is in the cache now: without log-probs, so it is scored anew
-    check(engine, reference, [pair(tokenizer, "same beginning", question, SEA * 3)])
+    check(engine, reference, [pair(demo_tokenizer, "same beginning", question, SEA * 3)])
     assert added == ["first", "other", "same beginning", "same beginning"]
 
 

@@ -20,8 +20,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import commands
+from support.commands import ROOT
 from support.faulty_proxy import LATE_S, FaultyProxy
 from support.processes import survivors
+from support.real_engine import ENGINE, K
 
 from pipeline import codec
 from pipeline import config as config_module
@@ -35,11 +38,9 @@ from pipeline.models.tokenizer.chat_template import ChatTemplate
 from pipeline.run.files import file_hash
 
 RETORT = [sys.executable, "-m", "pipeline"]
-ROOT = Path(__file__).parent.parent.parent
 SECRET = "a-key-for-tests"
 QUICKSTART = "configs/quickstart.yaml"
-ENGINE = {"max_model_len": 512, "max_num_seqs": 8}
-K, MAX_TOKENS, SAME_NATS = 20, 24, 1e-3
+MAX_TOKENS, SAME_NATS = 24, 1e-3
 NUM_PROMPTS = 24
 QUESTIONS = ["What is the capital of France?", "Name three fruits.", "Write a line about rain.", "Is ice cold?"]
 SETTINGS = [
@@ -93,9 +94,7 @@ class Served:
 
 
 def retort(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*RETORT, *arguments]
-    environment = {**os.environ, KEY: SECRET}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return commands.retort(*arguments, timeout=600, **{KEY: SECRET})
 
 
 def responses(run: Path) -> dict[str, dict[str, Any]]:
@@ -262,11 +261,6 @@ def teacher(served: Served, monkeypatch: pytest.MonkeyPatch, demo_teacher: Path)
 
 
 @pytest.fixture(scope="module")
-def engine(demo_teacher: Path) -> Engine:
-    return Engine(str(demo_teacher), ENGINE, k=K)
-
-
-@pytest.fixture(scope="module")
 def asked(demo_teacher: Path) -> list[Request]:
     tokenizer = lookup.Model("demo", demo_teacher).tokenizer()
     prompts = [ChatTemplate(tokenizer).render([{"role": "user", "content": question}]) for question in QUESTIONS]
@@ -289,6 +283,7 @@ def assert_same_answers(here: Completion, there: Completion) -> None:
         assert max(abs(one[token] - other[token]) for token in shared) < SAME_NATS
 
 
+@pytest.mark.ci
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 def test_the_server_gives_the_engines_answers(teacher: TeacherServers, engine: Engine, asked: list[Request]) -> None:
@@ -311,6 +306,7 @@ def test_the_server_gives_the_engines_answers(teacher: TeacherServers, engine: E
         assert (np.diff(answer.logprobs_TK, axis=1) <= 0).all()
 
 
+@pytest.mark.ci
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 def test_the_server_scores_as_the_engine_captured(
@@ -325,6 +321,7 @@ def test_the_server_scores_as_the_engine_captured(
         np.testing.assert_allclose(scored.logprobs_TK, captured.logprobs_TK, atol=SAME_NATS)
 
 
+@pytest.mark.ci
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 def test_without_the_key_nothing_is_answered(served: Served) -> None:
@@ -352,10 +349,14 @@ def copy_of_prepared(plain: Path, target: Path) -> list[str]:
     return [QUICKSTART, f"runs_dir={target}", "name=other", *SETTINGS]
 
 
+@pytest.mark.ci
 @pytest.mark.engine
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("support", ["nucleus", "drawn", "sampled"])
+@pytest.mark.parametrize(
+    "support",
+    ["nucleus", pytest.param("drawn", marks=pytest.mark.nightly), pytest.param("sampled", marks=pytest.mark.nightly)],
+)
 def test_another_support_stores_the_same_answers(served: Served, plain: Path, tmp_path: Path, support: str) -> None:
     where = [
         *copy_of_prepared(plain, tmp_path),
@@ -379,6 +380,7 @@ def test_another_support_stores_the_same_answers(served: Served, plain: Path, tm
     assert entries["stored"] < 0.8 * entries["whole"]
 
 
+@pytest.mark.ci
 @pytest.mark.engine
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
@@ -399,6 +401,7 @@ def test_through_a_faulty_proxy_the_same_responses_come_each_once(served: Served
     assert "done already" in again.stderr
 
 
+@pytest.mark.nightly
 @pytest.mark.engine
 @pytest.mark.e2e
 @pytest.mark.timeout(900)
@@ -431,6 +434,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_responses(served: Served
     assert verified.returncode == 0, verified.stderr
 
 
+@pytest.mark.ci
 @pytest.mark.engine
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
@@ -457,6 +461,7 @@ def test_an_engine_process_that_dies_is_one_line_and_the_same_command_goes_on(pl
     assert retort("verify", str(tmp_path / "other")).returncode == 0
 
 
+@pytest.mark.ci
 @pytest.mark.engine
 @pytest.mark.e2e
 @pytest.mark.timeout(600)

@@ -4,15 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.fabricated_run import VOCABULARY, make
-
-from pipeline.run.rundir import RunDir
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> RunDir:
-    """A run with every stage up to evaluate done."""
-    return make(tmp_path)
+from support.fabricated_run import VOCABULARY
 
 
 @pytest.fixture(scope="session")

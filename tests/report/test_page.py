@@ -172,9 +172,9 @@ def test_what_models_and_prompts_say_is_text(run_dir: RunDir) -> None:
     html = page.render(run_dir)
     assert PLANTED not in html
     assert "<img" not in html.replace(Reader(html).scripts[0], "")
-    assert (
-        html.count("&lt;script&gt;window.pwned=1") == 1 + 2 + 2 + 2 + 1 + 1 + 6 + 2
-    )  # summary, both questions, both answers, examples of what was dropped, a category, the rows, the first screen
+    # summary, both questions, both answers, examples of what was dropped, a category, prompt and tasks of the rows,
+    # the first screen
+    assert html.count("&lt;script&gt;window.pwned=1") == 1 + 2 + 2 + 2 + 1 + 1 + 6 + 2
     assert "The student is &lt;close&gt; to its teacher." in html
 
 

@@ -21,11 +21,6 @@ from pipeline.run.rundir import RunDir
 Rows = list[dict[str, Any]]
 
 
-@pytest.fixture
-def run_dir(tmp_path: Path) -> RunDir:
-    return make(tmp_path)
-
-
 def tampered(run_dir: RunDir, stage: str, change: Callable[[Rows], Any], number: int = 1) -> str:
     """What verify says when a shard's rows were changed by someone who also mended the manifest's hash."""
     manifest_path = run_dir.stage_path(stage) / "manifest.json"

@@ -1,7 +1,11 @@
 """A small run, fabricated through RunDir itself, so that its files are as a real run writes them."""
 
+import functools
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,7 @@ PLANTED = (
 )
 VOCABULARY = ["<s>", "</s>", "alpha", "beta", "gamma", "delta", "bad\x1b[31mtoken", "eta"]
 NUM_ITEMS = 8
+NO_TEACHER = "./no-such-teacher"
 WEIGHTS_HASH = "c0ffee" * 10 + "beef"
 # Rules of the filter, and how many of the six answers each dropped.
 DROPS = {"empty": 0, "truncated": 1, "control_tokens": 0, "repeated_ngrams": 1, "exact_duplicate": 0}
@@ -77,20 +82,46 @@ def samples() -> list[Row]:
     return rows
 
 
-def make(
-    folder: Path, until: str = "evaluate", teacher: str = "./no-such-teacher", scored: Row | None = None
-) -> RunDir:
+def make(folder: Path, until: str = "evaluate", teacher: str = NO_TEACHER, scored: Row | None = None) -> RunDir:
     """A run in `folder` whose stages are done up to `until`; its teacher is but a name unless a folder is given."""
-    settings = {"name": "trial", "runs_dir": str(folder), "teacher": {"model": teacher}}
-    config = config_module.validate(settings, "test")
+    config = _config(folder, teacher)
     run_dir = RunDir(config.run_path)
-    stages = {"prepare": _prepare, "generate": _generate, "filter": _filter, "train": _train}
-    for name, stage in stages.items():
-        stage(run_dir, config)
-        if name == until:
-            return run_dir
-    _evaluate(run_dir, config, scored or scores())
+    last = until if until in STAGES else "train"
+    if teacher == NO_TEACHER:
+        _copy(last, folder)
+    else:
+        _begin(run_dir, config, last)
+    if until == "evaluate":
+        _evaluate(run_dir, config, scored or scores())
     return run_dir
+
+
+def _config(folder: Path, teacher: str) -> Config:
+    return config_module.validate({"name": "trial", "runs_dir": str(folder), "teacher": {"model": teacher}}, "test")
+
+
+def _begin(run_dir: RunDir, config: Config, last: str) -> None:
+    """Do the stages before evaluate, up to the last."""
+    for name, stage in STAGES.items():
+        stage(run_dir, config)
+        if name == last:
+            return
+
+
+@functools.cache
+def _pattern(last: str) -> TemporaryDirectory[str]:
+    """A run done up to this stage, made once a process; it goes when the process ends."""
+    folder = TemporaryDirectory(prefix="fabricated-")
+    config = _config(Path(folder.name), NO_TEACHER)
+    _begin(RunDir(config.run_path), config, last)
+    return folder
+
+
+def _copy(last: str, folder: Path) -> None:
+    pattern = _pattern(last).name
+    shutil.copytree(Path(pattern) / "trial", folder / "trial", dirs_exist_ok=True)
+    config = folder / "trial/config.yaml"
+    config.write_text(config.read_text().replace(pattern, str(folder)))
 
 
 def _arm_scores(place: int) -> Row:
@@ -326,6 +357,14 @@ def _train(run_dir: RunDir, config: Config) -> None:
         "teacher_kl_nats": None,
     }
     stage.finish([], {"rows": 3, "too_long": 0, "answer_tokens": 12, "steps": 10}, contract=contract)
+
+
+STAGES: dict[str, Callable[[RunDir, Config], None]] = {
+    "prepare": _prepare,
+    "generate": _generate,
+    "filter": _filter,
+    "train": _train,
+}
 
 
 def _evaluate(run_dir: RunDir, config: Config, scored: Row) -> None:

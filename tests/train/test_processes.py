@@ -41,8 +41,8 @@ def trained(folder: Path, launcher: list[str], **changes: Any) -> tuple[list[dic
     "changes",
     [
         {"validation": 5, "checkpoint_steps": 3},
-        {"positions_frac": 0.4, "pack_tokens": 36, "temperature": 2.0, "epochs": 4},
-        {"lora": {"r": 4}, "targets": "live"},
+        pytest.param({"positions_frac": 0.4, "pack_tokens": 36, "temperature": 2.0, "epochs": 4}, marks=pytest.mark.ci),
+        pytest.param({"lora": {"r": 4}, "targets": "live"}, marks=pytest.mark.ci),
     ],
 )
 def test_two_processes_take_the_steps_of_one(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -57,6 +57,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, changes: dict[str, 
         torch.testing.assert_close(others[name], weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.ci
 def test_two_processes_go_on_where_they_stopped(tmp_path: Path) -> None:
     """In the midst of the second epoch: each process sees the rows that it would have seen."""
     folder, changes = tmp_path / "two", {"batch_size": 2, "accumulation_steps": 2, "epochs": 3, "checkpoint_steps": 5}
@@ -73,6 +74,7 @@ def test_two_processes_go_on_where_they_stopped(tmp_path: Path) -> None:
         torch.testing.assert_close(weight, weights[name], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.ci
 def test_a_model_in_parts_has_the_loss_and_gradients_of_a_whole_one(tmp_path: Path) -> None:
     """FSDP2 on two processes, each with half of the rows; the head is gathered."""
     start(TORCHRUN, "sharded.py", str(tmp_path / "sharded.pt"))
