@@ -15,7 +15,7 @@ class Check(BaseModel):
     kind: str  # of checkers.KINDS
     args: dict[str, Any] = {}
     turn: int | None = Field(default=None, ge=0)  # whose answer, from 0; null: the last one's
-    earlier: int | None = Field(default=None, ge=0)  # the turn whose answer this one is held against
+    earlier: int | None = Field(default=None, ge=0)  # the turn whose answer this one is compared with
 
 
 class TaskItem(chat_set.ChatItem):

@@ -65,7 +65,7 @@ def _chat_format(tokenizer: Any, teachers: ChatFormat, day: str) -> ChatFormat:
 
 
 def has_tokens_of(tokenizer: Any, chat_format: ChatFormat) -> bool:
-    """Whether distributions over its tokens can be held against each other."""
+    """Whether distributions over its tokens can be compared."""
     return tokenizer is chat_format.tokenizer or tokens.difference(chat_format.tokenizer, tokenizer) is None
 
 

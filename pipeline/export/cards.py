@@ -46,13 +46,13 @@ def licences_section(run_dir: RunDir) -> str:
 |---|---|---|---|
 {chr(10).join(lines)}
 
-The teacher's licence was told by {told_by}. The last column is a reading by people who are
+The teacher's licence comes from {told_by}. The last column is a reading by people who are
 no lawyers: see the licences themselves.
 """
 
 
 def decontamination_section(run_dir: RunDir) -> str:
-    """Which evaluation sets prompts and answers were held against, and what was left out for them."""
+    """Which evaluation sets prompts and answers were compared with, and what was left out for them."""
     held = provenance.held_against(run_dir)
     if held is None:
         return f"## Evaluation items\n\n{NOT_RECORDED}"

@@ -28,7 +28,7 @@ MEASURED = (  # section and figure of scores.json, what it is called, and on wha
 
 
 def results(scores: Row) -> list[EvalResult]:
-    """One for each figure of the student that was measured; the interval is told in the metric's name."""
+    """One for each figure of the student that was measured; the metric's name holds the interval."""
     student = scores["arms"]["student"]
     found = [
         _result(key, name, measured_on, student.get(section, {}).get(key))

@@ -179,7 +179,7 @@ def _train_lines(run_dir: RunDir, response: Row | None) -> Iterator[str]:
     length = len(context) + len(answer)
     limit = made.get("train.max_length")
     if decision is None:
-        reason = "done; whether with this answer can't be told without filter's decision about it"
+        reason = "done; filter's decision about this answer is missing, so it may not be among those trained on"
     elif not decision["kept"]:
         reason = "left out: filter dropped it"
     elif response["split"] != "train":

@@ -71,7 +71,7 @@ def _written(run_dir: RunDir) -> str:
 
 
 def _responses(run_dir: RunDir) -> str:
-    """Responses stand in the order of the prompts, so they are held against the plan as both are read."""
+    """Responses stand in the order of the prompts, so they are compared with the plan as both are read."""
     manifest = run_dir.manifest("generate")
     num_samples = manifest["fingerprint"]["generate.num_samples"]
     planned = read_planned(run_dir, ["split", "prompt_token_ids", "completion_token_ids"], num_samples)

@@ -66,7 +66,7 @@ FAMILIES = (  # versions and ports that the table does not list one by one
 
 
 class Found(NamedTuple):
-    """The teacher's licence, and what told it."""
+    """The teacher's licence, and where it was found."""
 
     licence: str | None
     told_by: str

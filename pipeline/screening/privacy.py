@@ -39,7 +39,7 @@ def find(text: str, settings: Privacy) -> list[Span]:
 def redact(value: Any, settings: Privacy, counts: Counter[str]) -> Any:
     """A message, or whatever JSON holds, each find replaced by its kind, such as <EMAIL>; `counts` says how many.
 
-    What is found anywhere in it is replaced wherever it stands: a name may be told by its first mention alone. A number
+    What is found anywhere in it is replaced everywhere: a name may be recognised at its first mention only. A number
     that is one becomes the placeholder's text.
     """
     found = {text: find(text, settings) for text in dict.fromkeys(_texts(value))}
@@ -80,7 +80,7 @@ def masked_tokens(row: Row, tokenizer: Any, settings: Privacy) -> list[Span]:
     """The tokens of a response, reasoning included, that hold any part of what is found in it; in order, none twice.
 
     `row` has text, reasoning and token_ids, as in records.RESPONSES. Token ids stay as the teacher produced them: what
-    they cover is told from decoding their beginnings.
+    they cover is found by decoding their beginnings.
     """
     parts = (row["text"], row["reasoning"] or "")
     told = {(part[span.start : span.end], span.kind) for part in parts for span in find(part, settings)}

@@ -58,7 +58,7 @@ class HeldAgainst(NamedTuple):
 
 
 def licensed(run_dir: RunDir) -> tuple[list[Licensed], str] | None:
-    """Teacher, sources and what the teacher wrote, and what told the teacher's licence; None: not recorded."""
+    """Teacher, sources and what the teacher wrote, and where the teacher's licence was found; None: not recorded."""
     prepared = run_dir.manifest("prepare")
     told = prepared.get("licences")
     if told is None:
@@ -82,7 +82,7 @@ def licensed(run_dir: RunDir) -> tuple[list[Licensed], str] | None:
 
 
 def held_against(run_dir: RunDir) -> HeldAgainst | None:
-    """What prompts, and answers once there are decisions about them, were held against; None: not recorded."""
+    """What prompts, and answers once there are decisions about them, were compared with; None: not recorded."""
     prepared = run_dir.manifest("prepare")
     sets = prepared["fingerprint"].get("prepare.decontaminate")
     if sets is None:
@@ -158,7 +158,7 @@ def _teacher(run_dir: RunDir, told: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_own(run_dir: RunDir) -> bool:
-    """Whether the student is made of the teacher's weights; of a corpus it can't be told yet."""
+    """Whether the student is made of the teacher's weights; of a corpus this is not known yet."""
     if not run_dir.is_done("train"):
         return False
     made = run_dir.fingerprint("train")

@@ -42,7 +42,7 @@ class Exchange:
 
 
 class Labeller:
-    """Whatever `safety` has turned on. Raises UserError where a list, a model or a server is not to be had."""
+    """Whatever `safety` has turned on. Raises UserError if a list, a model or a server is missing."""
 
     def __init__(self, settings: Safety) -> None:
         self._settings = settings

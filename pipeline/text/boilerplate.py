@@ -86,7 +86,7 @@ class Boilerplate:
         return len(self._ngrams)
 
     def compared(self, prompt: list[str], messages: list[dict[str, Any]]) -> list[str]:
-        """The words by which a prompt is told from others: the system's too, where many prompts are this one."""
+        """The words that set a prompt apart from others: the system's too, where many prompts are this one."""
         return [*words(system_text(messages)), *prompt] if tuple(prompt) in self._prompts else prompt
 
     def own_ngrams(self, sequence: list[str]) -> list[str]:

@@ -149,7 +149,7 @@ class _Index:
 
 
 def sets_of(config: Config) -> tuple[EvaluationSet, ...]:
-    """The sets that prompts are held against: `prepare.decontaminate`, and the run's own chat set, tasks and probes.
+    """The sets that prompts are compared with: `prepare.decontaminate`, and the run's own chat set, tasks and probes.
 
     None where `prepare.decontaminate` is empty.
     """

@@ -2,7 +2,7 @@
 
 A loop is a stretch that repeats a unit of any length back to back, four times at least. It counts where it is a large
 part of the text, where it goes on to the end (there the model was cut off), or where it is long. Laughter, refrains,
-rules of dashes, rows of zeros and leaders of dots are loops too, and are let be for being short; those of digits and
+rules of dashes, rows of zeros and leaders of dots are loops too, and pass because they are short; those of digits and
 signs alone, which tables, drawings and numbers have, must be most of a long text.
 
 Axes: N characters of the text.

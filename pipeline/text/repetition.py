@@ -1,4 +1,4 @@
-"""Measures of a text that goes round in circles; filter drops by them, evaluate counts by `is_repetitive`."""
+"""Measures of a text that repeats itself; filter drops by them, evaluate counts by `is_repetitive`."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ MAX_SENTENCE_RUN, MAX_DUPLICATE_NGRAM_FRAC = 3, 0.35  # as filter has them by de
 
 
 def is_repetitive(text: str) -> bool:
-    """Whether an answer goes round in circles: by sentences or lines in a row, by duplicate n-grams, or in a loop."""
+    """Whether an answer repeats itself: by sentences or lines in a row, by duplicate n-grams, or in a loop."""
     return (
         longest_sentence_run(text) > MAX_SENTENCE_RUN
         or (

@@ -284,7 +284,7 @@ def distillation_trainer(
     arguments: SFTConfig,
     teacher: Any = None,
 ) -> DistillationTrainer:
-    """The trainer of `model` on these answers, of which it is told the numbers alone: collators read the rows."""
+    """The trainer of `model` on these answers, of which it knows only the numbers: collators read the rows."""
     if settings.pack_tokens is not None:
         packed_attention.use(model, settings.dtype)
         if teacher is not None:

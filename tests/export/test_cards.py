@@ -46,7 +46,7 @@ def test_licences_are_told_with_what_they_mean(run_dir: RunDir) -> None:
     assert "begins its name with `Llama`" in text
     assert "| seeds.jsonl | cc-by-4.0 | 5 | training on outputs is allowed, with duties. Name the authors" in text
     assert "| mine.csv | not known | 1 | not in Retort's table: read it |" in text
-    assert "told by its model card" in text
+    assert "comes from its model card" in text
     assert "no lawyers" in text
 
 

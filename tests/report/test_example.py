@@ -121,7 +121,10 @@ def test_what_train_did_with_it(tmp_path: Path, response_id: str, expected: str)
 def test_without_filters_decision_nothing_is_said_of_what_train_saw(tmp_path: Path) -> None:
     run_dir = make(tmp_path, until="train")
     (run_dir.path / "filter" / "manifest.json").unlink()
-    assert "can't be told without filter's decision" in lines_of(example.describe(run_dir, "prompt2-0"), "train:")[0]
+    assert (
+        "filter's decision about this answer is missing"
+        in lines_of(example.describe(run_dir, "prompt2-0"), "train:")[0]
+    )
 
 
 def test_part_of_a_character_is_shown_by_its_bytes() -> None:

@@ -56,7 +56,7 @@ def test_sources_are_told_with_what_was_read_kept_and_left_out(run_dir: RunDir) 
     assert teacher[1:3] == ["gemma", "–"]
     assert "with duties" in teacher[3]
     assert shown.rows_of("written by the teacher (self instruct)")[0][1:3] == ["mit", "7"]
-    assert "the teacher's told by its model card" in page.render(run_dir).replace("&#39;", "'")
+    assert "the teacher's found in its model card" in page.render(run_dir).replace("&#39;", "'")
     assert "licence_policy=warn" in section(run_dir)
 
 

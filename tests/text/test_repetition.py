@@ -1,4 +1,4 @@
-"""The two measures of a text that goes round in circles."""
+"""The two measures of a text that repeats itself."""
 
 from itertools import groupby
 

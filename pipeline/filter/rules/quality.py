@@ -1,4 +1,4 @@
-"""Rules of quality for text, after Gopher and C4, for chat answers: short ones are fine, and code and maths are let be.
+"""Rules of text quality for chat answers, after Gopher and C4: short ones are fine, code and maths are left alone.
 
 Left out on purpose: Gopher's least number of words and stop words (answers are short, and in any language), C4's ban on
 lines with `{` (it deletes code), and the share of bullet points.

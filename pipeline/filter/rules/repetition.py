@@ -1,4 +1,4 @@
-"""Rules of repetition: answers that go round in circles.
+"""Rules of repetition: answers that repeat themselves.
 
 Limits are wider where repeating is the form's own: for runs of sentences and paragraphs ×2 in code and maths, ×3 in
 lists and tables (open-instruct); for shares, ×1.5 in these. Where the prompt asks for it (a song, ten times), runs may

@@ -64,7 +64,7 @@ def _licences(run_dir: RunDir) -> JudgedTable | None:
         (row.who, [Cell(row.licence), Cell(NONE if row.prompts is None else whole(row.prompts)), Cell(row.terms)])
         for row in told[0]
     ]
-    caption = f"Licences (the teacher's told by {told[1]})"
+    caption = f"Licences (the teacher's found in {told[1]})"
     return JudgedTable(caption, ["Of", "Licence", "Prompts", "What it says of training on its texts"], rows)
 
 
