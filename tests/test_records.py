@@ -1,6 +1,7 @@
 """The rows that travel between stages."""
 
 import importlib.util
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import codec, records
+from pipeline import codec, records, rows
 from pipeline.config import Config
 
 UNSET = dict.fromkeys(("tool_calls", "tool_call_id", "name", "reasoning_content"))
@@ -104,3 +105,25 @@ def test_the_alignment_contract_speaks_of_columns_that_responses_have() -> None:
 def test_a_stage_is_one_word_for_its_module_and_its_settings(stage: str) -> None:
     assert importlib.util.find_spec(f"pipeline.{stage}") is not None
     assert stage in Config.model_fields
+
+
+@pytest.mark.parametrize(
+    ("schema", "row"),
+    [
+        (records.PROMPTS, rows.PromptRow),
+        (records.RESPONSES, rows.ResponseRow),
+        (records.DECISIONS, rows.DecisionRow),
+        (records.SAMPLES, rows.SampleRow),
+        (records.TASKS, rows.TaskRow),
+        (records.RISKS, rows.RiskRow),
+        (pa.schema(list(records.MESSAGE)), rows.MessageRow),
+        (pa.schema(list(records.SPAN)), rows.SpanRow),
+    ],
+)
+def test_a_rows_type_has_the_columns_of_its_table(schema: pa.Schema, row: Any) -> None:
+    types = typing.get_type_hints(row)
+    assert set(schema.names) == set(types)
+    for column in schema:
+        is_text = "str" in str(types[column.name]) or "Literal" in str(types[column.name])
+        assert not pa.types.is_string(column.type) or is_text, column.name
+        assert not pa.types.is_integer(column.type) or types[column.name] is int, column.name

@@ -26,7 +26,7 @@ app = typer.Typer()
 
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = 0, accept: Accept = None) -> None:
-    """All stages from prepare to evaluate, then the report; goes on where an earlier try stopped.
+    """All stages from prepare to evaluate, then the report; resumes where an earlier try stopped.
 
     Example: retort run configs/quickstart.yaml name=trial train.epochs=3
     """

@@ -51,5 +51,5 @@ def _listening(port: int) -> socket.socket:
         listener.listen()  # before the address is said: who is quick waits, and is not refused
     except OSError as error:
         listener.close()
-        raise UserError(f"port {port} can't be had ({error.strerror}); choose another with --port") from None
+        raise UserError(f"port {port} can't be used ({error.strerror}); choose another with --port") from None
     return listener

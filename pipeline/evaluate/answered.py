@@ -20,10 +20,11 @@ from pipeline.inference.kv_cache import Load
 from pipeline.machine import hardware
 from pipeline.models import lookup
 from pipeline.records import SAMPLES
+from pipeline.rows import SampleRow
 from pipeline.run.commit import Stage
 from pipeline.run.files import read_committed
 
-Rows = list[dict[str, Any]]
+Rows = list[SampleRow]
 SPEED_FALLBACK_PROMPT = "Tell me something about the sea."
 
 

@@ -23,7 +23,7 @@ from pipeline.text.repetition import is_repetitive
 
 
 def comparable(folders: dict[str, Path], asked: Asked) -> dict[str, Path]:
-    """The arms that can be compared with the teacher token by token: they have its tokens, and transformers loads them."""
+    """The arms that can be compared with the teacher token by token: with its tokens, and loadable by transformers."""
     teachers = asked.chat_formats["teacher"]
     alike = {arm: of for arm, of in folders.items() if has_tokens_of(asked.chat_formats[arm].tokenizer, teachers)}
     _leave_out_unloadable(alike)

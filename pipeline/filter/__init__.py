@@ -30,6 +30,7 @@ from pipeline.filter.selection import Selector
 from pipeline.models import lookup
 from pipeline.models.tokenizer import tokens
 from pipeline.records import DECISIONS
+from pipeline.rows import DecisionRow
 from pipeline.run import left_out, scratch
 from pipeline.run.commit import Stage
 from pipeline.run.files import read_committed
@@ -75,7 +76,7 @@ class DecisionCounts:
     examples: dict[str, str] = field(default_factory=dict)  # an answer that each reason dropped, by id
     marked: list[Marked] = field(default_factory=list)
 
-    def add(self, row: Row, decision: Row, refused: list[str], file: str) -> None:
+    def add(self, row: Row, decision: DecisionRow, refused: list[str], file: str) -> None:
         """Count a decision; `refused` are the rules that say no to it, whether or not it is dropped for them."""
         self.counts["responses"] += 1
         self.num_held_out += row["split"] == "held_out"
@@ -88,11 +89,11 @@ class DecisionCounts:
                 order = hashlib.sha256(row["response_id"].encode()).hexdigest()
                 self.marked.append(Marked(order, row["response_id"], row["split"], file))
 
-    def drop(self, decision: Row, split: str, reason: str) -> Row:
+    def drop(self, decision: DecisionRow, split: str, reason: str) -> DecisionRow:
         """The decision about an answer that was kept so far, now that it is dropped."""
         self._count(reason, split, decision["response_id"])
         self.keep(split, -1)
-        return decision | {"kept": False, "reasons": [reason]}
+        return {**decision, "kept": False, "reasons": [reason]}
 
     def _count(self, reason: str, split: str, response_id: str) -> None:
         self.first[reason] += 1
@@ -218,7 +219,9 @@ def duplicate_key(prompt_id: str, text: str) -> bytes:
     return hashlib.sha256(f"{prompt_id} {' '.join(text.lower().split())}".encode()).digest()[:16]
 
 
-def _decide(row: Row, verdicts: dict[str, Verdict], settings: Filter, exact: ExactDuplicates) -> tuple[Row, list[str]]:
+def _decide(
+    row: Row, verdicts: dict[str, Verdict], settings: Filter, exact: ExactDuplicates
+) -> tuple[DecisionRow, list[str]]:
     """One row of DECISIONS as the rules have it, and the rules that say no.
 
     A duplicate is one only of an answer that was kept; refusals are kept for now.
@@ -234,11 +237,13 @@ def _decide(row: Row, verdicts: dict[str, Verdict], settings: Filter, exact: Exa
             scores[DUPLICATE] = float(of_kept or False)
             reasons += [DUPLICATE] if of_kept else []
         exact.hold(key, of_kept or not reasons)
-    decision = {
+    decision: DecisionRow = {
         "response_id": row["response_id"],
         "kept": not reasons,
         "reasons": reasons,
         "scores": list(scores.items()),
+        "masked_spans": [],
+        "safety": [],
     }
     return decision, refused
 
@@ -255,7 +260,7 @@ def _grade(run_dir: RunDir, settings: Selection, selector: Selector) -> Row | No
     return facts
 
 
-def _revise(stage: Stage, name: str, revised: Callable[[Row], Row]) -> None:
+def _revise(stage: Stage, name: str, revised: Callable[[DecisionRow], DecisionRow]) -> None:
     """Write a file of decisions again, each as `revised` has it."""
     rows = read_committed(stage.path / name, DECISIONS.names).to_pylist()
     stage.commit(pa.Table.from_pylist([revised(row) for row in rows], schema=DECISIONS), name)
@@ -267,9 +272,9 @@ def _select(stage: Stage, tally: DecisionCounts, selector: Selector, files: list
         return
     selected, dropped = selector.decisions(), set[str]()
 
-    def revised(row: Row) -> Row:
+    def revised(row: DecisionRow) -> DecisionRow:
         reason, scores = next(selected)
-        row = row | {"scores": row["scores"] + scores}
+        row["scores"] = row["scores"] + scores
         if reason is None:
             return row
         dropped.add(row["response_id"])
@@ -289,7 +294,7 @@ def _cap_refusals(stage: Stage, tally: DecisionCounts, settings: Filter) -> None
     over = sorted(tally.marked)[num_kept:]
     splits = {refusal.response_id: refusal.split for refusal in over}
 
-    def revised(row: Row) -> Row:
+    def revised(row: DecisionRow) -> DecisionRow:
         split = splits.get(row["response_id"])
         return row if split is None else tally.drop(row, split, REFUSAL)
 

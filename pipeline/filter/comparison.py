@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.config import Config, EvaluationSet
 from pipeline.filter.rules import Verdict
+from pipeline.rows import DecisionRow
 from pipeline.run.commit import Stage
 from pipeline.run.rundir import RunDir
 from pipeline.screening import privacy
@@ -54,7 +55,7 @@ class ResponseComparison:
         for path in stage.notes():  # of a stage that lost a file and is done again
             path.unlink()
 
-    def decide(self, row: dict[str, Any], messages: list[dict[str, Any]], decision: dict[str, Any]) -> None:
+    def decide(self, row: dict[str, Any], messages: list[dict[str, Any]], decision: DecisionRow) -> None:
         """Complete filter's decision about an answer to these messages: scores, by reason, and reasons to drop it."""
         for name, (score, keep) in self._verdicts(row, messages, decision["kept"]).items():
             decision["scores"].append((name, score))

@@ -23,6 +23,7 @@ from pipeline.console import progress, say
 from pipeline.errors import UserError
 from pipeline.models import lookup
 from pipeline.models.tokenizer import tokens
+from pipeline.rows import DecisionRow
 from pipeline.run.files import read_committed, text_hash, write_table
 from pipeline.run.rundir import RunDir
 from pipeline.run.shards import read_shards, shard_paths
@@ -56,7 +57,7 @@ class LearnabilityLimits:
             self._files = _measured(config, run_dir, self._settings.student, weights_hash)
             self._set_limits()
 
-    def decide(self, number: int, decisions: list[Row]) -> None:
+    def decide(self, number: int, decisions: list[DecisionRow]) -> None:
         """Complete the decisions about the answers of shard `number`: scores and reasons."""
         if not self._files:
             return
@@ -116,8 +117,8 @@ def _student(run_dir: RunDir, name: str) -> lookup.Model:
     student = lookup.find(name)
     if student.path.resolve().is_relative_to(run_dir.path.resolve()):
         raise UserError(
-            f"filter.learnability.student {name} is of this very run, whose training goes when it is filtered anew:"
-            " copy the run's prepare and generate to another name first (cp -r), and filter that"
+            f"filter.learnability.student {name} belongs to this run, and filtering again discards its training:"
+            " copy the run's prepare and generate to another name (cp -r), and filter that"
         )
     if found := tokens.difference(lookup.teacher_of(run_dir).tokenizer(), student.tokenizer()):
         raise UserError(

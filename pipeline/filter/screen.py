@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from pipeline.config import Config, output_settings
+from pipeline.rows import DecisionRow
 from pipeline.screening import privacy, safety
 
 REASONS = ("pii", "unsafe")
@@ -22,7 +23,7 @@ class Screen:
         self._labels: Counter[str] = Counter()
         self._answers: Counter[str] = Counter(personal=0, labelled=0)
 
-    def decide(self, rows: list[Row], decisions: list[Row]) -> None:
+    def decide(self, rows: list[Row], decisions: list[DecisionRow]) -> None:
         """Complete filter's decisions about a shard: `masked_spans`, `safety`, scores `pii` and `unsafe`, and drops."""
         privacy.decide(rows, decisions, self._config.privacy, self._tokenizer)
         exchanges = [safety.Exchange(self._prompt(row), row["text"]) for row in rows]
@@ -42,7 +43,7 @@ class Screen:
             return ""
         return self._tokenizer.decode(row["prompt_token_ids"], skip_special_tokens=True)
 
-    def _count(self, decision: Row) -> None:
+    def _count(self, decision: DecisionRow) -> None:
         self._found.update(span["kind"] for span in decision["masked_spans"])
         labels = [label for label, score in decision["safety"] if score >= safety.FLAGGED]
         self._labels.update(labels)

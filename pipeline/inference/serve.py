@@ -68,4 +68,4 @@ def _check_port(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise UserError(f"port {port} can't be had ({error.strerror}); choose another with --port") from None
+            raise UserError(f"port {port} can't be used ({error.strerror}); choose another with --port") from None

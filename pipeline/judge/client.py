@@ -151,7 +151,7 @@ class Client:
                 silent_s = time.monotonic() - self._answered_s
                 if of_request >= ATTEMPTS or silent_s > self._settings.patience_s:
                     raise UserError(
-                        f"{self._url}: the judge does not answer ({failure}; tried {failures} times): see to"
+                        f"{self._url}: the judge does not answer ({failure}; tried {failures} times): check"
                         f" {self._settings.place}.url and its server, then run the same command again: its verdicts"
                         " are kept"
                     ) from None

@@ -57,7 +57,7 @@ class Ledger:
             except ValidationError:
                 num_unreadable += bool(line)
         if num_unreadable:
-            say(f"{path}: {num_unreadable} lines were cut short by a kill; what they told is asked again")
+            say(f"{path}: {num_unreadable} lines were cut short by a kill; their questions are asked again")
         self._is_torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
 
     def has_answers(self, settings: config.Grader) -> bool:

@@ -265,7 +265,7 @@ class _Prompts:
 
     def _check_strict(self, origin: str, place: str, problem: str) -> None:
         if self._config.prepare.bad_rows == "error":
-            raise UserError(f"{place}: {problem} (prepare.bad_rows=skip goes on without such rows)")
+            raise UserError(f"{place}: {problem} (prepare.bad_rows=skip leaves such rows out)")
 
     def _leave_out(self, origin: str, why: str, asked: Asked | None = None) -> None:
         self.counts[why] += 1

@@ -64,7 +64,7 @@ def _preview(source: Source, template: PromptTemplate | None, config: Config) ->
             return f"{place}: {next(tally.told())}"
         except BadRowError as problem:
             if config.prepare.bad_rows == "error":
-                raise UserError(f"{place}: {problem} (prepare.bad_rows=skip goes on without such rows)") from None
+                raise UserError(f"{place}: {problem} (prepare.bad_rows=skip leaves such rows out)") from None
             return f"{place}: {problem}"
     return f"{source.path or source.dataset}: there is no row in it"
 

@@ -21,7 +21,7 @@ def check(row: dict[str, Any], vocab_size: int) -> float:
     """The stored log-prob of each sampled token against its row: equal where the row has it, else below the row.
 
     `row` has response_id, token_ids, token_logprobs and logprobs, as in records.RESPONSES. Where rows hold counts of
-    draws, those of the sampled tokens are held against what their log-probs let expect. Returns the largest difference
+    draws, those of the sampled tokens are compared with what their log-probs imply. Returns the largest difference
     beyond rounding, nats (0 for counts). Raises UserError where rows and tokens differ in number or disagree, where an
     id is outside the vocabulary or twice in a row, and where a row and its tail don't sum to 1.
     """
@@ -92,7 +92,7 @@ def _check_draws(
     logprobs_NK: FloatArray,
     log_tail_N: FloatArray,
 ) -> None:
-    """The sampled tokens' counts against what their log-probs let expect.
+    """The sampled tokens' counts against what their log-probs imply.
 
     Systematic draws give the expected count rounded up or down. Independent ones are held together: their sum is off
     by no more than a binomial's deviation (Bernstein's inequality). A token outside the tokens drawn from has no count,
@@ -109,7 +109,7 @@ def _check_draws(
     rounding_N = ROUNDING_DRAWS + num_draws * codec.TAIL_STEP / (1 - tail_N)
     if packed["kind"] == codec.SYSTEMATIC and abs(off_N[worst]) > 1 + rounding_N[worst]:
         raise UserError(
-            f"{name}, token {worst}: {count_N[worst]:.0f} of {num_draws} draws, and a log-prob that lets expect"
+            f"{name}, token {worst}: {count_N[worst]:.0f} of {num_draws} draws, but its log-prob implies"
             f" {num_draws * chance_N[worst]:.1f}: rows and tokens are not aligned"
         )
     is_inside_N = chance_N >= 1 / packed["width"]  # for sure: what the count says has no part in the choice
@@ -117,6 +117,6 @@ def _check_draws(
     deviation = float((chance_N * (1 - chance_N))[is_inside_N].sum() * num_draws) ** 0.5
     if abs(off) > DRAWS_SIGMA * deviation + DRAWS_SIGMA**2 / 3:
         raise UserError(
-            f"{name}: its tokens have {off:+.0f} draws beyond what their log-probs let expect, give or take"
+            f"{name}: its tokens have {off:+.0f} draws beyond what their log-probs imply, give or take"
             f" {deviation:.0f}: rows and tokens are not aligned"
         )

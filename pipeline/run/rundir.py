@@ -302,7 +302,7 @@ class RunDir:
         try:
             old = dict(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else new
         except (yaml.YAMLError, ValueError, TypeError):  # no YAML, not UTF-8, no mapping
-            raise UserError(f"{path}: damaged; delete it, and it is written anew") from None
+            raise UserError(f"{path}: damaged; delete it, and it will be written again") from None
         keys = (*config_module.read_by(stage), "name", "runs_dir")  # of a run that was copied, the copy's
         merged = {key: new[key] if key in keys or key not in old else old[key] for key in new}
         for section, _, name in (key.partition(".") for key in keys if "." in key):

@@ -96,7 +96,9 @@ def _responses(run_dir: RunDir) -> str:
             num_tokens += len(row["token_ids"])
             bar.update(task, advance=1, note=f"{num_tokens} tokens")
     if (left := next(planned, None)) is not None:
-        raise UserError(f"{run_dir.path}/generate: response {left['response_id']} is not there, nor what follows it")
+        raise UserError(
+            f"{run_dir.path}/generate: response {left['response_id']} is missing, and so is what follows it"
+        )
     return (
         f"{counted(num_responses, 'response')}, each once and with its prompt; {counted(num_tokens, 'token')}, each"
         f" with a row that sums to 1 and has the token's own log-prob, to {worst:.2g} nats"
@@ -114,7 +116,7 @@ def _decisions(run_dir: RunDir) -> str:
             raise UserError(f"{place}: {row['response_id']} is kept with a reason to drop it, or dropped without one")
         num += 1
     if (left := next(responses, None)) is not None:
-        raise UserError(f"{run_dir.path}/filter: no decision about {left[1]['response_id']}, nor what follows it")
+        raise UserError(f"{run_dir.path}/filter: no decision about {left[1]['response_id']}, nor about what follows it")
     return f"{counted(num, 'decision')}, one for each response"
 
 

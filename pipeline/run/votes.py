@@ -126,7 +126,7 @@ def read(run_dir: RunDir) -> tuple[list[Vote], int]:
     try:
         lines = json_lines(path) if path.exists() else []
     except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror}); mend that, and ask again") from None
+        raise UserError(f"{path}: can't be read ({error.strerror}); fix that and run the command again") from None
     for line in filter(bytes.strip, lines):
         try:
             votes.append(Vote.model_validate_json(line))
@@ -148,14 +148,14 @@ def append(run_dir: RunDir, vote: Vote) -> None:
                 if size and os.pread(descriptor, 1, size - 1) != b"\n":
                     line = b"\n" + line  # what a kill tore stays a line of its own
                 if os.write(descriptor, line) != len(line):  # one write: other processes add whole lines too
-                    raise UserError(f"{path}: the vote was not saved (no disk space?); free some and vote again")
+                    raise UserError(f"{path}: the vote was not saved (no disk space?); free some space and vote again")
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             if is_new:
                 fsync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"{path}: the vote was not saved ({error.strerror}); mend that and vote again") from None
+        raise UserError(f"{path}: the vote was not saved ({error.strerror}); fix that and vote again") from None
 
 
 def votes_path(run_dir: RunDir) -> Path:

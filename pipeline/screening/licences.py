@@ -222,8 +222,8 @@ def _concern(who: str, licence: str | None, setting: str, is_own: bool) -> _Conc
 def _refuse(concern: _Concern | None, policy: str) -> None:
     if concern is not None and concern.is_grave and policy == "enforce":
         raise UserError(
-            f"{concern.text}. Choose another, or set licence_policy=warn where you may all the same: nothing here is"
-            " commercial, say, or you hold another licence"
+            f"{concern.text}. Choose another. If you may use it all the same (your use is not commercial, or you hold"
+            " another licence), set licence_policy=warn"
         )
 
 

@@ -12,6 +12,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from pipeline.config import PII_KINDS, Privacy, output_settings
+from pipeline.rows import DecisionRow
 from pipeline.screening import presidio
 from pipeline.screening.finders import FINDERS
 
@@ -104,14 +105,14 @@ def fingerprint(settings: Privacy) -> Row:
     return values | {f"presidio.{key}": value for key, value in presidio.fingerprint(settings.presidio).items()}
 
 
-def decide(rows: list[Row], decisions: list[Row], settings: Privacy, tokenizer: Any) -> None:
+def decide(rows: list[Row], decisions: list[DecisionRow], settings: Privacy, tokenizer: Any) -> None:
     """Give each of filter's decisions its `masked_spans`, and as score `pii`, the number of finds; or a reason to drop.
 
     `privacy.answers`: mask keeps the answer, and train learns no token of these spans; drop drops it, reason `pii`.
     """
     for row, decision in zip(rows, decisions, strict=True):
         spans = masked_tokens(row, tokenizer, settings) if settings.answers != "off" else []
-        decision["masked_spans"] = [span._asdict() for span in spans]
+        decision["masked_spans"] = [{"start": span.start, "end": span.end, "kind": span.kind} for span in spans]
         if settings.answers != "off":
             decision["scores"].append(("pii", float(len(spans))))
         if spans and settings.answers == "drop":

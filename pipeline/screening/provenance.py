@@ -147,7 +147,7 @@ def _config(run_dir: RunDir) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError):
         found = None
     if not isinstance(found, dict):
-        raise UserError(f"{path}: damaged (no settings in YAML); mend it, or delete it: manifests have what was run")
+        raise UserError(f"{path}: damaged (no settings in YAML); fix it or delete it: manifests have what was run")
     return found
 
 

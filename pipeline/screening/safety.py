@@ -19,6 +19,7 @@ import yaml
 from pipeline.config import Safety, output_settings
 from pipeline.errors import UserError
 from pipeline.models import lookup
+from pipeline.rows import DecisionRow
 from pipeline.run.files import file_hash, first_line, one_line
 
 FLAGGED = 0.5  # from this score on a label counts in reports and cards
@@ -194,7 +195,7 @@ def guard_labels(reply: str) -> Labels:
     return {"guard:unsafe": score, **{f"guard:{category}": score for category in categories if category != "None"}}
 
 
-def decide(decision: dict[str, Any], labels: Labels, settings: Safety) -> None:
+def decide(decision: DecisionRow, labels: Labels, settings: Safety) -> None:
     """Give one of filter's decisions its labels, the highest as score `unsafe`, and that as a reason to drop where it
     is above `safety.max_answer_score`."""
     highest = max(labels.values(), default=0.0)

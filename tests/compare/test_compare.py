@@ -394,7 +394,7 @@ def test_a_run_that_was_not_evaluated_is_refused(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_told(run_dir: RunDir) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} can't be had .*--port"):
+        with pytest.raises(UserError, match=f"port {port} can't be used .*--port"):
             compare.run(run_dir, port, 0)
 
 

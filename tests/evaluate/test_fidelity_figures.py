@@ -28,7 +28,7 @@ def tiny(seed: int) -> Any:
     return tiny_model.make(seed, VOCAB_SIZE)
 
 
-def chat_rows(arms: list[str], num_items: int = 6) -> list[Row]:
+def chat_rows(arms: list[str], num_items: int = 6) -> Any:
     """Rows of samples.parquet; every third item has a second turn, and each arm answers in its own way."""
     rows = []
     for place, arm in enumerate(arms):
@@ -43,14 +43,14 @@ def chat_rows(arms: list[str], num_items: int = 6) -> list[Row]:
     return rows
 
 
-def scored(arms: dict[str, Any], rows: list[Row]) -> dict[str, Row]:
+def scored(arms: dict[str, Any], rows: Any) -> dict[str, Row]:
     held_out = [ForcedResponse(f"h{n}", [1, 2], [3 + n, 4, 5, 6], {"category": "code"}) for n in range(5)]
     answers = {arm: forced_responses.of_arm(rows, arm, 37) for arm in arms}
     sums = fidelity_figures.measure_all(arms, iter(held_out), answers, SETTINGS)
     return {arm: fidelity_figures.sections(sums, arm, SETTINGS) for arm in arms}
 
 
-def mean(teacher: Any, arm: Any, rows: list[Row], name: str, measure: str) -> float:
+def mean(teacher: Any, arm: Any, rows: Any, name: str, measure: str) -> float:
     sums = fidelity.measure(teacher, {"x": arm}, forced_responses.of_arm(rows, name, 37), 64)["x"]
     return sums.of(measure).sum() / sums.num_tokens().sum()
 
@@ -137,7 +137,7 @@ def test_breakdowns_have_intervals_and_add_up_to_the_whole() -> None:
 
 def test_an_id_that_the_teacher_cannot_read_ends_the_answer() -> None:
     row = {"item_id": "a", "arm": "student", "turn": 0, "category": None, "prompt_token_ids": [1]}
-    rows = [{**row, "token_ids": [5, 40, 6]}, {**row, "token_ids": [40]}, {**row, "token_ids": []}]
+    rows: Any = [{**row, "token_ids": [5, 40, 6]}, {**row, "token_ids": [40]}, {**row, "token_ids": []}]
     [text] = forced_responses.of_arm(rows, "student", 37)
     assert text.token_ids == [5]
     assert text.groups == {"turn": "1", "category": "uncategorised"}

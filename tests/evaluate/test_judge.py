@@ -43,7 +43,7 @@ def points(arm: str, item: int) -> int:
     return {"teacher": 6, "student": (8, 6, 4, 4)[item % 4], "sft_only": 3}[arm]
 
 
-def rows(arms: tuple[str, ...] = ("teacher", "student", "sft_only"), num: int = NUM_ITEMS) -> list[dict[str, Any]]:
+def rows(arms: tuple[str, ...] = ("teacher", "student", "sft_only"), num: int = NUM_ITEMS) -> Any:
     return [
         {
             "item_id": f"i{item:02}",
@@ -58,7 +58,7 @@ def rows(arms: tuple[str, ...] = ("teacher", "student", "sft_only"), num: int = 
     ]
 
 
-def judged(fake: FakeJudge, folder: Path, given: list[dict[str, Any]] | None = None, **settings: Any) -> judge.Judged:
+def judged(fake: FakeJudge, folder: Path, given: Any = None, **settings: Any) -> judge.Judged:
     chosen = Judge(**{"url": fake.url, "model": "fake-7b", "check_items": NUM_CHECKS, **settings})
     return judge.run(Evaluate(judge=chosen, bootstrap=500), given or rows(), folder, "HuggingFaceTB/SmolLM2")
 

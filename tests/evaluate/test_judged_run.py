@@ -43,7 +43,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.setattr(evaluate.lookup, "teacher_of", lambda run: teacher)
     monkeypatch.setattr(evaluate.lookup, "check_weights", lambda *_: None)
     monkeypatch.setattr(evaluate.lookup, "chat_template_of", lambda *_: ChatTemplate(None))
-    rows = [{**row, "prompt_token_ids": [1], "token_ids": [2]} for row in samples() if row["arm"] != "untrained"]
+    rows: Any = [{**row, "prompt_token_ids": [1], "token_ids": [2]} for row in samples() if row["arm"] != "untrained"]
     monkeypatch.setattr(answered, "serve", lambda *_: answered.Answered(rows, [], [], {arm: [] for arm in ARMS}))
     monkeypatch.setattr(measured, "fidelity", lambda *_: ({"fidelity": {"teacher": SimpleNamespace(num_texts=8)}}, {}))
     monkeypatch.setattr(evaluate.fidelity_figures, "sections", lambda *_: {})

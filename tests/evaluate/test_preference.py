@@ -55,14 +55,14 @@ def greedy(teacher: Any, prompt: list[int], num: int, likeliest: bool) -> list[i
     return answer
 
 
-def row(arm: str, item: int, token_ids: list[int], turn: int = 0, prompt: list[int] | None = None) -> dict[str, Any]:
+def row(arm: str, item: int, token_ids: list[int], turn: int = 0, prompt: list[int] | None = None) -> Any:
     prompt = [1 + item, 2] if prompt is None else prompt
     place = {"item_id": f"i{item}", "turn": turn, "category": None}
     return {"arm": arm, **place, "prompt_token_ids": prompt, "token_ids": token_ids}
 
 
 def test_the_answer_that_the_teacher_would_have_written_is_preferred(teacher: Any) -> None:
-    rows = []
+    rows: Any = []
     for item in range(6):
         rows += [row("student", item, greedy(teacher, [1 + item, 2], 4, likeliest=True))]
         rows += [row("sft_only", item, greedy(teacher, [1 + item, 2], 9, likeliest=False))]
@@ -78,13 +78,13 @@ def test_the_answer_that_the_teacher_would_have_written_is_preferred(teacher: An
         for own, other in zip(rows[::3], rows[1::3], strict=True)
     ]
     assert found["sft_only"]["self_preference_nats"]["value"] == pytest.approx(np.mean(by_hand), rel=1e-4)
-    turned = [{**r, "arm": {"student": "sft_only", "sft_only": "student"}.get(r["arm"], r["arm"])} for r in rows]
+    turned: Any = [{**r, "arm": {"student": "sft_only", "sft_only": "student"}.get(r["arm"], r["arm"])} for r in rows]
     back = self_preference(teacher, turned, ("sft_only",), 64, 200, 0)["sft_only"]
     assert back["self_preference_frac"]["value"] == 0.0
 
 
 def test_turns_with_another_history_and_empty_answers_are_not_compared(teacher: Any) -> None:
-    rows = [
+    rows: Any = [
         row("student", 0, [3, 4]),
         row("sft_only", 0, [5]),
         row("student", 0, [3], turn=1, prompt=[1, 2, 3]),
@@ -98,7 +98,7 @@ def test_turns_with_another_history_and_empty_answers_are_not_compared(teacher: 
 
 
 def test_an_answer_ends_before_an_id_that_the_teacher_has_no_embedding_for(teacher: Any) -> None:
-    rows = [row("student", 0, [3, 4, VOCAB, 5]), row("sft_only", 0, [5]), row("student", 1, [VOCAB + 7, 3])]
+    rows: Any = [row("student", 0, [3, 4, VOCAB, 5]), row("sft_only", 0, [5]), row("student", 1, [VOCAB + 7, 3])]
     found = self_preference(teacher, [*rows, row("sft_only", 1, [5])], ("sft_only",), 64, 50, 0)
     by_hand = reference(teacher, [1, 2], [3, 4]) - reference(teacher, [1, 2], [5])
     assert found["sft_only"]["self_preference_nats"]["value"] == pytest.approx(by_hand, rel=1e-4)
@@ -106,6 +106,6 @@ def test_an_answer_ends_before_an_id_that_the_teacher_has_no_embedding_for(teach
 
 
 def test_nothing_in_its_figures_is_called_a_win_rate(teacher: Any) -> None:
-    rows = [row("student", 0, [3, 4]), row("sft_only", 0, [5])]
+    rows: Any = [row("student", 0, [3, 4]), row("sft_only", 0, [5])]
     names = set(self_preference(teacher, rows, ("sft_only",), 64, 50, 0)["sft_only"])
     assert names == {"self_preference_frac", "self_preference_nats"}

@@ -42,7 +42,7 @@ class Scripted:
     def __init__(self, name: str, **script: list[str]) -> None:
         self.name, self.script, self.asked = name, script, 0
 
-    def ask(self, requests: list[dict[str, Any]], timed: bool = False) -> dict[str, Any]:
+    def ask(self, requests: list[dict[str, Any]], timed: bool = False) -> Any:
         self.asked += 1
         places = [self._text(request["request_id"]) for request in requests]
         return {"answers": [{"token_ids": list(map(ord, text)), "finish_reason": "stop"} for text in places]}
@@ -72,7 +72,7 @@ class Letters:
     unk_token_id = None
 
 
-def rows(arm: str, **script: list[str]) -> list[dict[str, Any]]:
+def rows(arm: str, **script: list[str]) -> Any:
     return chat.answer(Scripted(arm, **script), ITEMS, ChatFormat(ChatTemplate(Letters())), Evaluate())  # type: ignore[arg-type]
 
 
@@ -195,7 +195,7 @@ def test_the_verdict_says_what_was_shown_and_what_was_not() -> None:
     assert verdict._tasks({"student": {"quality": {}}, "teacher": {"quality": {}}}, {}) == []
 
 
-def arms(student: list[tasks.Score], teacher: list[tasks.Score]) -> dict[str, Any]:
+def arms(student: list[tasks.Score], teacher: list[tasks.Score]) -> Any:
     scored = {"student": student, "teacher": teacher}
     return {arm: {"quality": tasks.figures(each, 2000, 0)} for arm, each in scored.items()}
 

@@ -290,7 +290,7 @@ def test_a_judge_that_stops_answering_is_one_line_and_its_verdicts_are_kept(filt
         assert fake.num_asked == 4
         gone = by_judge(fake, model="other", patience_s=0.2)
     assert decisions["a-2"]["kept"]
-    with pytest.raises(UserError, match=r"does not answer \(no connection.*see to filter\.selection\.judge\.url"):
+    with pytest.raises(UserError, match=r"does not answer \(no connection.*check filter\.selection\.judge\.url"):
         again(filtered, selection=gone)
 
 

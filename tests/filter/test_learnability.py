@@ -157,7 +157,7 @@ def test_a_student_of_this_very_run_and_one_of_other_tokens_are_refused(
     own.mkdir()
     for path in student.iterdir():
         (own / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match="is of this very run, whose training goes"):
+    with pytest.raises(UserError, match="belongs to this run, and filtering again discards its training"):
         filtered.do(learnability={"student": str(own)}, **OFF)
     other = tmp_path / "other"
     other.mkdir()

@@ -54,7 +54,7 @@ def test_no_text_is_taken_for_a_verdict_that_does_not_end_with_one(text: str) ->
     assert read("pairwise", f"{text.replace(':', '')}\nVerdict: B") == "B"
 
 
-def row(arm: str, answer: str, turn: int = 0, item: str = "i", **more: Any) -> dict[str, Any]:
+def row(arm: str, answer: str, turn: int = 0, item: str = "i", **more: Any) -> Any:
     return {
         "item_id": item,
         "category": "c",

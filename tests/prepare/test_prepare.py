@@ -399,7 +399,7 @@ def test_a_mended_source_goes_on_with_the_same_command(prepared: Any) -> None:
 
 def test_the_way_out_that_a_bad_row_names_is_one(prepared: Any) -> None:
     source = prepared.file("a.jsonl", '{"prompt": "Hi"}\n{"prompt": "')
-    with pytest.raises(UserError, match=r"prepare\.bad_rows=skip goes on without such rows"):
+    with pytest.raises(UserError, match=r"prepare\.bad_rows=skip leaves such rows out"):
         prepared.do(source)
     assert prepared.do(source, bad_rows="skip")["prompts"] == 1
 

@@ -34,7 +34,7 @@ def demo(demo_teacher: Path) -> Any:
     return AutoTokenizer.from_pretrained(demo_teacher)
 
 
-def response(tokenizer: Any, text: str, **changes: Any) -> dict[str, Any]:
+def response(tokenizer: Any, text: str, **changes: Any) -> Any:
     token_ids = tokenizer(text, add_special_tokens=False).input_ids
     return {"response_id": "a-0", "text": text.strip(), "reasoning": None, "token_ids": token_ids, **changes}
 
@@ -290,8 +290,8 @@ def test_whatever_stands_around_an_item_none_of_it_is_left(
 def test_decisions_are_given_spans_or_a_reason(byte: Any) -> None:
     rows = [response(byte, "ada@acme.io and bob@acme.io"), response(byte, "nothing")]
 
-    def decided(**how: Any) -> list[dict[str, Any]]:
-        decisions = [{"kept": True, "reasons": [], "scores": []} for _ in rows]
+    def decided(**how: Any) -> Any:
+        decisions: Any = [{"kept": True, "reasons": [], "scores": []} for _ in rows]
         decide(rows, decisions, Privacy(**how), byte)
         return decisions
 

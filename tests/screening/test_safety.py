@@ -289,7 +289,7 @@ def test_a_model_that_is_no_guard_is_told() -> None:
 
 @pytest.mark.parametrize(("highest", "is_kept"), [(None, True), (0.9, True), (0.5, False)])
 def test_labels_drop_nothing_unless_a_threshold_says_so(highest: float | None, is_kept: bool) -> None:
-    decision: dict[str, Any] = {"kept": True, "reasons": [], "scores": []}
+    decision: Any = {"kept": True, "reasons": [], "scores": []}
     decide(decision, {"guard:unsafe": 0.7, "words:x": 0.1}, Safety(max_answer_score=highest))
     assert decision == {
         "kept": is_kept,

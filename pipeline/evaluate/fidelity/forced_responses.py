@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice, takewhile
-from typing import Any
 
 import pyarrow.compute as pc
 
@@ -11,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.models.forward.forced import ForcedResponse
 from pipeline.models.tokenizer import reasoning
 from pipeline.records import UNCATEGORISED
+from pipeline.rows import SampleRow
 from pipeline.run import left_out
 from pipeline.run.rundir import RunDir
 from pipeline.run.shards import read_answers
@@ -39,13 +39,13 @@ def held_out(config: Config, run_dir: RunDir) -> Iterator[ForcedResponse]:
     yield from islice(texts, None if limit is None else limit - 1)
 
 
-def of_arm(rows: Iterable[dict[str, Any]], arm: str, vocab_size: int) -> Iterator[ForcedResponse]:
+def of_arm(rows: Iterable[SampleRow], arm: str, vocab_size: int) -> Iterator[ForcedResponse]:
     """An arm's chat answers (rows of records.SAMPLES); the turns of an item are one cluster."""
     texts = (of_row(row, vocab_size) for row in rows if row["arm"] == arm)
     yield from (text for text in texts if text.token_ids)
 
 
-def of_row(row: dict[str, Any], vocab_size: int) -> ForcedResponse:
+def of_row(row: SampleRow, vocab_size: int) -> ForcedResponse:
     """A chat answer, which ends before an id that the teacher has no embedding for; it may be empty.
 
     A student padded wider than its teacher may draw one.

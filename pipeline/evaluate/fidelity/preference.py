@@ -15,9 +15,10 @@ import torch
 from pipeline.evaluate.fidelity.forced_responses import of_row
 from pipeline.models.forward.forced import CHUNK_TOKENS, ForcedResponse, answer_states, batches, logprobs
 from pipeline.models.forward.head import head_of, input_device
+from pipeline.rows import SampleRow
 from pipeline.statistics import Figure, FloatVector, ratio
 
-Rows = list[dict[str, Any]]
+Rows = list[SampleRow]
 LABEL = "self_preference"
 
 
@@ -60,10 +61,10 @@ def self_preference(
     found = {}
     for rival in rivals:
         by_item: dict[str, list[float]] = {}
-        for (arm, *place), text in texts.items():
-            other = (rival, *place)
+        for (arm, item, turn), text in texts.items():
+            other = (rival, item, turn)
             if arm == "student" and other in texts and texts[other].prompt_token_ids == text.prompt_token_ids:
-                by_item.setdefault(text.cluster, []).append(float(means[arm, *place] - means[other]))
+                by_item.setdefault(text.cluster, []).append(float(means[arm, item, turn] - means[other]))
         if by_item:
             found[rival] = _figures(list(by_item.values()), resamples, seed)
     return found

@@ -60,7 +60,8 @@ def run(
     if judge.url is None or not rows:
         return Judged()
     systems = {item.id: item.system for item in items}
-    plan = _plan(settings, [{"system": systems.get(row["item_id"]), **row} for row in rows])
+    given: Any = [{"system": systems.get(row["item_id"]), **row} for row in rows]
+    plan = _plan(settings, given)
     ledger = Ledger(folder / VERDICTS)
     ask(judge, plan.questions(), ledger, "evaluate.chat_items")
     return _judged(settings, plan, ledger, teacher)

@@ -1,11 +1,11 @@
 """The arms' answers turn by turn, as the judge is shown them."""
 
 from collections import defaultdict
-from typing import Any
 
 from pipeline.judge.questions import JudgedAnswer, Pair
+from pipeline.rows import SampleRow
 
-Rows = list[dict[str, Any]]
+Rows = list[SampleRow]
 
 
 def replies(rows: Rows, arm: str) -> dict[tuple[str, int], JudgedAnswer]:

@@ -25,13 +25,14 @@ from pipeline.evaluate.tasks.chat import ChatFormat
 from pipeline.evaluate.verdict import RISK_ROWS
 from pipeline.inference.child_engine import ChildEngine
 from pipeline.records import RISKS, SAMPLES
+from pipeline.rows import SampleRow
 from pipeline.run import metrics
 from pipeline.run.commit import Stage
 from pipeline.run.files import file_hash, read_committed
 from pipeline.run.rundir import RunDir
 from pipeline.text.refusals import refuses
 
-Rows = list[dict[str, Any]]
+Rows = list[SampleRow]
 MAX_OPENINGS = 100  # of each split
 
 

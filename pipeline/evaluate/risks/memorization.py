@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.inference.child_engine import ChildEngine
 from pipeline.models.tokenizer import reasoning
+from pipeline.rows import SampleRow
 from pipeline.run.rundir import RunDir
 from pipeline.run.shards import read_answers
 
@@ -61,7 +62,7 @@ def recited_tokens(opening: Opening, token_ids: list[int]) -> int:
     return sum(itertools.takewhile(bool, same))
 
 
-def go_on(arm: ChildEngine, openings: list[Opening], tokenizer: Any, seed: int) -> list[dict[str, Any]]:
+def go_on(arm: ChildEngine, openings: list[Opening], tokenizer: Any, seed: int) -> list[SampleRow]:
     """Rows of records.SAMPLES: what the arm writes after each opening that fits its context.
 
     Greedily, whatever evaluate.temperature is: what a model has by heart is what it finds likeliest.

@@ -12,11 +12,12 @@ from pipeline import statistics
 from pipeline.eval_sets import checkers
 from pipeline.eval_sets.task_set import Check, TaskItem
 from pipeline.evaluate.tasks.overlap import chrf, rouge_l
+from pipeline.rows import SampleRow
 from pipeline.run import metrics
 from pipeline.statistics import Figure, FloatVector
 
 OTHERS = ("teacher", "sft_only", "untrained", "other")
-Rows = list[dict[str, Any]]
+Rows = list[SampleRow]
 
 
 @dataclass(frozen=True)

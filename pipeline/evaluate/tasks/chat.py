@@ -10,6 +10,7 @@ from pipeline.eval_sets.eval_prompts import conversation
 from pipeline.inference.child_engine import ChildEngine
 from pipeline.models.tokenizer import reasoning
 from pipeline.models.tokenizer.chat_template import ChatTemplate
+from pipeline.rows import SampleRow
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,13 @@ class ChatFormat:
         return self.template.tokenizer
 
 
-def answer(
-    arm: ChildEngine, items: Sequence[ChatItem], chat_format: ChatFormat, settings: Evaluate
-) -> list[dict[str, Any]]:
+def answer(arm: ChildEngine, items: Sequence[ChatItem], chat_format: ChatFormat, settings: Evaluate) -> list[SampleRow]:
     """Rows of records.SAMPLES: every turn of every item, each given the arm's own earlier answers.
 
     With reasoning tags, reasoning is left out of an answer's text, and of what the later turns are given. A talk ends
     where it outgrows the arm's context, and after an empty answer that the arm's chat template refuses.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[SampleRow] = []
     given_answers: dict[str, list[str]] = {item.id: [] for item in items}
     for turn in range(max((len(item.turns) for item in items), default=0)):
         asked = [item for item in items if len(item.turns) > turn and len(given_answers[item.id]) == turn]

@@ -44,7 +44,7 @@ def read(documents: tuple[Source, ...], bad_rows: str, settings: Privacy, licenc
             if isinstance(text, BadRowError):
                 skipped.append(f"{place}: {text}")
                 if bad_rows == "error":
-                    raise UserError(f"{skipped[0]} (prepare.bad_rows=skip goes on without such rows)")
+                    raise UserError(f"{skipped[0]} (prepare.bad_rows=skip leaves such rows out)")
                 continue
             origin = source.path or source.dataset or ""
             licences.check_source(origin, licence, licence_policy)
