@@ -107,7 +107,7 @@ def one_token_twice(rows: Rows) -> None:
         (swap, "responses-00001.parquet:1: response prompt4-0, where prompt3-0 was planned"),
         (lambda rows: rows.append(rows[2]), "parquet:4: response prompt5-0, where none was planned"),
         (lambda rows: rows.insert(1, rows[0]), "parquet:2: response prompt3-0, where prompt4-0 was planned"),
-        (lambda rows: rows.pop(), "generate: response prompt5-0 is not there"),
+        (lambda rows: rows.pop(), "generate: response prompt5-0 is missing"),
         (
             lambda rows: rows[1].update(prompt_token_ids=[0, 2]),
             "prompt4-0 has another prompt_token_ids",
