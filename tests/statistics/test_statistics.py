@@ -250,14 +250,14 @@ def over(value: float, low: float, high: float) -> Figure:
 
 
 def test_no_difference_is_said_where_the_interval_holds_one() -> None:
-    assert "No difference" in verdict._kl_sentence(over(0.97, 0.9, 1.04), "x")
+    assert "was not shown to differ from" in verdict._kl_sentence(over(0.97, 0.9, 1.04), "x")
     assert "closer" in verdict._kl_sentence(over(0.8, 0.7, 0.9), "x")
     assert "farther" in verdict._kl_sentence(over(1.2, 1.1, 1.3), "x")
-    assert "not a multiple of that of x" in verdict._kl_sentence(None, "x")
+    assert "The KL of x is 0" in verdict._kl_sentence(None, "x")
 
 
 def test_measures_that_speak_for_the_other_student_are_told_as_well() -> None:
-    [told] = verdict._other_measures(
+    told = verdict._other_measures(
         {
             "chat_top1_agreement_frac_over_sft_only": over(1.05, 1.02, 1.08),
             "chat_reverse_kl_nats_over_sft_only": over(1.3, 1.2, 1.4),
@@ -265,17 +265,19 @@ def test_measures_that_speak_for_the_other_student_are_told_as_well() -> None:
         },
         "chat_",
     )
-    assert told == (
-        "Against that student by the other measures, on the chat set – better: same first choice (1.05 (1.02–1.08)×);"
-        " no difference shown: NLL of the teacher's answers (0.99 (0.97–1.01)×); worse: reverse KL (1.30 (1.20–1.40)×)."
-    )
+    assert told == [
+        "On the chat set the student is better than the SFT-only student by same first choice (1.05 (1.02–1.08)×).",
+        "On the chat set the student shows no difference from the SFT-only student by NLL of the teacher's answers"
+        " (0.99 (0.97–1.01)×).",
+        "On the chat set the student is worse than the SFT-only student by reverse KL (1.30 (1.20–1.40)×).",
+    ]
     assert verdict._other_measures({}, "") == []
 
 
 def test_what_becomes_of_the_students_kl_in_its_own_text_is_told_with_its_interval() -> None:
     assert "strays" in verdict._exposure({"forward_kl_nats": over(1.4, 1.2, 1.6)})[0]
-    assert "easier ground" in verdict._exposure({"forward_kl_nats": over(0.7, 0.6, 0.8)})[0]
-    assert "No difference" in verdict._exposure({"forward_kl_nats": over(1.05, 0.9, 1.2)})[0]
+    assert "its own text is easier for it" in verdict._exposure({"forward_kl_nats": over(0.7, 0.6, 0.8)})[0]
+    assert "was not shown to differ" in verdict._exposure({"forward_kl_nats": over(1.05, 0.9, 1.2)})[0]
     assert verdict._exposure({}) == []
 
 
