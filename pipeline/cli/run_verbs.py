@@ -20,7 +20,7 @@ app = typer.Typer()
 
 @app.command()
 def status(run: RunPath, overrides: RunOverrides = None) -> None:
-    """What each stage of a run has done, and what is left.
+    """Show what each stage of a run has done, and what is left.
 
     Example: retort status runs/quickstart
     """
@@ -52,7 +52,7 @@ def _state(run_dir: "RunDir", stage: str) -> tuple[str | Text, ...]:
 
 @app.command()
 def verify(run: RunPath, overrides: RunOverrides = None) -> None:
-    """Prove from a run's files alone that nothing is lost, doubled, shifted or altered; names the first bad row.
+    """Prove from a run's files that nothing is lost, doubled, shifted or altered. Names the first bad row.
 
     Example: retort verify runs/quickstart
     """
@@ -65,7 +65,7 @@ def verify(run: RunPath, overrides: RunOverrides = None) -> None:
 
 @app.command()
 def show(run: RunPath, rest: ShowRest = None) -> None:
-    """One example carried through every stage: prompt, answer, log-probs, decision.
+    """Show one example through every stage: prompt, answer, log-probs, decision.
 
     Example: retort show runs/quickstart
     """
@@ -88,7 +88,7 @@ def sample(
     overrides: RunOverrides = None,
     num: Annotated[int, typer.Option("--num", min=1, help="How many answers.")] = 5,
 ) -> None:
-    """Answers that filter dropped for one reason, or kept, to read with one's own eyes.
+    """Print answers that filter dropped for one reason, or kept.
 
     Example: retort sample runs/quickstart --reason repeated_ngrams --num 10
     """
@@ -105,7 +105,7 @@ def compare(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 for any free one.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Draws the order of the questions, and the sides.")] = 0,
 ) -> None:
-    """People compare teacher and student: a page on this machine shows two answers, and not whose they are.
+    """Vote blind on answers of teacher and student, on a page of this machine.
 
     Votes go to RUN/votes.jsonl, and `retort report` counts them. Ctrl-C stops; run the same command to resume.
 
@@ -144,9 +144,9 @@ def report(
         ),
     ] = False,
 ) -> None:
-    """Write report.html into each run: one self-contained page; of several runs also comparison.html, beside the first.
+    """Write report.html into each run. For several runs, also write comparison.html beside the first.
 
-    With --gate, also judge the runs' figures.
+    With --gate, also check the runs' figures.
 
     A name is a figure of evaluate/scores.json (forward_kl_nats, speed_over_teacher, arms.sft_only.fidelity.nll_nats)
     or short for one: kl, reverse_kl, agreement, acceptance, loops, speed.

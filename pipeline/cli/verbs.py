@@ -26,7 +26,7 @@ app = typer.Typer()
 
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = 0, accept: Accept = None) -> None:
-    """All stages from prepare to evaluate, then the report; resumes where an earlier try stopped.
+    """Run all stages from prepare to evaluate, then write the report. Run the same command to resume.
 
     Example: retort run configs/quickstart.yaml name=trial train.epochs=3
     """
@@ -48,7 +48,7 @@ def run(config: ConfigPath, overrides: Overrides = None, fresh: FreshRun = 0, ac
 
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Answer a few prompts and say what generate will take: time, disk, GPU-hours, cost, and which K is enough.
+    """Answer a few prompts and estimate what generate will take: time, disk, GPU-hours, cost, and a sufficient K.
 
     Example: retort plan configs/qwen3-gpu.yaml generate.price_per_hour=9.5
     """
@@ -68,9 +68,9 @@ def serve(
     overrides: Overrides = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
 ) -> None:
-    """Start a vLLM server with the teacher on this machine, for `teacher.server.urls`, and keep it until ctrl-C.
+    """Serve the teacher with vLLM on this machine, for `teacher.server.urls`, until ctrl-C.
 
-    Its key is RETORT_SERVER_KEY from the environment, or else a new one, shown once.
+    The key is RETORT_SERVER_KEY from the environment, or a new one that is shown once.
 
     Example: retort serve configs/quickstart.yaml --port 8000
     """
@@ -94,7 +94,7 @@ export_app = typer.Typer(
     cls=_StudentByDefault,
     no_args_is_help=True,
     help=(
-        "Hand on what a run has made: the student (the default), or the corpus.\n\n"
+        "Write what a run has made for use elsewhere: the student (the default), or the corpus.\n\n"
         "Example: retort export configs/quickstart.yaml"
     ),
 )
@@ -114,11 +114,11 @@ def _stage_command(stage: str, summary: str) -> None:
 
 
 for _name, _summary in {
-    "prepare": "Prompts in: read the sources, let the teacher write more where asked for (prepare.synthesis), render"
-    " each as the teacher will see it, split off held-out ones.",
-    "generate": "The teacher answers every prompt through vLLM; the log-probs behind each token are kept.",
-    "train": "Make the student and train it on the kept answers: CE + a divergence from the teacher's distributions.",
-    "evaluate": "Measure the student against its teacher: fidelity, chat answers, speed, size.",
+    "prepare": "Read the sources, have the teacher write more prompts if asked (prepare.synthesis), render each as the"
+    " teacher will see it, and hold some out.",
+    "generate": "Ask the teacher every prompt through vLLM, and keep the log-probs behind each token.",
+    "train": "Make the student and train it on the kept answers: cross-entropy plus a divergence from the teacher.",
+    "evaluate": "Measure the student against its teacher: fidelity, tasks, chat answers, risks, speed, size.",
     "export": "Write the student as a folder that vLLM and transformers load, with a model card.",
 }.items():
     _stage_command(_name, _summary)
@@ -132,7 +132,7 @@ def filter_answers(
     accept: Accept = None,
     explain: Explain = "",
 ) -> None:
-    """Decide which answers train sees, with a reason for each drop.
+    """Decide which answers the student is trained on, with a reason for each drop.
 
     Example: retort filter configs/quickstart.yaml
 
@@ -178,7 +178,7 @@ def export_corpus(
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; here if none is named.")] = Path(),
 ) -> None:
-    """Write a commented config and a few example prompts to start from; overwrites nothing.
+    """Write a commented config and example prompts to start from. Overwrites nothing.
 
     Example: retort init my-student
     """
@@ -192,7 +192,7 @@ def init(
 
 @app.command()
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Validate a config and print it resolved, with the meaning of every setting; loads no model.
+    """Validate a config and print every setting with its meaning. Loads no model.
 
     Example: retort check configs/qwen3-gpu.yaml train.epochs=1
     """
