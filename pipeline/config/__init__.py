@@ -121,8 +121,8 @@ class Config(Section):
     safety: Safety = Safety()
     licence_policy: Literal["warn", "enforce", "off"] = runtime(
         "warn",
-        "What to do about a teacher or a source whose licence restricts training on its texts (screening/licences.py):"
-        " say so, stop before a token is generated, or nothing.",
+        "If a teacher's or a source's licence restricts training on its texts (screening/licences.py): "
+        "warn says so, enforce stops before a token is generated, off does nothing.",
         read_by=("prepare",),
     )
     student: Student = Student()

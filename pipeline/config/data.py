@@ -109,16 +109,19 @@ class Weights(Section):
     """How the prompts that the teacher writes are shared out among the methods, in proportion; 0 turns one off."""
 
     magpie: float = Field(
-        default=1.0, description="It is shown an empty user turn, and writes the user's message.", ge=0
+        default=1.0, description="The teacher sees an empty user turn, and writes the user's message.", ge=0
     )
     self_instruct: float = Field(
-        default=1.0, description="It is shown some prompts of a kind, and writes another.", ge=0
+        default=1.0, description="The teacher sees some prompts of one category, and writes another.", ge=0
     )
     evolve: float = Field(
-        default=1.0, description="It is shown a prompt, and makes it deeper, wider or more constrained.", ge=0
+        default=1.0, description="The teacher sees a prompt, and makes it deeper, wider or more constrained.", ge=0
     )
     documents: float = Field(
-        default=1.0, description="It is shown a passage of `documents`, and asks about it; none: no such prompts.", ge=0
+        default=1.0,
+        description="The teacher sees a passage of `documents`, and asks about it. Without documents there are no "
+        "such prompts.",
+        ge=0,
     )
 
 
@@ -141,13 +144,13 @@ class Synthesis(Section):
         " `passage`.",
     )
     temperature: float = Field(default=0.8, description="Sampling temperature of drafts.", gt=0, le=10)
-    top_p: float = Field(default=0.95, description="Nucleus of sampling drafts, 0-1.", gt=0, le=1)
+    top_p: float = Field(default=0.95, description="Nucleus sampling of drafts, 0-1.", gt=0, le=1)
     max_tokens: Positive = Field(
         default=256, description="Longest draft, tokens (a teacher's reasoning counts too); longer ones are dropped."
     )
-    seed: int = Field(default=0, description="Seed; the same one gives the same drafts.", ge=0)
+    seed: int = Field(default=0, description="Seed. The same seed gives the same drafts.", ge=0)
     round_drafts: Positive = Field(
-        default=256, description="Most drafts asked for at once and committed together; a crash loses at most these."
+        default=256, description="Drafts asked for and committed together. A crash loses at most these."
     )
 
     @model_validator(mode="after")
@@ -174,7 +177,7 @@ class Prepare(Section):
         default=0.1, description="Share of prompts kept for evaluation, chosen by each prompt's own hash; 0-1.", lt=1
     )
     bad_rows: Literal["error", "skip"] = Field(
-        default="error", description="A row without a usable prompt: stop with its place, or skip and count it."
+        default="error", description="If a row has no usable prompt: stop and say where it is, or skip and count it."
     )
     decontaminate: tuple[EvaluationSet, ...] = Field(
         default=tuple(EvaluationSet(path=f"prompts/{name}.jsonl") for name in ("chat_eval", "tasks", "risks")),
@@ -187,7 +190,9 @@ class Prepare(Section):
         " prompts share) is left out and listed in near_duplicates.jsonl, so near copies are never on both sides of the"
         " split; null: only exact copies are left out.",
     )
-    max_prompts: Positive | None = Field(default=None, description="Take the sources' first so many distinct prompts.")
+    max_prompts: Positive | None = Field(
+        default=None, description="Take only the first N distinct prompts of the sources."
+    )
     synthesis: Synthesis = Field(default=Synthesis(), description="Prompts that the teacher writes.")
     shard_prompts: Positive = Field(default=4096, description="Prompts per Parquet file.")
 
@@ -203,43 +208,47 @@ class Generate(Section):
     """generate: the teacher's answers with the log-probs behind every token."""
 
     mode: Literal["sample", "score"] = Field(
-        default="sample", description="The teacher answers the prompts, or scores the answers that the sources have."
+        default="sample",
+        description="sample: the teacher answers the prompts. score: it scores the answers that the sources have.",
     )
     num_samples: Positive = Field(default=1, description="Answers per prompt.")
     temperature: float = Field(default=1.0, description="Sampling temperature; 0 is greedy.", ge=0, le=10)
-    top_p: float = Field(default=1.0, description="Nucleus of sampling, 0-1.", gt=0, le=1)
+    top_p: float = Field(default=1.0, description="Nucleus sampling, 0-1.", gt=0, le=1)
     top_k: int = Field(default=0, description="Sample among this many best tokens; 0 is all.", ge=0)
     max_tokens: Positive = Field(default=512, description="Longest answer, tokens.")
     k: Positive = Field(
         default=64,
-        description="How many log-probs the teacher gives per token: its K best.",
+        description="Log-probs a token: the teacher's K best.",
         le=65_535,  # entries of a row that pipeline/codec.py can count
     )
     support: Literal["top", "nucleus", "drawn", "sampled"] = Field(
         default="top",
-        description="What is stored of the K best. top: all; nucleus: the likeliest, up to nucleus_mass; drawn: those"
-        " that num_draws draws hit; each with its log-prob, and the mass of all others. sampled: the counts of the"
-        " draws, smallest and unbiased within the K best, outside which the student learns no mass: take k=256, say.",
+        description="Which of the K best are stored. top: all. nucleus: the likeliest, up to nucleus_mass. drawn: "
+        "those that num_draws draws hit. Each is stored with its log-prob, and the mass of all others "
+        "with them. sampled: the counts of the draws: smallest, unbiased within the K best, and no mass "
+        "outside them, so take a large k such as 256.",
     )
-    nucleus_mass: Fraction = Field(default=0.98, description="nucleus: entries are stored until they hold this; 0-1.")
+    nucleus_mass: Fraction = Field(
+        default=0.98, description="nucleus: store the likeliest entries until they hold this mass, 0-1."
+    )
     nucleus_min: Positive = Field(default=4, description="nucleus: fewest entries per token.")
     num_draws: Positive = Field(
-        default=50, description="drawn, sampled: draws per token, evenly spaced, so that they vary least.", le=127
+        default=50, description="drawn, sampled: draws a token, evenly spaced so that they vary least.", le=127
     )
     seed: int = Field(
-        default=0, description="Seed; each response draws from its own stream, made of this and its id.", ge=0
+        default=0, description="Seed. Each response has its own stream, made from the seed and its id.", ge=0
     )
     shard_responses: Positive = Field(
         default=256, description="Responses per Parquet file; a crash loses at most the files in flight."
     )
     reuse: tuple[str, ...] = runtime(
         (),
-        "Folders of finished runs with the same teacher and settings: a prompt that one of them has answered keeps that"
-        " answer, and only the others are generated.",
+        "Folders of finished runs with the same teacher and settings. A prompt that one of them has "
+        "answered keeps that answer; only the others are generated.",
     )
     pilot_prompts: Positive = runtime(50, "Prompts that `retort plan` answers, spread over all.")
     price_per_hour: float | None = runtime(
-        None, "Price of the machine per hour, in whatever currency; `retort plan` multiplies it.", ge=0
+        None, "Price of the machine an hour, in any currency, for the estimate of `retort plan`.", ge=0
     )
 
     @model_validator(mode="after")

@@ -17,11 +17,11 @@ class Tasks(Section):
     )
     limit: Positive | None = Field(
         default=None,
-        description="At most this many, spread over categories; null: all. Few items show large differences alone:"
-        " the verdict says how large.",
+        description="At most this many, spread over categories; null: all. Few items show only large differences: the "
+        "verdict says how large.",
     )
     max_tokens: Positive = Field(
-        default=256, description="Longest answer, tokens; one that is cut off fails what asks for its end."
+        default=256, description="Longest answer, tokens. An answer that is cut off fails checks of its end."
     )
 
 
@@ -32,9 +32,11 @@ class Harness(Section):
         default=(), description="Names, such as [gsm8k, ifeval]; `lm-eval ls tasks` lists them. Most need the hub."
     )
     folder: str | None = Field(default=None, description="Folder with tasks of your own (its --include_path).")
-    num_fewshot: int | None = Field(default=None, description="Examples before each question; null: the task's.", ge=0)
+    num_fewshot: int | None = Field(
+        default=None, description="Examples before each question; null: as the task says.", ge=0
+    )
     limit: Positive | None = Field(default=None, description="At most this many items a task; null: all.")
-    chat_template: bool = Field(default=True, description="Ask in the chat template, as these models were trained.")
+    chat_template: bool = Field(default=True, description="Ask in the chat template, as chat models were trained.")
     concurrency: Positive = runtime(8, "Requests in flight.")
 
 
@@ -43,13 +45,13 @@ class Risks(Section):
 
     path: str | None = Field(
         default="prompts/risks.jsonl",
-        description="Probes, each with how it is judged (eval_sets/probe_set.py); null: neither these nor the openings"
-        " of the run's own answers, by which recitation is measured.",
+        description="Probes, each with how it is judged (eval_sets/probe_set.py); null: no probes, and no test of "
+        "memorization.",
     )
     limit: Positive | None = Field(
         default=None,
-        description="At most this many probes of each kind, and openings of each split; null: all, and 100 openings."
-        " Few probes show large differences alone.",
+        description="At most this many probes of each kind, and openings of each split; null: all, and 100 openings. "
+        "Few probes show only large differences.",
     )
     max_tokens: Positive = Field(default=128, description="Longest answer to a probe, tokens.")
 
@@ -59,8 +61,8 @@ class Evaluate(Section):
 
     other: str | None = Field(
         default=None,
-        description="Another model to measure beside them: hub id or local folder. Its fidelity is measured where its"
-        " tokens are the teacher's; null: none.",
+        description="Another model to measure beside the arms: hub id or local folder. Its fidelity is measured if "
+        "its tokens are the teacher's; null: none.",
     )
     chat_set: str | None = Field(default="prompts/chat_eval.jsonl", description="Chat items to answer; null for none.")
     chat_items: Positive | None = Field(
@@ -76,27 +78,27 @@ class Evaluate(Section):
     )
     engine: EngineArgs = Field(
         default={},
-        description="Passed to vLLM for evaluation, over teacher.engine: where another machine evaluates.",
+        description="Arguments for vLLM in evaluation, over teacher.engine, if another machine evaluates.",
     )
     batch_tokens: Positive = runtime(4096, "Tokens per teacher-forced forward pass.")
     risks: Risks = Field(default=Risks(), description="What goes wrong more often than in the teacher.")
     speed_concurrency: tuple[Positive, ...] = Field(
         default=(1, 8, 32),
-        description="Requests at once of the throughput tests; the largest is what arms are compared by, and what costs"
-        " are of. One request alone is always timed, for its latency.",
+        description="Requests at once in the throughput tests. Arms and costs are compared at the largest. One "
+        "request alone is always timed, for its latency.",
         min_length=1,
     )
     speed_tokens: Positive = Field(default=64, description="Output tokens per request of the speed test.")
     speed_rounds: Positive = Field(default=3, description="Rounds of the speed test.")
     interleave_speed: bool | None = Field(
         default=None,
-        description="Hold teacher and student at once and time them in turn (A-B-B-A); null: yes on a CPU if"
-        " its memory holds them, no on a GPU.",
+        description="Keep teacher and student in memory and time them in turn (A-B-B-A); null: yes on a CPU if its "
+        "memory holds them, no on a GPU.",
     )
     price_per_hour: float | None = Field(
         default=None,
-        description="What the machine, all of its GPUs, costs an hour, in any currency: evaluate then says what a"
-        " million output tokens and the run cost; null: no costs.",
+        description="Price of the machine, with all of its GPUs, an hour, in any currency. evaluate then states what "
+        "a million output tokens and the run cost; null: no costs.",
         ge=0,
     )
     judge: Judge = Field(default=Judge(), description="A chat model that says which answers are better.")

@@ -24,12 +24,12 @@ class Selection(Section):
 
     best_of: Positive | None = Field(
         default=None,
-        description="Of several answers to a prompt (generate.num_samples) keep so many: the best, as best_by says.",
+        description="Keep only this many of several answers to a prompt (generate.num_samples): the best, by best_by.",
     )
     best_by: Literal["likelihood", "judge"] = Field(
         default="likelihood",
-        description="Which are best: those that the teacher itself finds likeliest, per token; or those with the"
-        " highest grade of a judge, of the same grade the likeliest.",
+        description="likelihood: the answers that the teacher finds likeliest per token. judge: those with the "
+        "highest grade, and the likelier of equal grades.",
     )
     judge: Grader = Field(
         default=Grader(),
@@ -44,7 +44,7 @@ class Selection(Section):
     max_difficulty_frac: Limit | None = Field(
         default=None, description="Largest share of answers of one difficulty: mean NLL in steps of a quarter nat."
     )
-    seed: int = Field(default=0, description="Seed of which answers go where a share is too large.", ge=0)
+    seed: int = Field(default=0, description="Seed that decides which answers go if a share is too large.", ge=0)
 
     @model_validator(mode="after")
     def _judged(self) -> "Selection":
@@ -62,10 +62,14 @@ class Learnability(Section):
         " null: off.",
     )
     learnt_frac: Fraction | None = Field(
-        default=0.05, description="Share of the run's answers that is dropped for the least KL: known already.", lt=1
+        default=0.05,
+        description="Drop this share of the run's answers: those with the least KL, which are known already.",
+        lt=1,
     )
     wildest_frac: Fraction | None = Field(
-        default=0.01, description="Share dropped for the greatest KL: out of the student's reach, or noise.", lt=1
+        default=0.01,
+        description="Drop this share: those with the greatest KL, which are out of the student's reach, or noise.",
+        lt=1,
     )
 
 
@@ -75,8 +79,8 @@ class Filter(Section):
     drop_truncated: bool = Field(default=True, description="Drop answers that hit max_tokens.")
     min_end_prob: Fraction | None = Field(
         default=None,
-        description="Where those are kept: least probability that one cut off could have ended there;"
-        " 0.001, say: within a sentence it is below a millionth.",
+        description="If truncated answers are kept: drop one unless it could have ended there with this probability. "
+        "0.001 is sensible: within a sentence it is below a millionth.",
     )
     drop_control_tokens: bool = Field(default=True, description="Drop answers with special tokens before their end.")
     drop_template_markup: bool = Field(
@@ -96,10 +100,10 @@ class Filter(Section):
         gt=0,
     )
     max_echo_frac: Fraction | None = Field(
-        default=0.8, description="Largest share of an answer and its prompt that is the prompt said again."
+        default=0.8, description="Largest share of answer and prompt that is the prompt repeated."
     )
     drop_broken_json: bool = Field(
-        default=True, description="Drop answers without JSON that parses, where the prompt asks for JSON."
+        default=True, description="Drop answers without JSON that parses, if the prompt asks for JSON."
     )
     max_sentence_repeats: Positive | None = Field(
         default=3,
@@ -107,7 +111,7 @@ class Filter(Section):
         " (×2 in answers with code or maths, ×3 in lists).",
     )
     max_paragraph_repeats: Positive | None = Field(
-        default=9, description="Most times the same paragraph may stand in a row (×2 and ×3 likewise)."
+        default=9, description="How often one paragraph may stand in a row (×2 and ×3 likewise)."
     )
     max_duplicate_ngram_frac: Fraction | None = Field(
         default=0.35, description="Largest share of an answer's 10-grams of words that are repeats (30 words on)."
@@ -126,7 +130,7 @@ class Filter(Section):
         default=(0.3, 0.2), description="Largest share of lines that are repeats, and of their characters (4 lines on)."
     )
     max_duplicate_paragraph_frac: tuple[Limit, Limit] | None = Field(
-        default=(0.3, 0.2), description="The same of paragraphs (3 on)."
+        default=(0.3, 0.2), description="The same for paragraphs (3 on)."
     )
     min_word_frac: Fraction | None = Field(
         default=0.8, description="Least share of words with a letter or digit (20 words on; not code, not maths)."
@@ -143,14 +147,14 @@ class Filter(Section):
         " that it names.",
     )
     max_other_language_prob: Fraction | None = Field(
-        default=0.65, description="An answer is dropped where another language is this probable (20 words on)."
+        default=0.65, description="Drop an answer if another language is this probable (20 words on)."
     )
     max_unexpected_script_frac: Fraction | None = Field(
         default=0.05, description="Largest share of letters in scripts that the prompt gives no cause for."
     )
     max_loop_tokens: Positive | None = Field(
         default=64,
-        description="Longest stretch that says again what stands before, with a probability above 0.9 a token.",
+        description="Longest stretch that repeats earlier text with a probability above 0.9 a token.",
     )
     max_span_nll_nats: float | None = Field(
         default=4.0,
@@ -159,7 +163,7 @@ class Filter(Section):
     )
     worst_nll_frac: Fraction | None = Field(
         default=0.01,
-        description="Share of the run's answers that is dropped for the highest mean NLL (8 tokens on).",
+        description="Drop this share of the run's answers: those with the highest mean NLL (8 tokens on).",
         lt=1,
     )
     drop_teacher_identity: bool = Field(
@@ -219,19 +223,20 @@ class Presidio(Section):
 
     model: str | None = Field(
         default=None,
-        description="A spaCy pipeline that tells names: a folder, or an installed package such as en_core_web_sm, never"
-        " downloaded; or blank:en, for Presidio's patterns alone. Its language is the one looked for. null: off.",
+        description="A spaCy pipeline that recognises names: a folder, or an installed package such as "
+        "en_core_web_sm, never downloaded; or blank:en, for Presidio's patterns only. Presidio looks in "
+        "its language. null: off.",
     )
     entities: tuple[str, ...] = Field(
         default=("PERSON", "CRYPTO", "MEDICAL_LICENSE", "US_SSN", "US_ITIN", "US_PASSPORT", "US_DRIVER_LICENSE"),
-        description="What is looked for, as Presidio names it; the US_ ones in English alone. PERSON takes the names in"
-        " history and novels out too, LOCATION every country.",
+        description="What to look for, by Presidio's names; the US_ ones in English only. PERSON also takes out the "
+        "names in history and novels, LOCATION every country.",
         min_length=1,
     )
     min_score: Fraction = Field(
         default=0.4,
-        description="Least of Presidio's scores: 0.4 is a weak shape with a word beside it that tells what it is, 0.85"
-        " a name, 1 a check digit.",
+        description="Presidio's lowest score that counts: 0.4 is a weak shape with a telling word beside it, 0.85 a "
+        "name, 1 a check digit.",
     )
 
     @field_validator("entities")
@@ -255,24 +260,25 @@ class Privacy(Section):
 
     kinds: tuple[PiiKind, ...] = Field(
         default=PII_KINDS,
-        description="What is looked for: keys, tokens and passwords; e-mail addresses; bank accounts; payment cards; IP"
-        " addresses; telephone numbers.",
+        description="What to look for: keys, tokens and passwords; e-mail addresses; bank accounts; payment cards; IP "
+        "addresses; telephone numbers.",
     )
     phone_regions: tuple[str, ...] = Field(
         default=("US", "GB", "DE", "FR"),
-        description="Countries (ISO 3166) whose numbers are found without a +, as written there; more find more, take"
-        " longer, and take more other numbers for telephones. None: numbers with a + alone.",
+        description="Countries (ISO 3166) whose numbers are found without a +, as people there write them. More "
+        "countries find more, take longer, and mistake more other numbers for telephone numbers. None: "
+        "only numbers with a +.",
     )
     presidio: Presidio = Field(default=Presidio(), description="Names and more, by Microsoft Presidio.")
     prompts: Literal["redact", "drop", "off"] = Field(
         default="redact",
-        description="In prompts, and in answers to be scored: a placeholder such as <EMAIL> before the teacher reads"
-        " them; the prompt left out; or nothing done.",
+        description="In prompts, and in answers to be scored: redact writes a placeholder such as <EMAIL> before the "
+        "teacher reads them, drop leaves the prompt out, off does nothing.",
     )
     answers: Literal["mask", "drop", "off"] = Field(
         default="mask",
-        description="In the teacher's answers: no loss, of any kind, on its tokens (they stay as context of those that"
-        " follow: drop leaves no trace); the answer dropped; or nothing done.",
+        description="In the teacher's answers: mask takes no loss on its tokens (they stay as context of those that "
+        "follow), drop leaves the answer out and no trace, off does nothing.",
     )
 
     @field_validator("phone_regions")
@@ -293,15 +299,15 @@ class Safety(Section):
 
     words: str | None = Field(
         default="shipped",
-        description="Phrases by category: `shipped` (screening/safety_words.yaml: few, English, about doing harm; and"
-        " attempts at prompt injection and jailbreaks, in prompts alone), a YAML file like it, or null.",
+        description="Phrases by category: `shipped` (screening/safety_words.yaml: few, in English, about doing harm, "
+        "and for prompts also injection and jailbreaks), a YAML file like it, or null.",
     )
     classifier: str | None = Field(
         default=None, description="A transformers text classifier: hub id or local folder, safetensors; null: none."
     )
     classifier_revision: str | None = Field(default=None, description="Its hub branch, tag or commit.")
     unsafe_labels: tuple[str, ...] = Field(
-        default=(), description="The classifier's labels that say unsafe, as it names them: [toxic, threat]."
+        default=(), description="The classifier's labels that mean unsafe, such as [toxic, threat]."
     )
     guard_url: str | None = runtime(
         None, "OpenAI-compatible server of a guard model, such as http://127.0.0.1:8001; its key is RETORT_GUARD_KEY."

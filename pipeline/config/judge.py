@@ -16,12 +16,12 @@ class Grader(Section):
 
     url: str | None = runtime(
         None,
-        "OpenAI-compatible address of the judge, to which /chat/completions is added, and /v1 before it where it has no"
-        " path: http://127.0.0.1:8001, https://api.openai.com/v1; null: no judge.",
+        "OpenAI-compatible address of the judge: http://127.0.0.1:8001, https://api.openai.com/v1. "
+        "/chat/completions is added, and /v1 before it if the address has no path. null: no judge.",
     )
     model: str | None = Field(default=None, description="Name by which url serves it.")
     key_variable: str = runtime(
-        "RETORT_JUDGE_KEY", "Environment variable that holds its key; unset or empty: it needs none."
+        "RETORT_JUDGE_KEY", "Environment variable that holds the judge's key. If it is unset or empty, no key is sent."
     )
     templates: str = Field(
         default="prompts/judge",
@@ -32,18 +32,21 @@ class Grader(Section):
     max_tokens: Positive = Field(default=512, description="Longest reply of the judge, tokens; the cost cap counts it.")
     request: dict[str, Any] = Field(
         default={},
-        description="Put into each request as it stands, over temperature 0 and max_tokens; null takes a field out:"
-        " {max_tokens: null, max_completion_tokens: 4000, temperature: null} for OpenAI's reasoning models.",
+        description="Fields to put into each request, over temperature 0 and max_tokens; null removes a field: "
+        "{max_tokens: null, max_completion_tokens: 4000, temperature: null} for OpenAI's reasoning "
+        "models.",
     )
     retries: int = Field(
-        default=2, description="How often a verdict that can't be read is asked for again; then it is invalid.", ge=0
+        default=2,
+        description="How often to ask again for a verdict that can't be read. After that it is invalid.",
+        ge=0,
     )
     concurrency: Positive = runtime(8, "Requests in flight.")
-    timeout_s: float = runtime(120.0, "Longest time that one reply may take, seconds.", gt=0)
-    patience_s: float = runtime(600.0, "How long no reply may come before the stage stops, seconds.", gt=0)
+    timeout_s: float = runtime(120.0, "Longest time for one reply, seconds.", gt=0)
+    patience_s: float = runtime(600.0, "The stage stops if no reply comes for this long, seconds.", gt=0)
     price_in: float = runtime(0.0, "Price of a million prompt tokens, in the currency of max_cost.", ge=0)
     price_out: float = runtime(0.0, "Price of a million tokens of replies.", ge=0)
-    max_cost: float = runtime(10.0, "Refuse to start where the judge may cost more, and stop where it does.", ge=0)
+    max_cost: float = runtime(10.0, "Do not start if the judge may cost more than this, and stop when it does.", ge=0)
 
     @model_validator(mode="after")
     def _usable(self) -> "Grader":

@@ -16,8 +16,8 @@ class Server(Section):
     )
     model: str | None = Field(default=None, description="Name by which they serve the teacher; null: their only one.")
     concurrency: Positive = runtime(64, "Requests in flight per URL.")
-    timeout_s: float = runtime(600.0, "Longest time that one answer may take, seconds.", gt=0)
-    patience_s: float = runtime(600.0, "How long no server may answer before the run stops, seconds.", gt=0)
+    timeout_s: float = runtime(600.0, "Longest time for one answer, seconds.", gt=0)
+    patience_s: float = runtime(600.0, "The run stops if no server answers for this long, seconds.", gt=0)
 
     @model_validator(mode="after")
     def _usable_urls(self) -> "Server":
@@ -41,18 +41,19 @@ class Teacher(Section):
         default=None, description="Hub branch, tag or commit; null is the hub's default branch."
     )
     licence: str | None = runtime(
-        None, "Its licence, such as apache-2.0 or llama3.1; null: what its model card or LICENSE says."
+        None, "The teacher's licence, such as apache-2.0 or llama3.1; null: as its model card or LICENSE states."
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default={}, description="Passed to the chat template, e.g. {enable_thinking: false}."
     )
     engine: EngineArgs = Field(
         default={},
-        description="Passed to vLLM's engine as they stand: tensor_parallel_size, quantization, max_model_len, ...",
+        description="Arguments for vLLM's engine, passed unchanged: tensor_parallel_size, quantization, "
+        "max_model_len, ...",
     )
     server: Server = Field(default=Server(), description="Servers that answer in place of an engine in this process.")
     reasoning_tags: tuple[str, str] = Field(
-        default=("<think>", "</think>"), description="What the teacher puts around its reasoning, where it reasons."
+        default=("<think>", "</think>"), description="The tags around the teacher's reasoning, if it reasons."
     )
 
     @field_validator("reasoning_tags")
@@ -68,20 +69,18 @@ class Student(Section):
 
     READ_BY = ("train",)
 
-    model: str | None = Field(
-        default=None, description="Hub id, local folder or `demo`; null is the teacher, to be pruned."
-    )
+    model: str | None = Field(default=None, description="Hub id, local folder or `demo`; null: the teacher, pruned.")
     revision: str | None = Field(default=None, description="Hub branch, tag or commit.")
     keep_layers: Annotated[str, matching(r"[\d\s,-]+", "must be ranges of layers, such as 0-11,18-29")] | None = Field(
         default=None, description="Layers to keep, from 0, e.g. `0-11,18-29`; null keeps all."
     )
     num_layers: Positive | None = Field(
-        default=None, description="How many layers to keep, chosen by choose_layers; in place of keep_layers."
+        default=None, description="How many layers to keep, chosen by choose_layers, instead of keep_layers."
     )
     choose_layers: Literal["ends", "evenly", "influence"] = Field(
         default="ends",
-        description="num_layers: the first and last ones; spread evenly; or those that change the hidden state most,"
-        " as measured on kept answers (block influence).",
+        description="Which layers num_layers keeps: the first and last ones; evenly spread ones; or those that change "
+        "the hidden state most on kept answers (block influence).",
     )
     config: str | None = Field(
         default=None, description="A transformers config (config.json or its folder): a student with random weights."

@@ -58,11 +58,13 @@ class Train(Section):
     ce_weight: float = Field(default=0.5, description="Weight of cross-entropy on the teacher's tokens.", ge=0)
     kd_weight: float = Field(default=0.5, description="Weight of the divergence from the teacher.", ge=0)
     ce_weight_end: float | None = Field(
-        default=None, description="ce_weight at the last step, reached in a straight line; null: it stays.", ge=0
+        default=None,
+        description="ce_weight at the last step, reached in a straight line; null: it stays the same.",
+        ge=0,
     )
-    kd_weight_end: float | None = Field(default=None, description="kd_weight at the last step, likewise.", ge=0)
+    kd_weight_end: float | None = Field(default=None, description="kd_weight at the last step, in the same way.", ge=0)
     divergence: Divergence = Field(
-        default="forward_kl", description="What kd_weight weighs: one of the functions of train/losses/divergences.py."
+        default="forward_kl", description="The divergence that kd_weight weighs: one of train/losses/divergences.py."
     )
     alpha: Fraction | None = Field(
         default=None,
@@ -80,20 +82,22 @@ class Train(Section):
     )
     targets: Literal["stored", "live"] = Field(
         default="stored",
-        description="Stored distributions, or those of the teacher run beside the student: whole vocabulary, dearer.",
+        description="stored: the distributions of the run. live: those of the teacher run beside the student, over "
+        "the whole vocabulary, which is more expensive.",
     )
     tail: Literal["bucket", "label", "renormalise"] = Field(
         default="bucket",
-        description="The mass outside the stored support: one bucket of its own; given to the token that was sampled;"
-        " or shared out over the support, which is biased.",
+        description="The mass outside the stored support: a bucket of its own; added to the sampled token; or shared "
+        "out over the support, which is biased.",
     )
     positions_frac: Fraction = Field(
         default=1.0,
-        description="Share of answer tokens with loss, where the teacher is least certain; the head skips the rest.",
+        description="Share of answer tokens with a loss: those at which the teacher is least certain. The head skips "
+        "the rest.",
         gt=0,
     )
     sft_only_arm: bool = Field(
-        default=False, description="Also train a second student by CE alone, same tokens, to show what KD bought."
+        default=False, description="Also train a second student by CE alone on the same tokens, to show what KD gains."
     )
     epochs: float = Field(default=2.0, description="Passes over the kept answers.", gt=0)
     learning_rate: float = Field(default=1e-4, description="Peak learning rate of AdamW.", gt=0)
@@ -106,18 +110,19 @@ class Train(Section):
     accumulation_steps: Positive = Field(default=1, description="Forward passes per optimizer step.")
     reasoning: Literal["keep", "mask", "drop"] = Field(
         default="keep",
-        description="The teacher's reasoning: learnt like the rest, context without loss, or cut out between its tags.",
+        description="The teacher's reasoning: learnt like the rest, context without a loss, or cut out between its "
+        "tags.",
     )
     max_length: Positive = Field(default=2048, description="Longest prompt + answer, tokens; longer ones are left out.")
     pack_tokens: Positive | None = Field(
         default=None,
-        description="Lay answers end to end, each seeing itself alone, in rows of at most this many tokens; null:"
-        " padded rows of like length.",
+        description="Lay answers end to end in rows of at most this many tokens, each seeing only itself; null: "
+        "padded rows of similar length.",
     )
     validation_frac: Fraction = Field(
         default=0.03,
-        description="Share of the answers to train on that is kept back (256 at most), to measure the student and to"
-        " choose the best checkpoint; whole prompts, by their hash. 0: none.",
+        description="Share of the training answers to keep back (256 at most), to measure the student and choose the "
+        "best checkpoint; whole prompts, by their hash. 0: none.",
         lt=1,
     )
     keep: Literal["best", "last"] = Field(
@@ -126,7 +131,7 @@ class Train(Section):
     lora: Lora | None = Field(default=None, description="Adapters in place of full fine-tuning.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="Arithmetic of forward and backward; auto: bfloat16 where the machine has it natively.",
+        description="Arithmetic of forward and backward passes; auto: bfloat16 if the machine has it natively.",
     )
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations: less memory, more time.")
     seed: int = Field(default=0, description="Seed of shuffling and dropout.", ge=0)
@@ -136,7 +141,7 @@ class Train(Section):
         " '8'], or [--config_file, fsdp.yaml]; each takes batch_size rows a step, and the last step of an epoch is"
         " filled up with rows of its first. None: one process.",
     )
-    head_chunk_tokens: Positive = runtime(256, "Tokens whose vocabulary logits are held at once, tokens.")
+    head_chunk_tokens: Positive = runtime(256, "Tokens whose vocabulary logits are in memory at once.")
     checkpoint_steps: Positive = Field(default=50, description="Optimizer steps between checkpoints and validations.")
     log_steps: Positive = runtime(5, "Optimizer steps between two points of the curves.")
     report_to: tuple[Tracker, ...] = runtime(
