@@ -33,11 +33,11 @@ CONTRACT = {  # what train/contract.py measured, for people
     "worst_sampled_difference_nats": "Largest gap between a token's log-prob and its stored row, beyond rounding, nats",
     "proof_tokens": "Tokens that the models were run on",
     "student_kl_nats": "Untrained student's KL to the rows as they stand, nats",
-    "student_kl_shifted_nats": "The same with the rows one token off, nats: far more, if they are aligned",
-    "teacher_logprob_difference_nats": "The teacher's log-probs of its tokens, stored against computed anew, nats",
+    "student_kl_shifted_nats": "The same with the rows shifted by one token, nats: far more, if they are aligned",
+    "teacher_logprob_difference_nats": "The teacher's log-probs of its tokens, stored against computed again, nats",
     "teacher_kl_nats": "The teacher's own KL to the rows, through batch and loss, nats: 0 but for rounding",
     "tempering_error_nats": "What is stored, made softer, against the teacher made softer, nats a token",
-    "teacher_tolerance_nats": "Largest size of it that is let pass, nats",
+    "teacher_tolerance_nats": "The largest KL that is accepted, nats",
 }
 
 

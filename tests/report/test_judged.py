@@ -55,7 +55,7 @@ def test_a_judgement_has_a_section_with_every_table(tmp_path: Path) -> None:
     assert same[1].startswith("50.0 %")
     assert same[2:] == ["50 %", "3"]
     assert "at a cost of " in html
-    assert "only a model has rated" in html
+    assert "only a model has rated" in " ".join(html.split())
     assert PLANTED not in html
     assert scored["verdict"]["claims"][-1]["text"][:20] in html
 
@@ -77,7 +77,7 @@ def test_every_figure_of_a_judgement_has_its_four_fields(tmp_path: Path) -> None
 def test_without_a_judge_there_is_no_section(tmp_path: Path) -> None:
     html = page.render(make(tmp_path))
     assert "judge" not in Reader(html).sections
-    assert "nobody has rated" in html
+    assert "nobody has rated" in " ".join(html.split())
     assert judged.tables({}) == []
     assert judged.tables({"student": {"judge": {}}}) == []
     assert judged.cost({}) == ""

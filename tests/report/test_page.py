@@ -98,7 +98,7 @@ def test_empty_scores_still_make_a_page(tmp_path: Path, scored: dict[str, Any]) 
 
 
 def test_without_an_sft_only_arm_the_limits_say_what_is_unknown(tmp_path: Path) -> None:
-    sentence = "What the soft targets bought is unknown"
+    sentence = "What the soft targets gained is unknown"
     assert sentence not in page.render(make(tmp_path / "with"))
     scored = scores()
     del scored["arms"]["sft_only"]
@@ -118,7 +118,7 @@ def test_the_teachers_self_preference_is_shown_as_such_and_is_no_win_rate(run_di
     html = page.render(run_dir)
     assert ["SFT only", "68.8 % 50.0 – 87.5 %", "+0.114 -0.020 – +0.250", "8"] in Reader(html).rows
     section = html[html.index("Self-preference") : html.index("Calibration, on")]
-    assert "Self-preferring: a model finds likely what it would have written" in section
+    assert "A model finds likely what it would have written" in section
     assert not re.search(r"\bwin|\bwon\b|prefers the student", section)
     scored = scores()
     for unit in ("frac", "nats"):
@@ -224,10 +224,10 @@ def test_what_a_judge_graded_is_told_where_one_did(run_dir: RunDir) -> None:
     for told, expected in (
         (
             graded,
-            "By &lt;b&gt;judge&lt;/b&gt; 40 answers were to be graded, of which 3 (7.5 %) have no grade",
+            "&lt;b&gt;judge&lt;/b&gt; graded 40 answers; 3 grades (7.5 %) could not be read.",
         ),
-        (graded | {"answers": 0, "invalid": 0}, "0 answers were to be graded, of which 0 (0.0 %) have"),
-        (graded, "It took 12\u202f345 tokens in and 678 out, and cost 0.50 by the prices that were set."),
+        (graded | {"answers": 0, "invalid": 0}, "graded 0 answers; 0 grades (0.0 %) could not be read."),
+        (graded, "It took 12\u202f345 tokens in and 678 out, and cost 0.50 at the prices in the config."),
     ):
         path.write_text(json.dumps({**manifest, "graded": told}))
         assert expected in " ".join(page.render(run_dir).replace("\u202f", "NNBSP").split()).replace("NNBSP", "\u202f")
