@@ -13,8 +13,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
+from pipeline.compare.blind_questions import BlindQuestion, draw
 from pipeline.compare.guard import Guard
-from pipeline.compare.questions import BlindQuestion, draw
 from pipeline.errors import UserError
 from pipeline.report.page import script_hash, templates
 from pipeline.run import votes

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from pipeline.config import messages, reading
+from pipeline.config import error_messages, reading
 from pipeline.config.data import (
     METHODS,
     EvaluationSet,
@@ -218,7 +218,7 @@ def validate(data: dict[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{origin}: {messages.told(error, Config, [name for name, _ in fields()])}") from None
+        raise UserError(f"{origin}: {error_messages.told(error, Config, [name for name, _ in fields()])}") from None
 
 
 def dump(config: Config) -> str:

@@ -16,7 +16,7 @@ from pipeline.data import shipped
 from pipeline.errors import UserError
 from pipeline.evaluate import answered, asked, judge, measured, risks, speed, tasks, verdict
 from pipeline.evaluate.answered import Answered
-from pipeline.evaluate.asked import Asked
+from pipeline.evaluate.asked import Questions
 from pipeline.evaluate.fidelity import fidelity_figures, forced_responses
 from pipeline.evaluate.fidelity.fidelity_figures import SumsBySection
 from pipeline.evaluate.risks import risk_figures
@@ -72,7 +72,7 @@ def _teacher(config: Config, run_dir: RunDir) -> lookup.Model:
     return teacher
 
 
-def _benchmarks(config: Config, folders: dict[str, Path], questions: Asked, stage: Stage) -> harness.HarnessResults:
+def _benchmarks(config: Config, folders: dict[str, Path], questions: Questions, stage: Stage) -> harness.HarnessResults:
     templates = {arm: chat_format.template for arm, chat_format in questions.chat_formats.items()}
     engine_of = partial(answered.arm_engine, config=config, asked=questions)
     return harness.run(config.evaluate, folders, engine_of, templates, stage)
@@ -83,7 +83,7 @@ def _measure(
     run_dir: RunDir,
     stage: Stage,
     folders: dict[str, Path],
-    questions: Asked,
+    questions: Questions,
     answers: Answered,
     judged: judge.Judged,
     benchmarks: harness.HarnessResults,
@@ -112,7 +112,7 @@ def _measure(
     return _Found(arms, decided, sums, scored)
 
 
-def _write(stage: Stage, questions: Asked, answers: Answered, found: _Found) -> list[Path]:
+def _write(stage: Stage, questions: Questions, answers: Answered, found: _Found) -> list[Path]:
     """scores.json and the rows behind it."""
     of_tasks = [
         row

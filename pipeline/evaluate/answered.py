@@ -11,7 +11,7 @@ from pipeline.config import Config, Evaluate
 from pipeline.console import progress, say
 from pipeline.eval_sets import chat_set
 from pipeline.evaluate import risks, speed
-from pipeline.evaluate.asked import Asked
+from pipeline.evaluate.asked import Questions
 from pipeline.evaluate.speed import memory
 from pipeline.evaluate.tasks import chat
 from pipeline.evaluate.tasks.chat import ChatFormat
@@ -38,7 +38,7 @@ class Answered(NamedTuple):
     together: bool = True  # whether all arms were up at once, and timed in turn
 
 
-def serve(config: Config, stage: Stage, folders: dict[str, Path], asked: Asked) -> Answered:
+def serve(config: Config, stage: Stage, folders: dict[str, Path], asked: Questions) -> Answered:
     """What every arm answers, and its timings, by vLLM; arms of a group are up at once, and timed in turn."""
     settings, load_of_all = config.evaluate, _load(config, asked)
     task_settings = settings.model_copy(update={"max_tokens": settings.tasks.max_tokens})
@@ -71,7 +71,7 @@ def _answers(
     settings: Evaluate,
     stage: Stage,
     served: list[ChildEngine],
-    asked: Asked,
+    asked: Questions,
 ) -> Rows:
     """The arms' answers to a set; those of an arm that a stopped try finished are read back."""
     rows: Rows = []
@@ -89,7 +89,7 @@ def _answers(
     return rows
 
 
-def _load(config: Config, asked: Asked) -> Load:
+def _load(config: Config, asked: Questions) -> Load:
     """What an arm's engine will be asked."""
     settings, probes = config.evaluate, [item for probe in asked.probes.probes for item in probe.items()]
     sets: list[tuple[list[chat_set.ChatItem], int]] = [
@@ -100,13 +100,13 @@ def _load(config: Config, asked: Asked) -> Load:
     return memory.load_of(sets, asked.probes.openings, asked.chat_formats.values(), settings)
 
 
-def _speed_prompts(config: Config, asked: Asked, chat_format: ChatFormat) -> list[list[int]]:
+def _speed_prompts(config: Config, asked: Questions, chat_format: ChatFormat) -> list[list[int]]:
     questions = [item.turns[0] for item in asked.items] or [SPEED_FALLBACK_PROMPT]
     chosen = [questions[n % len(questions)] for n in range(max(config.evaluate.speed_concurrency))]
     return [chat_format.template.render([{"role": "user", "content": question}]) for question in chosen]
 
 
-def arm_engine(arm: str, folder: Path, config: Config, asked: Asked) -> dict[str, Any]:
+def arm_engine(arm: str, folder: Path, config: Config, asked: Questions) -> dict[str, Any]:
     """The teacher keeps its engine's arguments; a student keeps what is about type and length, as far as it reaches."""
     kept = asked.engine_args
     if arm != "teacher":

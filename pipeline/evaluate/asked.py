@@ -17,7 +17,7 @@ from pipeline.run.rundir import RunDir
 
 
 @dataclass(frozen=True)
-class Asked:
+class Questions:
     """What every arm is asked, and how the teacher was set up when it answered in generate."""
 
     items: list[chat_set.ChatItem]
@@ -36,7 +36,7 @@ def arm_folders(config: Config, run_dir: RunDir, teacher: lookup.Model) -> dict[
     return folders
 
 
-def of_run(config: Config, run_dir: RunDir, teacher: lookup.Model, folders: dict[str, Path]) -> Asked:
+def of_run(config: Config, run_dir: RunDir, teacher: lookup.Model, folders: dict[str, Path]) -> Questions:
     fingerprint = run_dir.fingerprint("generate")
     tags = (tags[0], tags[1]) if (tags := fingerprint.get("teacher.reasoning_tags")) else None
     teachers = ChatFormat(lookup.chat_template_of(run_dir, teacher.tokenizer()), tags)
@@ -46,7 +46,7 @@ def of_run(config: Config, run_dir: RunDir, teacher: lookup.Model, folders: dict
         prepared = run_dir.manifest("prepare")
         day = prepared["fingerprint"].get("teacher.date") or prepared["finished"][:10]
         chat_formats["other"] = _chat_format(tokenizer, teachers, day)
-    return Asked(
+    return Questions(
         items=_items(config),
         tasks=_tasks(config),
         chat_formats=chat_formats,

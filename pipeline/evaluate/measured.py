@@ -9,7 +9,7 @@ from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.evaluate import judge, speed, tasks, verdict
 from pipeline.evaluate.answered import Answered, Rows
-from pipeline.evaluate.asked import Asked, has_tokens_of
+from pipeline.evaluate.asked import Questions, has_tokens_of
 from pipeline.evaluate.fidelity import fidelity_figures, forced_responses, preference
 from pipeline.evaluate.fidelity.fidelity_figures import SumsBySection
 from pipeline.evaluate.risks import risk_figures
@@ -22,7 +22,7 @@ from pipeline.statistics import Figure, cluster_sums, defined, exact, ratio
 from pipeline.text.repetition import is_repetitive
 
 
-def comparable(folders: dict[str, Path], asked: Asked) -> dict[str, Path]:
+def comparable(folders: dict[str, Path], asked: Questions) -> dict[str, Path]:
     """The arms that can be compared with the teacher token by token: with its tokens, and loadable by transformers."""
     teachers = asked.chat_formats["teacher"]
     alike = {arm: of for arm, of in folders.items() if has_tokens_of(asked.chat_formats[arm].tokenizer, teachers)}

@@ -22,9 +22,9 @@ from pipeline.machine import hardware
 from pipeline.models import lookup
 from pipeline.models.tokenizer import chat_template, tokens
 from pipeline.models.tokenizer.chat_template import ChatTemplate
-from pipeline.prepare import comparison, conversations, growth, screening, sources, synthesis
-from pipeline.prepare.comparison import PromptComparison, text_of
+from pipeline.prepare import conversations, growth, likeness, screening, sources, synthesis
 from pipeline.prepare.conversations import Asked, Renderer
+from pipeline.prepare.likeness import PromptComparison, text_of
 from pipeline.prepare.skipped import Skipped, Unseen
 from pipeline.prepare.synthesis.instructions import InstructionPool, template_hash
 from pipeline.records import PROMPTS
@@ -99,7 +99,7 @@ def _prepare(
         num = earlier["counts"]["prompts"]
         parts = [*earlier.get("parts", [num]), counts["prompts"] - num]
         facts |= {key: earlier[key] for key in ("synthesis",) if key in earlier}
-        stage.grow(config, comparison.NOTES, dict(counts), parts=[num for num in parts if num], **facts)
+        stage.grow(config, likeness.NOTES, dict(counts), parts=[num for num in parts if num], **facts)
     else:
         stage.finish([*files, *stage.notes()], dict(counts), **facts)
 

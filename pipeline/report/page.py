@@ -17,7 +17,7 @@ from pipeline.models import lookup
 from pipeline.records import ARMS, STAGES
 from pipeline.report import charts, figures
 from pipeline.report.summary import summary
-from pipeline.report.tables import benchmarks, decided, judged, preferred, prepared, risks, rows, served, voted
+from pipeline.report.tables import benchmarks, counted_rows, decided, judged, preferred, prepared, risks, served, voted
 from pipeline.run import artifacts
 from pipeline.run.files import json_lines, read_committed, read_json, write_text
 from pipeline.run.manifest import ManifestRow
@@ -54,7 +54,7 @@ def render(run_dir: RunDir) -> str:
     manifests = {"evaluate": run_dir.manifest("evaluate")} | _finished_stages(run_dir)
     scores = read_json(run_dir.stage_path("evaluate") / artifacts.SCORES)
     arms, verdict = scores.get("arms", {}), scores.get("verdict", {})
-    row_tables, row_answers = rows.tables(run_dir, arms), rows.answers(run_dir)
+    row_tables, row_answers = counted_rows.tables(run_dir, arms), counted_rows.answers(run_dir)
     shown, chat = [each[0] for each in (*row_tables, *row_answers)], _chat(run_dir)
     context = {
         "name": run_dir.path.resolve().name,
@@ -98,7 +98,7 @@ def render(run_dir: RunDir) -> str:
         "votes": voted.summary(run_dir),
         "row_tables": row_tables,
         "row_answers": [(name, note, side_by_side(of)) for name, note, of in row_answers],
-        "rows_places": {name: rows.PLACES[name] for name in (*shown, artifacts.SAMPLES)},
+        "rows_places": {name: counted_rows.PLACES[name] for name in (*shown, artifacts.SAMPLES)},
         "num_open": NUM_OPEN_ITEMS,
         "num_held_out": figures.num_range(arms, figures.FIDELITY),
         "num_items": figures.num_range(arms, figures.HEALTH),
@@ -259,7 +259,7 @@ def _graded(graded: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _chat(run_dir: RunDir) -> list[dict[str, Any]]:
     path = run_dir.stage_path("evaluate") / artifacts.SAMPLES
-    answers = read_committed(path, rows.ANSWER_COLUMNS).to_pylist() if path.is_file() else []
+    answers = read_committed(path, counted_rows.ANSWER_COLUMNS).to_pylist() if path.is_file() else []
     return side_by_side([row | {"mark": LOOPS if is_repetitive(row["answer"]) else ""} for row in answers])
 
 

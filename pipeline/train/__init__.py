@@ -17,7 +17,7 @@ from pipeline.run.files import file_hash, readable, user_disk_errors
 from pipeline.run.left_out import LARGE_FRAC
 from pipeline.run.rundir import RunDir
 from pipeline.train import contract, student
-from pipeline.train.rows import MIN_ANSWERS_TO_SPLIT, TrainingExamples, kept_answers, split_validation, why_left_out
+from pipeline.train.examples import MIN_ANSWERS_TO_SPLIT, TrainingExamples, kept_answers, split_validation, why_left_out
 from pipeline.train.trainer import fit
 
 

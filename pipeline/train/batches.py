@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from pipeline.config import Train
 from pipeline.errors import UserError
 from pipeline.train import packing
-from pipeline.train.rows import WINDOW_SHARDS, Row, TrainingExamples
+from pipeline.train.examples import WINDOW_SHARDS, Row, TrainingExamples
 from pipeline.train.targets import IGNORED, TrainingExample, training_example
 
 GROUPED_BATCHES = 50  # batches' worth of shuffled rows among which like lengths are put together

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import UserError
-from pipeline.train.rows import WINDOW_SHARDS, TrainingExamples
+from pipeline.train.examples import WINDOW_SHARDS, TrainingExamples
 
 
 def plan(answers: TrainingExamples, pack_tokens: int, seed: int) -> tuple[list[list[int]], npt.NDArray[np.int32]]:

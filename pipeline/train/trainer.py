@@ -29,8 +29,8 @@ from pipeline.models.forward import packed_attention
 from pipeline.run import artifacts
 from pipeline.run.files import json_lines, write_text
 from pipeline.train.batches import ITEM_COLUMNS, LengthGrouped, collate_items, items, sampler
+from pipeline.train.examples import TrainingExamples
 from pipeline.train.losses import Validation, token_losses, validation_measures
-from pipeline.train.rows import TrainingExamples
 from pipeline.train.targets import IGNORED
 
 AS_STORED = {"positions_frac": 1.0, "tail": "bucket"}  # validation is against the teacher, whatever is trained on

@@ -40,7 +40,7 @@ def texts(run: Path | None, num: int, vocab_size: int) -> list[ForcedResponse]:
     """The run's held-out answers, or random ones: prompts of 20 to 80 tokens, answers of 90 on average."""
     if run is not None:
         from pipeline.config import Train
-        from pipeline.train.rows import kept_answers
+        from pipeline.train.examples import kept_answers
 
         answers = kept_answers(bench.run_dir(run, ""), "held_out", Train().max_length)
         rows = [answers[n] for n in range(min(num, len(answers)))]

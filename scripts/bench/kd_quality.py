@@ -73,7 +73,7 @@ class Repacked:
     def __new__(cls, answers: Any, num: int, settings: Generate) -> Any:
         from pipeline import codec
         from pipeline.generate import support
-        from pipeline.train.rows import TrainingExamples
+        from pipeline.train.examples import TrainingExamples
 
         class Rows(TrainingExamples):
             def __getitem__(self, number: int) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Laboratory:
         from pipeline.models import lookup
         from pipeline.models.forward.forced import ForcedResponse
         from pipeline.train import student
-        from pipeline.train.rows import HeldExamples, kept_answers
+        from pipeline.train.examples import HeldExamples, kept_answers
 
         answers, self.held_out = (kept_answers(run, split, 2048) for split in ("train", "held_out"))
         some = np.random.default_rng(0).permutation(len(answers))[:num]

@@ -35,7 +35,7 @@ def corpus(run: Path | None, num: int) -> Any:
     import numpy as np
 
     from pipeline.config import Train
-    from pipeline.train.rows import kept_answers
+    from pipeline.train.examples import kept_answers
 
     answers = kept_answers(bench.run_dir(run, "bench-train", "generate.k=50"), "train", Train().max_length)
     return answers.subset(np.arange(min(num, len(answers))))

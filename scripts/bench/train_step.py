@@ -185,7 +185,7 @@ def step_figures(run: Path | None, quick: bool) -> dict[str, Any]:
     """Seconds of every arm's steps, round by round, as ratios."""
     from pipeline.models import lookup
     from pipeline.train import student
-    from pipeline.train.rows import kept_answers
+    from pipeline.train.examples import kept_answers
 
     rows = kept_answers(bench.run_dir(run, "bench-train", "generate.k=50"), "train", 2048)
     tokenizer, base = lookup.find("demo").tokenizer(), bench.untrained()

@@ -19,7 +19,7 @@ from support.fabricated_run import PLANTED, make
 from support.serving import Page, serving
 
 from pipeline import compare
-from pipeline.compare.questions import draw
+from pipeline.compare.blind_questions import draw
 from pipeline.compare.server import MAX_BODY_BYTES, application
 from pipeline.errors import UserError
 from pipeline.run import votes

@@ -7,7 +7,7 @@ from support.chromium_tab import BINARIES, CHROMIUM, Tab, tab
 from support.fabricated_run import make
 from support.serving import serving
 
-from pipeline.compare.questions import draw
+from pipeline.compare.blind_questions import draw
 from pipeline.run import votes
 from pipeline.run.rundir import RunDir
 

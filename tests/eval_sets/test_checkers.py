@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.eval_sets.checkers import KINDS, fault, passes, passes_loosely
-from pipeline.eval_sets.checkers.form import sentences_of, words_of
+from pipeline.eval_sets.checkers.wording import sentences_of, words_of
 
 TABLE = "| A | B |\n|---|:-:|\n| 1 | 2 |\n| 3 | 4 |"
 CODE = "```python\ndef f(x):\n    return x\n```"

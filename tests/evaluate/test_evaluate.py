@@ -21,7 +21,7 @@ from pipeline.evaluate.fidelity import MEASURES
 from pipeline.inference import child_engine
 from pipeline.models import lookup
 from pipeline.report import page
-from pipeline.report.tables.rows import PLACES
+from pipeline.report.tables.counted_rows import PLACES
 from pipeline.run.rundir import RunDir
 from pipeline.run.scores import Scores
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluate.judge import figures
-from pipeline.evaluate.judge.figures import Clustered, Outcome, by_category, compared, length_controlled, wilson
+from pipeline.evaluate.judge import win_rates
+from pipeline.evaluate.judge.win_rates import Clustered, Outcome, by_category, compared, length_controlled, wilson
 
 DRAWS = Clustered(2000, seed=0)
 CHOICES = ("A", "B", "tie", None)
@@ -117,7 +117,7 @@ def test_newton_finds_what_gradient_ascent_finds_for_each_resample() -> None:
     scores = generator.choice([0, 0.25, 0.5, 0.75, 1], 12)
     weights = generator.integers(0, 3, (3, 12)).astype(np.float64)
     ridge = np.array([0.05, 0.05, 0.1])
-    got = figures.logistic(features, scores, weights, ridge)
+    got = win_rates.logistic(features, scores, weights, ridge)
     for row, weight in zip(got, weights, strict=True):
         expected = ascended(list(zip(features.tolist(), scores.tolist(), weight.tolist(), strict=True)), ridge.tolist())
         np.testing.assert_allclose(row, expected, atol=1e-5)

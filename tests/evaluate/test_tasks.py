@@ -12,7 +12,7 @@ from pipeline.config import Evaluate
 from pipeline.eval_sets import task_set
 from pipeline.eval_sets.task_set import Check, TaskItem
 from pipeline.evaluate import answered, tasks, verdict
-from pipeline.evaluate.asked import Asked
+from pipeline.evaluate.asked import Questions
 from pipeline.evaluate.tasks import chat
 from pipeline.evaluate.tasks.chat import ChatFormat
 from pipeline.models.tokenizer.chat_template import ChatTemplate
@@ -133,7 +133,7 @@ def test_reasoning_is_no_part_of_the_answer_nor_of_the_next_turn() -> None:
 def test_a_stopped_try_is_not_asked_again(tmp_path: Path) -> None:
     stage = RunDir(tmp_path / "run").begin("evaluate", evaluate.Config(name="run"), {})
     chat_formats: dict[str, ChatFormat] = dict.fromkeys(ARMS, ChatFormat(ChatTemplate(Letters())))
-    asked = Asked([], ITEMS, chat_formats, {}, evaluate.risks.Probes([], [], chat_formats, Evaluate()))
+    asked = Questions([], ITEMS, chat_formats, {}, evaluate.risks.Probes([], [], chat_formats, Evaluate()))
     first, second = Scripted("teacher", **fresh(GOOD)), Scripted("student", **fresh(WEAK))
     done = answered._answers("task answers", "task-answers", ITEMS, Evaluate(), stage, [first], asked)  # type: ignore[list-item]
     again = answered._answers("task answers", "task-answers", ITEMS, Evaluate(), stage, [first, second], asked)  # type: ignore[list-item]

@@ -470,5 +470,5 @@ def test_check_says_what_the_first_row_of_each_source_is_taken_for(prepared: Any
         "c.jsonl:1: 1 row by the source's template (ask.jinja)",
         "d.txt: there is no row in it",
     ]
-    with pytest.raises(UserError, match=r"b\.jsonl:1: no prompt is found in it .*\(prepare\.bad_rows=skip goes on"):
+    with pytest.raises(UserError, match=r"b\.jsonl:1: no prompt is found in it .*\(prepare\.bad_rows=skip leaves"):
         list(previews(prepared.config(other)))

@@ -7,11 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.fabricated_run import PLANTED, counted_rows
+from support import fabricated_run
+from support.fabricated_run import PLANTED
 
 from pipeline.report import page
 from pipeline.report.figures import ARM_NAMES
-from pipeline.report.tables import rows
+from pipeline.report.tables import counted_rows
 from pipeline.run.rundir import RunDir
 
 VERDICTS = [
@@ -53,22 +54,22 @@ def test_the_prompts_where_the_student_is_farthest_come_first(run_dir: RunDir) -
     path = run_dir.path / "evaluate" / "fidelity.parquet"
     more = [
         {"section": "fidelity", "arm": arm, "cluster": f"c{n:03d}", "num_tokens": 1000 + n, "forward_kl_nats": kl}
-        for n in range(rows.MAX_ROWS)
+        for n in range(counted_rows.MAX_ROWS)
         for arm, kl in (("teacher", 0.0), ("student", n / 1000))
     ]
     pq.write_table(pa.concat_tables([pq.read_table(path), pa.Table.from_pylist(more)]), path)
-    (_, note, table), *_ = rows.tables(run_dir, {arm: {} for arm in ARM_NAMES})
-    assert f"the first {rows.MAX_ROWS} of {rows.MAX_ROWS + 1}" in note
+    (_, note, table), *_ = counted_rows.tables(run_dir, {arm: {} for arm in ARM_NAMES})
+    assert f"the first {counted_rows.MAX_ROWS} of {counted_rows.MAX_ROWS + 1}" in note
     first, second = table.rows[:2]
     assert first[0].startswith("Say 5.")  # what was asked, and of the teacher's own KL nothing
     assert [cell.value for cell in first[1]] == ["1.500", "3.000", "4.500", "24", "prompt5"]
     assert (second[0], second[1][0].value, second[1][1].value) == ("c299", "0.299", "–")
-    assert len(table.rows) == rows.MAX_ROWS
+    assert len(table.rows) == counted_rows.MAX_ROWS
 
 
 def test_rounds_and_verdicts_are_told_one_by_one(run_dir: RunDir) -> None:
     write_verdicts(run_dir)
-    _, (_, _, speed), (_, _, verdicts) = rows.tables(run_dir, {})
+    _, (_, _, speed), (_, _, verdicts) = counted_rows.tables(run_dir, {})
     assert [cell.value for cell in speed.rows[3][1]] == ["123.5", "–", "0.5"]
     assert speed.rows[3][0] == "Student, round 2"
     told = [[name, *(cell.value for cell in cells[:4])] for name, cells in verdicts.rows]
@@ -78,12 +79,12 @@ def test_rounds_and_verdicts_are_told_one_by_one(run_dir: RunDir) -> None:
         ["grade of Student", "item-3", "1", "", "none"],
     ]
     reply = verdicts.rows[0][1][-1].value
-    assert len(reply) == rows.REPLY_CHARS
+    assert len(reply) == counted_rows.REPLY_CHARS
     assert reply.endswith("Verdict: A")
 
 
 def test_tasks_say_which_checks_failed_and_probes_what_was_found(run_dir: RunDir) -> None:
-    (_, _, tasks), (_, note, probes) = rows.answers(run_dir)
+    (_, _, tasks), (_, note, probes) = counted_rows.answers(run_dir)
     assert {row["arm"]: row["mark"] for row in tasks} == {"teacher": "✓", "student": "✗ json valid"}
     assert [(row["item_id"], row["mark"]) for row in probes] == [("unanswerable", "✗ the risk is there")]
     assert "pairs are judged together" in note
@@ -94,16 +95,16 @@ def test_what_models_and_judges_said_is_text(run_dir: RunDir) -> None:
     assert PLANTED not in page.render(run_dir)
 
 
-@pytest.mark.parametrize("name", list(counted_rows()))
+@pytest.mark.parametrize("name", list(fabricated_run.counted_rows()))
 def test_a_run_without_a_file_has_the_rest(run_dir: RunDir, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (run_dir.path / "evaluate" / name).unlink()
     monkeypatch.setattr(RunDir, "check_files", lambda *_: None)
     html = page.render(run_dir)
-    assert rows.PLACES[name] not in html
+    assert counted_rows.PLACES[name] not in html
     assert '<section id="rows"' in html
 
 
 def test_prompts_are_known_by_their_ids_where_filters_folder_is_gone(run_dir: RunDir, tmp_path: Path) -> None:
     (run_dir.path / "filter").rename(tmp_path / "gone")
-    (_, _, table), *_ = rows.tables(run_dir, {arm: {} for arm in ARM_NAMES})
+    (_, _, table), *_ = counted_rows.tables(run_dir, {arm: {} for arm in ARM_NAMES})
     assert table.rows[0][0] == "prompt5"

@@ -9,7 +9,7 @@ import pytest
 from support import fabricated_run
 from support.fabricated_run import make
 
-from pipeline.compare.questions import draw
+from pipeline.compare.blind_questions import draw
 from pipeline.report import page
 from pipeline.report.tables import voted
 from pipeline.run import votes

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import Generate, Train
 from pipeline.generate import support
-from pipeline.train.rows import Index, TrainingExamples
+from pipeline.train.examples import Index, TrainingExamples
 
 
 class Listed(TrainingExamples):

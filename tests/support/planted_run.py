@@ -17,7 +17,7 @@ from pipeline.records import RESPONSES
 from pipeline.run.rundir import RunDir
 from pipeline.train.batches import collate_items, sampler
 from pipeline.train.batches import items as batch_items
-from pipeline.train.rows import TrainingExamples, kept_answers
+from pipeline.train.examples import TrainingExamples, kept_answers
 from pipeline.train.targets import IGNORED
 
 Row = dict[str, Any]

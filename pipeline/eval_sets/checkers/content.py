@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.eval_sets.checkers.form import Text, Texts, plain, words_of
+from pipeline.eval_sets.checkers.wording import Text, Texts, plain, words_of
 from pipeline.text.words import words
 
 _SPACED = "'’ \u00a0\u202f"  # sets thousands apart in any language

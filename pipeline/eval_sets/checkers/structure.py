@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.eval_sets.checkers.form import Count, Text, Texts, plain, within
+from pipeline.eval_sets.checkers.wording import Count, Text, Texts, plain, within
 
 JsonType = Literal["string", "integer", "number", "boolean", "array", "object", "null"]
 _BULLET = re.compile(r"^[ \t]*[-*+•][ \t]+\S", re.MULTILINE)

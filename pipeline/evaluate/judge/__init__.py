@@ -10,8 +10,8 @@ from pipeline import config
 from pipeline.console import counted
 from pipeline.eval_sets import chat_set
 from pipeline.evaluate.judge import checks
-from pipeline.evaluate.judge.figures import Clustered, Figures, Outcome, by_category, compared
 from pipeline.evaluate.judge.turns import Rows, pairs, replies
+from pipeline.evaluate.judge.win_rates import Clustered, Figures, Outcome, by_category, compared
 from pipeline.judge import ask, cost_of
 from pipeline.judge.ledger import Ledger
 from pipeline.judge.questions import Asker, JudgedAnswer, JudgeRequest, Pair

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import replace
 
 from pipeline.console import counted
-from pipeline.evaluate.judge.figures import Figures, Outcome, wilson
+from pipeline.evaluate.judge.win_rates import Figures, Outcome, wilson
 from pipeline.judge.questions import JudgedAnswer, Pair
 from pipeline.run import metrics
 from pipeline.statistics import Figure

@@ -16,9 +16,9 @@ from pipeline.config import Train
 from pipeline.errors import UserError
 from pipeline.records import DECISIONS, RESPONSES
 from pipeline.run.rundir import RunDir
-from pipeline.train import rows as rows_module
+from pipeline.train import examples as rows_module
 from pipeline.train.batches import LengthGrouped, items, sampler
-from pipeline.train.rows import (
+from pipeline.train.examples import (
     COLUMNS,
     MAX_VALIDATION_ANSWERS,
     MIN_ANSWERS_TO_SPLIT,
